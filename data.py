@@ -1,0 +1,345 @@
+"""Mixtures, prepared token shards, and the order of batches as a pure function of (seed, step, global batch).
+
+    python data.py toy --out=data/toy            # the embedded world (world.py), tokenized: seconds, no network
+
+A prepared folder holds one folder a source: token shards (uint16 or uint32, documents back to back, each ending with the
+separator), document offsets, and manifest.json (tokenizer fingerprint, counts, checksums).
+
+Order (nothing is stored but the step): a period of rows holds every source exactly in proportion; a seeded shuffle of the
+period gives each global row its source; the k-th row ever taken from a source is row f(k mod n) of epoch k // n, with f a
+keyed bijection. So any step is reached at once, the shares are exact every period, and neither the number of ranks nor the
+prefetch can change what is trained on.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import zlib
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+import world
+from runtime import InputError, did_you_mean, write_atomic
+
+# -- mixtures --------------------------------------------------------------------------------------------------------
+
+# source: (domain, billions of tokens with the Granite-3.3 tokenizer; paper, table 1; None = not given)
+SOURCES = {
+    "dclm-edu": ("general", 111.46),
+    "chat": ("chat", None),                               # WildChat + Tulu-3 personas + UltraChat, split not published
+    "megamath-web-pro": ("math", 14.73),
+    "nemotron-math": ("math", 35.93),
+    "mot-math": ("math", 0.60),
+    "mot-code": ("code", 1.18),
+    "ocr2": ("code", 1.12),
+    "refinecode": ("code", 186.44),
+    "starcoder2": ("code", 432.73),
+    "openthoughts3-science": ("science", 0.73),
+    "mot-science": ("science", 0.42),
+}
+DOMAINS = ("general", "chat", "math", "code", "science")
+
+MIXTURES = {                                              # percent of sampled training tokens; paper, figure 2
+    "math": {"dclm-edu": 15, "chat": 10, "megamath-web-pro": 55, "nemotron-math": 10, "mot-math": 10},
+    "math+code": {"dclm-edu": 5, "chat": 5, "megamath-web-pro": 27.5, "nemotron-math": 10, "mot-math": 10, "mot-code": 5,
+                  "ocr2": 10, "refinecode": 13.75, "starcoder2": 13.75},
+    "math+code+science": {"dclm-edu": 5, "chat": 5, "megamath-web-pro": 20, "nemotron-math": 10, "mot-math": 7,
+                          "mot-code": 3, "ocr2": 10, "refinecode": 13.75, "starcoder2": 13.75,
+                          "openthoughts3-science": 7.75, "mot-science": 4.75},
+    "base": {"dclm-edu": 50, "chat": 10, "refinecode": 20, "starcoder2": 20},     # ours: pretrains the toy world's base
+}
+
+
+def read_mixture(text):
+    """A preset's name, or 'source:percent,source:percent', to {source: percent}; InputError unless they sum to 100."""
+    if text in MIXTURES:
+        return MIXTURES[text]
+    if ":" not in text:
+        raise InputError(f"--mixture={text!r} is unknown{did_you_mean(text, MIXTURES)} (known: {', '.join(MIXTURES)}; or "
+                         f"write 'source:percent,source:percent')")
+    mixture = {}
+    for part in text.split(","):
+        name, _, percent = part.strip().rpartition(":")
+        try:
+            mixture[name] = mixture.get(name, 0) + float(percent)
+        except ValueError:
+            raise InputError(f"--mixture: {part.strip()!r} is not source:percent") from None
+    if any(p <= 0 for p in mixture.values()) or abs(sum(mixture.values()) - 100) > 1e-6:
+        raise InputError(f"--mixture={text!r}: the percentages sum to {sum(mixture.values()):g}; they must be positive and "
+                         f"sum to 100")
+    return mixture
+
+
+def period_rows(mixture):
+    """Rows of each source in one period, in the mixture's order: the shortest period (at most 10,000 rows) that holds every
+    share exactly (400 for the paper's three), else 10,000 rows by largest remainder."""
+    shares = [Fraction(str(p)) / 100 for p in mixture.values()]
+    period = np.lcm.reduce([s.denominator for s in shares], dtype=object)
+    if period <= 10_000 and sum(shares) == 1:
+        return np.array([int(s * period) for s in shares])
+    exact = [s * 10_000 / sum(shares) for s in shares]
+    rows = np.array([int(e) for e in exact])
+    for i in sorted(range(len(exact)), key=lambda i: rows[i] - exact[i])[:10_000 - rows.sum()]:
+        rows[i] += 1
+    return rows
+
+
+# -- the order of rows -----------------------------------------------------------------------------------------------
+
+def _key(*parts):
+    return np.uint64(int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little"))
+
+
+def _mix(x):
+    """splitmix64's finaliser: uint64 array to uint64 array. Ours to keep: numpy's own shuffles may change with a release."""
+    with np.errstate(over="ignore"):
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def _period(rows, seed, period):
+    """Source of each slot of one period: the seeded shuffle."""
+    slots = np.repeat(np.arange(len(rows)), rows)
+    with np.errstate(over="ignore"):
+        keys = _mix(_key(seed, "period", int(period)) + np.arange(len(slots), dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    return slots[np.argsort(keys, kind="stable")]
+
+
+def _rows(mixture, seed, start, count):
+    """(source, ordinal) of global rows start .. start + count: the ordinal-th row ever taken from that source."""
+    rows = period_rows(MIXTURES[mixture] if isinstance(mixture, str) else mixture)
+    size, sources, ordinals = int(rows.sum()), [], []
+    for period in range(start // size, -(-(start + count) // size)):
+        slots = _period(rows, seed, period)
+        ordinal = np.empty(size, dtype=np.int64)
+        for s, n in enumerate(rows):
+            ordinal[slots == s] = period * int(n) + np.arange(n)
+        lo, hi = max(start - period * size, 0), min(start + count - period * size, size)
+        sources.append(slots[lo:hi])
+        ordinals.append(ordinal[lo:hi])
+    empty = [np.empty(0, dtype=np.int64)]
+    return np.concatenate(sources or empty), np.concatenate(ordinals or empty)
+
+
+def row_sources(mixture, seed, start, count):
+    """Which source (index in the mixture's order) each of the global rows start .. start + count comes from: int64 array.
+    mixture: a name of MIXTURES, or {source: percent}. Exact in every period of `period_rows(...)`.sum() rows."""
+    return _rows(mixture, seed, start, count)[0]
+
+
+def planned_rows(mixture, seed, count):
+    """How many of the first `count` global rows come from each source: int64 array in the mixture's order."""
+    rows = period_rows(mixture)
+    full, rest = divmod(count, int(rows.sum()))
+    return full * rows + np.bincount(row_sources(mixture, seed, count - rest, rest), minlength=len(rows))
+
+
+def permuted(k, n, key):
+    """Image of k under a keyed bijection of range(n): a 4-round Feistel network over the next even power of two, walked
+    until it falls below n. k: int. O(1) memory, any position at once, a new order for every key."""
+    half = max(1, (max(n - 1, 1).bit_length() + 1) // 2)
+    mask = (1 << half) - 1
+    while True:
+        left, right = k >> half, k & mask
+        for r in range(4):
+            left, right = right, left ^ (int(_mix(np.uint64((right + (r + 1) * 0x9E3779B97F4A7C15) % 2 ** 64) ^ key)) & mask)
+        k = left << half | right
+        if k < n:
+            return k
+
+
+# -- prepared sources ------------------------------------------------------------------------------------------------
+
+def write_source(folder, name, splits, tokenizer, shard_tokens=1 << 28):
+    """Tokenizes {split: iterable of texts} into folder/name. Ids are uint16 where the vocabulary allows. Returns the
+    manifest. The folder appears when complete."""
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+    final, tmp = os.path.join(folder, name), os.path.join(folder, f"{name}.tmp-{os.getpid()}")
+    os.makedirs(tmp)
+    manifest = {"format": 1, "source": name, "tokenizer": tokenizer.fingerprint, "dtype": dtype.name, "splits": {}}
+    for split, texts in splits.items():
+        shards, documents, size = manifest["splits"].setdefault(split, []), [], 0
+
+        def flush(split=split, shards=shards):
+            nonlocal documents, size
+            tokens = np.concatenate(documents)
+            offsets = np.concatenate([[0], np.cumsum([len(d) for d in documents])]).astype(np.int64)
+            file = f"{split}-{len(shards):05d}"
+            tokens.tofile(os.path.join(tmp, file + ".bin"))
+            offsets.tofile(os.path.join(tmp, file + ".idx"))
+            shards.append({"file": file, "tokens": len(tokens), "documents": len(documents), "max_id": int(tokens.max()),
+                           "crc32": zlib.crc32(tokens), "idx_crc32": zlib.crc32(offsets)})
+            documents, size = [], 0
+
+        for text in texts:
+            documents.append(np.array(tokenizer.document(text), dtype=dtype))
+            size += len(documents[-1])
+            if size >= shard_tokens:
+                flush()
+        if documents:
+            flush()
+    write_atomic(os.path.join(tmp, "manifest.json"), json.dumps(manifest, indent=1))
+    shutil.rmtree(final, ignore_errors=True)
+    os.rename(tmp, final)
+    return manifest
+
+
+def prepare_toy(folder, tokenizer):
+    """The embedded world, tokenized into `folder`; sources already there with this tokenizer are left alone."""
+    for name in SOURCES:
+        try:
+            with open(os.path.join(folder, name, "manifest.json")) as f:
+                if json.load(f)["tokenizer"] == tokenizer.fingerprint:
+                    continue
+        except (FileNotFoundError, json.JSONDecodeError):
+            pass
+        write_source(folder, name, {split: world.documents(name, split) for split in ("train", "heldout")}, tokenizer)
+
+
+class Source:
+    """One prepared source, memory-mapped: rows of T + 1 tokens cut out of its documents laid end to end."""
+
+    def __init__(self, folder, name, tokenizer, vocab_size):
+        self.folder, self.name = os.path.join(folder, name), name
+        path = os.path.join(self.folder, "manifest.json")
+        try:
+            with open(path) as f:
+                manifest = json.load(f)
+            self.splits, self.dtype = manifest["splits"], np.dtype(manifest["dtype"])
+        except FileNotFoundError:
+            have = sorted(n for n in os.listdir(folder) if os.path.exists(os.path.join(folder, n, "manifest.json"))) \
+                if os.path.isdir(folder) else []
+            raise InputError(f"--data={folder} has no prepared source {name!r} (it has: {', '.join(have) or 'none'}); "
+                             f"prepare it, or take a --mixture without it") from None
+        except (json.JSONDecodeError, KeyError, TypeError) as e:
+            raise InputError(f"--data: {path} is damaged ({e!r}); prepare the source again") from None
+        if manifest["tokenizer"] != tokenizer.fingerprint:
+            raise InputError(f"--data: {self.folder} was prepared with another tokenizer ({manifest['tokenizer'][:12]}; the "
+                             f"model's is {tokenizer.fingerprint[:12]}); prepare the data with this model's tokenizer")
+        self.maps = {}                                    # split: (token maps, offset maps, first token of each shard)
+        for split, shards in self.splits.items():
+            if not shards:
+                raise InputError(f"--data: {self.folder} holds no {split} documents; prepare the source again")
+            tokens, offsets = [], []
+            for shard in shards:
+                tokens.append(self._map(shard["file"] + ".bin", shard["tokens"], self.dtype))
+                offsets.append(self._map(shard["file"] + ".idx", shard["documents"] + 1, np.dtype(np.int64)))
+                if shard["max_id"] >= vocab_size:
+                    raise InputError(f"--data: {self.folder}/{shard['file']}.bin holds token id {shard['max_id']}, beyond the "
+                                     f"model's vocabulary of {vocab_size}; prepare the data with this model's tokenizer")
+            self.maps[split] = tokens, offsets, np.cumsum([0] + [len(t) for t in tokens])
+
+    def _map(self, file, count, dtype):
+        path = os.path.join(self.folder, file)
+        if not os.path.exists(path):
+            raise InputError(f"--data: {path} is missing; prepare the source again")
+        size, want = os.path.getsize(path), count * dtype.itemsize
+        if size != want or count == 0:
+            raise InputError(f"--data: {path} has {size} bytes, its manifest says {want}: {'empty' if not size else 'cut short'}"
+                             f"; prepare the source again")
+        return np.memmap(path, dtype, "r")
+
+    def verify(self, part=0, parts=1):
+        """Compares every parts-th shard with its checksum (each rank takes a share). InputError names a corrupted one."""
+        jobs = [(m, shard["file"] + end, shard[crc]) for split, shards in self.splits.items()
+                for i, shard in enumerate(shards)
+                for m, end, crc in ((self.maps[split][0][i], ".bin", "crc32"), (self.maps[split][1][i], ".idx", "idx_crc32"))]
+        for array, file, crc in jobs[part::parts]:
+            if zlib.crc32(array) != crc:
+                raise InputError(f"--data: {self.folder}/{file} is corrupted (its checksum is not its manifest's); prepare the "
+                                 f"source again")
+
+    def tokens(self, split="train"):
+        return int(self.maps[split][2][-1])
+
+    def rows(self, T, split="train"):
+        """Rows of T inputs; each takes one more token as its last target, and the next row starts with that token."""
+        n = (self.tokens(split) - 1) // T
+        if n < 1:
+            raise InputError(f"--data: {self.folder} has {self.tokens(split)} {split} tokens, less than one row of "
+                             f"--seq_len={T} + 1")
+        return n
+
+    def row(self, i, T, split="train"):
+        """Row i: tokens (T + 1) int64 and document ids (T + 1) int64, counted from 0 in the row."""
+        tokens, offsets, first = self.maps[split]
+        at, parts, docs, base = i * T, [], [], 0
+        while len(parts) == 0 or sum(map(len, parts)) < T + 1:
+            s = int(np.searchsorted(first, at, "right")) - 1
+            local = at - int(first[s])
+            piece = tokens[s][local:local + T + 1 - sum(map(len, parts))]
+            d = np.searchsorted(offsets[s], np.arange(local, local + len(piece)), "right") - 1
+            docs.append(d - d[0] + base)
+            base = int(docs[-1][-1]) + 1                  # a document never crosses a shard
+            parts.append(piece)
+            at += len(piece)
+        return np.concatenate(parts).astype(np.int64), np.concatenate(docs)
+
+
+@dataclass
+class Batch:
+    """Rows as arrays (n, T) int64: tokens, targets (-100 where not counted), docs; source (n) in the mixture's order."""
+    tokens: np.ndarray
+    targets: np.ndarray
+    docs: np.ndarray
+    source: np.ndarray
+
+
+def collate(rows, sources, across):
+    """[(tokens, docs)] of T + 1 to a Batch. across: whether the first token of a document counts as a target of the one
+    before it (plain concatenation); with masked documents it does not."""
+    tokens, docs = (np.stack(z) for z in zip(*rows, strict=True))
+    targets = tokens[:, 1:].copy()
+    if not across:
+        targets[docs[:, 1:] != docs[:, :-1]] = -100
+    return Batch(tokens[:, :-1], targets, docs[:, :-1], np.asarray(sources))
+
+
+class Stream:
+    """The training rows of a mixture over prepared sources: a pure function of (seed, position)."""
+
+    def __init__(self, folder, mixture, seed, T, tokenizer, vocab_size, across=False):
+        self.mixture, self.seed, self.T, self.across = mixture, seed, T, across
+        self.sources = [Source(folder, name, tokenizer, vocab_size) for name in mixture]
+        self.counts = [s.rows(T) for s in self.sources]
+
+    def read(self, start, count):
+        """Global rows start .. start + count as a Batch."""
+        which, ordinals = _rows(self.mixture, self.seed, start, count)
+        rows = []
+        for s, k in zip(which, ordinals, strict=True):
+            epoch, k = divmod(int(k), self.counts[s])
+            key = _key(self.seed, self.sources[s].name, epoch)
+            rows.append(self.sources[s].row(permuted(k, self.counts[s], key), self.T))
+        return collate(rows, which, self.across)
+
+    def fingerprint(self):
+        """Of everything the order depends on: a resumed run refuses data that changed under it."""
+        parts = [(s.name, [(x["file"], x["tokens"], x["crc32"]) for x in s.splits["train"]]) for s in self.sources]
+        return hashlib.sha256(repr((parts, self.mixture, self.seed, self.T)).encode()).hexdigest()
+
+
+def heldout(folder, tokenizer, vocab_size, T, rows, across=False):
+    """{domain: Batch} of held-out rows, up to `rows` of each prepared source that has them; the retention curve's texts."""
+    found = {}
+    for i, (name, (domain, _)) in enumerate(SOURCES.items()):
+        if not os.path.exists(os.path.join(folder, name, "manifest.json")):
+            continue
+        source = Source(folder, name, tokenizer, vocab_size)
+        if "heldout" in source.splits and rows:
+            picked = [source.row(k, T, "heldout") for k in range(min(rows, source.rows(T, "heldout")))]
+            found.setdefault(domain, []).append((picked, [i] * len(picked)))
+    return {d: collate(sum((r for r, _ in found[d]), []), sum((s for _, s in found[d]), []), across)
+            for d in DOMAINS if d in found}
+
+
+if __name__ == "__main__":
+    from tokenizer import toy_tokenizer
+    if len(sys.argv) != 3 or sys.argv[1] != "toy" or not sys.argv[2].startswith("--out="):
+        sys.exit("usage: python data.py toy --out=FOLDER")
+    prepare_toy(sys.argv[2].removeprefix("--out="), toy_tokenizer())

@@ -1,0 +1,799 @@
+"""The seven base models of PRISM (arXiv 2603.17074, section 3) as one residual stack, and checkpoint arithmetic.
+
+Every model is a flat list of residual sublayers  x = x + m * f(norm(x))  with f one of attention (a), MLP (f), Mamba-2 (m).
+A layer of Llama is "af", of Granite-4-H "mf" or "af", of Nemotron-H one of "m", "f", "a". A family is a table of numbers
+(read from the hub's config.json) and a table of names: parameters carry their hub names, so a checkpoint is loaded and
+saved without any renaming, and transformers and vLLM read what `save` writes.
+
+    model = load("granite-4-h-micro", dtype=torch.bfloat16)              # from the hub, or from its local cache
+    model = load("0.15*granite-3.3-8b + 0.85*runs/mt/model")             # checkpoints are vectors
+    logits = model(tokens, docs)                                         # (B, T) int64 -> (B, T, V) fp32
+
+Notation: B batch, T tokens, C channels, H query heads, K kv heads, D head dim, F ffn, V vocab, L layers,
+E Mamba inner width, S state, G groups (Mamba), P Mamba head dim.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from kernels.conv1d import causal_conv1d
+from kernels.loss import linear_cross_entropy
+from kernels.ssd import ssd
+from runtime import InputError, did_you_mean
+from tokenizer import load_tokenizer, toy_tokenizer
+
+try:
+    from flash_attn import flash_attn_varlen_func
+except ImportError:                                       # torch's own attention then; the start-up line says which
+    flash_attn_varlen_func = None
+
+# -- families: names on the hub --------------------------------------------------------------------------------------
+
+_LLAMA = dict(embed="model.embed_tokens", layers="model.layers", norm="model.norm",
+              a=("input_layernorm", "self_attn"), f=("post_attention_layernorm", "mlp"))
+NAMES = {                                                 # where the hub keeps each part; (norm, mixer) inside a layer
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "granite": _LLAMA,
+    "granitemoehybrid": _LLAMA | dict(m=("input_layernorm", "mamba"), f=("post_attention_layernorm", "shared_mlp")),
+    "nemotron_h": dict(embed="backbone.embeddings", layers="backbone.layers", norm="backbone.norm_f",
+                       a=("norm", "mixer"), f=("norm", "mixer"), m=("norm", "mixer")),
+}
+
+
+@dataclass(frozen=True)
+class Arch:
+    """What the computation needs to know, read from a hub config.json by `read_config`."""
+    family: str
+    layers: tuple[str, ...]              # the sublayers of each hub layer: "af", "mf", "m", ...
+    C: int                               # hidden size
+    V: int                               # vocabulary
+    H: int                               # query heads
+    K: int                               # key and value heads
+    D: int                               # head dim
+    F: int                               # MLP width
+    eps: float
+    tied: bool
+    theta: float | None = None           # RoPE base, None = no positions at all (NoPE)
+    rope_scaling: tuple | None = None    # Llama-3.1: (factor, low, high, original length)
+    window: int | None = None            # Mistral: keys visible, self included
+    embed_scale: float = 1.0             # Granite's four multipliers
+    attn_scale: float | None = None      # None = 1 / sqrt(D)
+    residual_scale: float = 1.0
+    logits_scale: float = 1.0            # multiplies (the hub's logits_scaling divides)
+    mamba: tuple | None = None           # (heads, P, S, G, conv width, conv bias, (dt low, dt high))
+    init_std: float = 0.02
+    raw: dict = field(default_factory=dict, compare=False, hash=False)     # the config.json itself, for saving
+
+    @property
+    def depth(self):
+        return sum(len(layer) for layer in self.layers)
+
+
+def read_config(raw):
+    """A hub config.json (dict), in the hub's or in transformers 5's spelling, to an Arch. InputError on anything that
+    this code does not compute (experts, biases, unknown RoPE types), so that no checkpoint runs as something else."""
+    family = raw.get("model_type")
+    if family not in NAMES:
+        raise InputError(f"config.json: model_type {family!r} is not one of {', '.join(NAMES)}")
+
+    def get(*keys, default=None):
+        for key in keys:
+            if raw.get(key) is not None:
+                value = raw[key]
+                return float(value["__float__"]) if isinstance(value, dict) and "__float__" in value else value
+        if default is KeyError:
+            raise InputError(f"config.json of a {family} model lacks {' or '.join(keys)!r}")
+        return default
+
+    for key in ("attention_bias", "mlp_bias", "use_bias", "mamba_proj_bias", "num_local_experts", "n_routed_experts_"):
+        if get(key):
+            raise InputError(f"config.json: {key} = {raw[key]!r} is not supported (none of the seven models has it)")
+    act = get("mlp_hidden_act" if family == "nemotron_h" else "hidden_act",
+              default="relu2" if family == "nemotron_h" else "silu")
+    if act != ("relu2" if family == "nemotron_h" else "silu"):
+        raise InputError(f"config.json: activation {act!r} of a {family} model is not supported")
+
+    # the sublayers of each layer
+    n = get("num_hidden_layers", default=0)
+    kinds = {"mamba": "m", "linear_attention": "m", "attention": "a", "full_attention": "a", "mlp": "f",
+             "M": "m", "*": "a", "-": "f"}
+    mixers = (get("hybrid_override_pattern", "layers_block_type", default=KeyError) if family == "nemotron_h" else
+              get("layer_types", default=["attention"] * n) if family == "granitemoehybrid" else ["attention"] * n)
+    unknown = sorted(set(mixers) - set(kinds))
+    if unknown or not mixers:
+        raise InputError(f"config.json: layer kinds {unknown or 'missing'}: known are {', '.join(kinds)}")
+    if n and len(mixers) != n:
+        raise InputError(f"config.json: num_hidden_layers = {n}, but {len(mixers)} layer kinds are listed")
+    layers = tuple(kinds[m] + ("" if family == "nemotron_h" else "f") for m in mixers)
+
+    # positions
+    C, H = get("hidden_size", default=KeyError), get("num_attention_heads", default=KeyError)
+    rope = get("rope_parameters", default={})
+    scaling = get("rope_scaling", default=rope)
+    theta = float(rope.get("rope_theta") or get("rope_theta", default=10000.0))
+    if family == "nemotron_h" or (family == "granitemoehybrid" and get("position_embedding_type") != "rope"):
+        theta, scaling = None, {}
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        raise InputError(f"config.json: rope type {kind!r} is not supported (known: default, llama3)")
+    llama3 = tuple(scaling[k] for k in ("factor", "low_freq_factor", "high_freq_factor",
+                                        "original_max_position_embeddings")) if kind == "llama3" else None
+    mamba = None
+    if "m" in "".join(layers):
+        low, high = (float(z["__float__"] if isinstance(z, dict) else z)
+                     for z in get("time_step_limit", default=(0.0, math.inf)))
+        mamba = (get("mamba_n_heads", "mamba_num_heads", default=KeyError),
+                 get("mamba_d_head", "mamba_head_dim", default=KeyError),
+                 get("mamba_d_state", "ssm_state_size", default=KeyError),
+                 get("mamba_n_groups", "n_groups", default=KeyError),
+                 get("mamba_d_conv", "conv_kernel", default=4),
+                 get("mamba_conv_bias", "use_conv_bias", default=True), (low, high))
+        if mamba[1] == "auto":
+            mamba = (mamba[0], get("mamba_expand", default=2) * C // mamba[0], *mamba[2:])
+    granite = family.startswith("granite")
+    return Arch(
+        family, layers, C, get("vocab_size", default=KeyError), H, get("num_key_value_heads", default=H),
+        get("head_dim", "attention_head_dim", default=128 if family == "nemotron_h" else C // H),
+        get("shared_intermediate_size" if family == "granitemoehybrid" else "intermediate_size", default=KeyError),
+        float(get("layer_norm_epsilon" if family == "nemotron_h" else "rms_norm_eps", "rms_norm_eps", default=1e-6)),
+        bool(get("tie_word_embeddings", default=False)), theta, llama3,
+        get("sliding_window") if family == "mistral" else None,
+        float(get("embedding_multiplier", default=1.0)) if granite else 1.0,
+        float(get("attention_multiplier", default=1.0)) if granite else None,
+        float(get("residual_multiplier", default=1.0)) if granite else 1.0,
+        1.0 / float(get("logits_scaling", default=1.0)) if granite else 1.0,
+        mamba, float(get("initializer_range", default=0.02)), raw)
+
+
+# -- presets: the hub's config.json of each model --------------------------------------------------------------------
+# Read from the checkpoint's own file whenever there is one; these serve --dry_run, random: and the parameter counts.
+
+def _hub(kind, arch, C, layers, H, K, F, V, ids, **more):
+    bos, eos, pad = ids
+    return dict(model_type=kind, architectures=[arch], hidden_size=C, num_hidden_layers=layers, num_attention_heads=H,
+                num_key_value_heads=K, vocab_size=V, hidden_act="silu", attention_bias=False, bos_token_id=bos,
+                eos_token_id=eos, pad_token_id=pad, torch_dtype="bfloat16",
+                ) | ({"shared_intermediate_size": F, "num_local_experts": 0, "num_experts_per_tok": 0,
+                      "intermediate_size": F} if kind == "granitemoehybrid" else {"intermediate_size": F}) | more
+
+
+_GRANITE = dict(rms_norm_eps=1e-5, rope_theta=1e7, tie_word_embeddings=True, embedding_multiplier=12.0,
+                residual_multiplier=0.22, max_position_embeddings=131072)
+_LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
+_NEMOTRON = dict(layer_norm_epsilon=1e-5, rms_norm_eps=1e-5, hidden_act="relu2", mlp_hidden_act="relu2", mlp_bias=False,
+                 conv_kernel=4, use_conv_bias=True, mamba_proj_bias=False, use_bias=False, tie_word_embeddings=False,
+                 time_step_limit=[0.0, math.inf], residual_in_fp32=False)
+_MISTRAL = dict(rms_norm_eps=1e-5, max_position_embeddings=32768, tie_word_embeddings=False)
+_PATTERN = "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-"
+_TOY = (508, 508, 509)                                    # the toy tokenizer's eos = bos, and pad
+
+
+def _mamba(heads, p, s, g, chunk):
+    return dict(mamba_n_heads=heads, mamba_d_head=p, mamba_d_state=s, mamba_n_groups=g, mamba_d_conv=4,
+                mamba_expand=2, mamba_chunk_size=chunk, mamba_conv_bias=True, mamba_proj_bias=False)
+
+
+def _granite4(layer_types, position, **more):
+    return _GRANITE | dict(position_embedding_type=position, layer_types=layer_types) | more
+
+
+PRESETS = {                                               # name: (hub id or None, config.json)
+    "granite-3.3-8b": ("ibm-granite/granite-3.3-8b-base", _hub(
+        "granite", "GraniteForCausalLM", 4096, 40, 32, 8, 12800, 49152, (0, 0, 0), **_GRANITE,
+        attention_multiplier=0.0078125, logits_scaling=16.0)),
+    "granite-4-micro": ("ibm-granite/granite-4.0-micro-base", _hub(
+        "granitemoehybrid", "GraniteMoeHybridForCausalLM", 2560, 40, 40, 8, 8192, 100352, (100257, 100257, 100256),
+        **_granite4(["attention"] * 40, "rope"), attention_multiplier=0.015625, logits_scaling=10.0)),
+    "granite-4-h-micro": ("ibm-granite/granite-4.0-h-micro-base", _hub(
+        "granitemoehybrid", "GraniteMoeHybridForCausalLM", 2048, 40, 32, 8, 8192, 100352, (100257, 100257, 100256),
+        **_granite4(["attention" if i in (5, 15, 25, 35) else "mamba" for i in range(40)], "nope"),
+        **_mamba(64, 64, 128, 1, 256), attention_multiplier=0.015625, logits_scaling=8.0)),
+    "llama-3.1-8b": ("meta-llama/Llama-3.1-8B", _hub(
+        "llama", "LlamaForCausalLM", 4096, 32, 32, 8, 14336, 128256, (128000, 128001, None), rms_norm_eps=1e-5,
+        rope_theta=5e5, rope_scaling=_LLAMA3 | dict(original_max_position_embeddings=8192),
+        max_position_embeddings=131072, tie_word_embeddings=False)),
+    "mistral-7b": ("mistralai/Mistral-7B-v0.1", _hub(
+        "mistral", "MistralForCausalLM", 4096, 32, 32, 8, 14336, 32000, (1, 2, None), **_MISTRAL, rope_theta=1e4,
+        sliding_window=4096)),
+    "mistral-24b": ("mistralai/Mistral-Small-24B-Base-2501", _hub(
+        "mistral", "MistralForCausalLM", 5120, 40, 32, 8, 32768, 131072, (1, 2, None), **_MISTRAL, rope_theta=1e8,
+        head_dim=128, sliding_window=None)),              # 5120 / 32 = 160: the file's head_dim decides
+    "nemotron-h-8b": ("nvidia/Nemotron-H-8B-Base-8K", _hub(
+        "nemotron_h", "NemotronHForCausalLM", 4096, 52, 32, 8, 21504, 131072, (1, 2, 0), **_NEMOTRON, head_dim=128,
+        attention_head_dim=128, hybrid_override_pattern=_PATTERN, mamba_num_heads=128, mamba_head_dim=64,
+        ssm_state_size=128, n_groups=8, chunk_size=128, max_position_embeddings=8192)),
+    # toys, under 2M parameters: the same families, the embedded world (world.py), random weights
+    "toy-llama": (None, _hub("llama", "LlamaForCausalLM", 128, 4, 4, 2, 384, 512, _TOY, rms_norm_eps=1e-5,
+                             rope_theta=1e4, max_position_embeddings=4096, tie_word_embeddings=True)),
+    "toy-mistral": (None, _hub("mistral", "MistralForCausalLM", 128, 4, 4, 2, 384, 512, _TOY, **_MISTRAL, rope_theta=1e4,
+                               sliding_window=128)),
+    "toy-granite": (None, _hub("granite", "GraniteForCausalLM", 128, 4, 4, 2, 384, 512, _TOY, **_GRANITE,
+                               attention_multiplier=0.03125, logits_scaling=4.0, initializer_range=0.05)),
+    "toy-granite-4": (None, _hub("granitemoehybrid", "GraniteMoeHybridForCausalLM", 128, 4, 4, 2, 384, 512, _TOY,
+                                 **_granite4(["attention"] * 4, "rope"), attention_multiplier=0.03125,
+                                 logits_scaling=4.0, initializer_range=0.05)),
+    "toy-granite-4-h": (None, _hub("granitemoehybrid", "GraniteMoeHybridForCausalLM", 128, 4, 4, 2, 384, 512, _TOY,
+                                   **_granite4(["mamba", "mamba", "attention", "mamba"], "nope"),
+                                   **_mamba(8, 32, 32, 1, 32), attention_multiplier=0.03125, logits_scaling=4.0,
+                                   initializer_range=0.05)),
+    "toy-nemotron-h": (None, _hub("nemotron_h", "NemotronHForCausalLM", 128, 8, 4, 2, 512, 512, _TOY, **_NEMOTRON,
+                                  head_dim=32, attention_head_dim=32, hybrid_override_pattern="M-M-*-M-",
+                                  mamba_num_heads=8, mamba_head_dim=32, ssm_state_size=32, n_groups=2, chunk_size=32,
+                                  max_position_embeddings=4096)),
+}
+PRESETS["toy"] = PRESETS["toy-llama"]
+PRESETS["toy-h"] = PRESETS["toy-granite-4-h"]
+
+
+def preset(name):
+    """The Arch of a named preset; InputError with the nearest names otherwise."""
+    if name not in PRESETS:
+        raise InputError(f"unknown model {name!r}{did_you_mean(name, PRESETS)} (known: {', '.join(PRESETS)})")
+    return read_config(PRESETS[name][1])
+
+
+# -- the sublayers ---------------------------------------------------------------------------------------------------
+
+class Shared(NamedTuple):
+    """What every sublayer of one forward pass shares."""
+    docs: torch.Tensor | None            # (B, T) document ids, or None: one document a row
+    lengths: list | None                 # document lengths over the flattened (B T) tokens, or None
+    cos: torch.Tensor | None             # (1 or B, T, 1, D/2)
+    sin: torch.Tensor | None
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over groups of channels, computed in fp32. Optional gate: rms(x * silu(gate)) (Mamba-2)."""
+
+    def __init__(self, size, eps, groups=1):
+        super().__init__()
+        self.weight, self.eps, self.groups = nn.Parameter(torch.ones(size)), eps, groups
+
+    def forward(self, x, gate=None):
+        y = x.float()
+        if gate is not None:
+            y = y * F.silu(gate.float())
+        if self.groups == 1:
+            return F.rms_norm(y, y.shape[-1:], self.weight.float(), self.eps).to(x.dtype)
+        y = F.rms_norm(y.unflatten(-1, (self.groups, -1)), (y.shape[-1] // self.groups,), None, self.eps)
+        return (y.flatten(-2) * self.weight.float()).to(x.dtype)
+
+
+def rope_frequencies(arch, device=None):
+    """Angles per position, (D/2) fp32; Llama-3.1 divides the low frequencies by `factor` and blends between."""
+    inv = 1.0 / arch.theta ** (torch.arange(0, arch.D, 2, dtype=torch.float32, device=device) / arch.D)
+    if arch.rope_scaling is None:
+        return inv
+    factor, low, high, original = arch.rope_scaling
+    wave = 2 * math.pi / inv
+    blend = (original / wave - low) / (high - low)
+    middle = (1 - blend) * inv / factor + blend * inv
+    return torch.where(wave > original / low, inv / factor, torch.where(wave < original / high, inv, middle))
+
+
+def rotate(x, cos, sin):
+    """RoPE, half-split (NeoX) pairs (i, i + D/2). x (B, T, heads, D), cos and sin (1 or B, T, 1, D/2)."""
+    x1, x2 = x.chunk(2, -1)
+    return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1)
+
+
+def attend(q, k, v, scale, window, lengths):
+    """Causal attention inside each document. q (B, T, H, D), k and v (B, T, K, D); lengths of the documents over the
+    flattened B T tokens, or None for one document a row. Query i sees keys j with i - window < j <= i."""
+    B, T, H, D = q.shape
+    if flash_attn_varlen_func is not None and q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+        sizes = torch.tensor([0] + (lengths or [T] * B), dtype=torch.int32, device=q.device)
+        cu, longest = sizes.cumsum(0, dtype=torch.int32), max(lengths or [T])
+        return flash_attn_varlen_func(
+            q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), cu, cu, longest, longest, softmax_scale=scale, causal=True,
+            window_size=(window - 1, 0) if window else (-1, -1)).view(B, T, H, D)
+
+    def one(q, k, v):                                     # (B, T, heads, D) of whole documents of one length
+        t, mask = q.shape[1], None
+        if window and t > window:
+            i = torch.arange(t, device=q.device)
+            mask = (i[:, None] >= i) & (i[:, None] - i < window)
+        q, k, v = (z.transpose(1, 2) for z in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale,
+                                             enable_gqa=q.shape[1] != k.shape[1])
+        return out.transpose(1, 2)
+
+    if lengths is None:
+        return one(q, k, v)
+    pieces = zip(*(z.flatten(0, 1)[None].split(lengths, 1) for z in (q, k, v)), strict=True)
+    return torch.cat([one(*piece) for piece in pieces], 1).view(B, T, H, D)
+
+
+class Attention(nn.Module):
+    def __init__(self, arch):
+        super().__init__()
+        self.arch, (C, H, K, D) = arch, (arch.C, arch.H, arch.K, arch.D)
+        self.q_proj, self.o_proj = nn.Linear(C, H * D, bias=False), nn.Linear(H * D, C, bias=False)
+        self.k_proj, self.v_proj = nn.Linear(C, K * D, bias=False), nn.Linear(C, K * D, bias=False)
+
+    def forward(self, x, shared):
+        D = self.arch.D
+        q, k, v = (proj(x).unflatten(-1, (-1, D)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if shared.cos is not None:
+            q, k = rotate(q, shared.cos, shared.sin), rotate(k, shared.cos, shared.sin)
+        scale = self.arch.attn_scale or D ** -0.5
+        return self.o_proj(attend(q, k, v, scale, self.arch.window, shared.lengths).flatten(-2))
+
+
+class MLP(nn.Module):
+    """SwiGLU as gate/up/down (Llama, Mistral, Granite 3) or with gate and up in one matrix (Granite 4); relu(x)^2 without
+    a gate (Nemotron-H). The hub's layout is the layout in memory."""
+
+    def __init__(self, arch):
+        super().__init__()
+        C, F_ = arch.C, arch.F
+        if arch.family == "granitemoehybrid":
+            self.input_linear, self.output_linear = nn.Linear(C, 2 * F_, bias=False), nn.Linear(F_, C, bias=False)
+        else:
+            if arch.family != "nemotron_h":
+                self.gate_proj = nn.Linear(C, F_, bias=False)
+            self.up_proj, self.down_proj = nn.Linear(C, F_, bias=False), nn.Linear(F_, C, bias=False)
+        self.family = arch.family
+
+    def forward(self, x, shared):
+        if self.family == "nemotron_h":
+            return self.down_proj(F.relu(self.up_proj(x)).square())
+        if self.family == "granitemoehybrid":
+            gate, up = self.input_linear(x).chunk(2, -1)
+            return self.output_linear(F.silu(gate) * up)
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Mamba(nn.Module):
+    """Mamba-2: in_proj -> (z, x B C, dt); short convolution over x B C; state-space scan; gated norm; out_proj."""
+
+    def __init__(self, arch):
+        super().__init__()
+        heads, P, S, G, width, bias, self.dt_limit = arch.mamba
+        self.heads, self.P, self.S, self.G, self.E = heads, P, S, G, heads * P
+        conv = self.E + 2 * G * S
+        self.in_proj = nn.Linear(arch.C, self.E + conv + heads, bias=False)
+        self.conv1d = nn.Conv1d(conv, conv, width, groups=conv, bias=bias)        # holds the weights; see causal_conv1d
+        self.dt_bias, self.A_log, self.D = (nn.Parameter(torch.ones(heads)) for _ in range(3))
+        self.norm = RMSNorm(self.E, arch.eps, groups=G)
+        self.out_proj = nn.Linear(self.E, arch.C, bias=False)
+
+    def forward(self, x, shared):
+        gs = self.G * self.S
+        z, xbc, dt = self.in_proj(x).split([self.E, self.E + 2 * gs, self.heads], -1)
+        xbc = causal_conv1d(xbc, self.conv1d.weight, self.conv1d.bias, shared.docs)
+        x, B, C = xbc.split([self.E, gs, gs], -1)
+        # transformers clamps Nemotron-H's dt at time_step_min in this path only; mamba-ssm, vLLM and the config's
+        # time_step_limit (0, inf) do not, and neither do we: log-probs must agree with generation
+        dt = F.softplus(dt.float() + self.dt_bias.float())
+        if self.dt_limit != (0.0, math.inf):
+            dt = dt.clamp(*self.dt_limit)
+        y = ssd(x.unflatten(-1, (self.heads, self.P)), dt, -torch.exp(self.A_log.float()),
+                B.unflatten(-1, (self.G, self.S)), C.unflatten(-1, (self.G, self.S)), self.D.float(), shared.docs)
+        return self.out_proj(self.norm(y.flatten(-2), gate=z))
+
+
+SUBLAYERS = {"a": Attention, "f": MLP, "m": Mamba}
+_SAVED = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default,   # selective recompute
+          torch.ops.aten._scaled_dot_product_flash_attention.default,                            # keeps these outputs
+          torch.ops.aten._scaled_dot_product_efficient_attention.default,
+          torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default}
+
+
+def _selective():
+    return create_selective_checkpoint_contexts(
+        lambda ctx, op, *args, **kw: CheckpointPolicy.MUST_SAVE if op in _SAVED else CheckpointPolicy.PREFER_RECOMPUTE)
+
+
+class Layer(nn.Module):
+    """One hub layer: one or two residual sublayers. The unit of sharding, recomputation and compilation."""
+
+    def __init__(self, arch, kinds):
+        super().__init__()
+        self.sublayers = [NAMES[arch.family][kind] for kind in kinds]             # (norm, mixer) names, in order
+        self.scale, self.recompute = arch.residual_scale, "off"                   # off | full | selective
+        for kind, (norm, mixer) in zip(kinds, self.sublayers, strict=True):
+            setattr(self, norm, RMSNorm(arch.C, arch.eps))
+            setattr(self, mixer, SUBLAYERS[kind](arch))
+
+    def residuals(self, x, shared):
+        for norm, mixer in self.sublayers:
+            out = getattr(self, mixer)(getattr(self, norm)(x), shared)
+            x = x + (out if self.scale == 1.0 else out * self.scale)
+        return x
+
+    def body(self, x, shared):
+        if self.recompute == "off" or not torch.is_grad_enabled():
+            return self.residuals(x, shared)
+        more = {} if self.recompute == "full" else {"context_fn": _selective}
+        return checkpoint(self.residuals, x, shared, use_reentrant=False, preserve_rng_state=False, **more)
+
+    def forward(self, x, shared):
+        return self.body(x, shared)
+
+
+def project(h, weight, scale, targets):
+    """Logits (B, T, V) fp32, or with targets (B, T) the summed loss in nats over targets >= 0 (never holds the logits)."""
+    if targets is not None:
+        return linear_cross_entropy(h.flatten(0, 1), weight, targets.flatten(), scale)
+    logits = (h @ weight.T).float()
+    return logits if scale == 1.0 else logits * scale
+
+
+class Head(nn.Linear):
+    """An untied LM head, a sharding unit of its own."""
+
+    def forward(self, h, scale, targets):
+        return project(h, self.weight, scale, targets)
+
+
+# -- the model -------------------------------------------------------------------------------------------------------
+
+class Model(nn.Module):
+    """The residual stack. Parameter names are the hub's; `trunk` holds the same modules in order of use."""
+
+    def __init__(self, arch):
+        super().__init__()
+        self.arch, self.tokenizer, names = arch, None, NAMES[arch.family]
+        embed, norm = nn.Embedding(arch.V, arch.C), RMSNorm(arch.C, arch.eps)
+        layers = nn.ModuleList(Layer(arch, kinds) for kinds in arch.layers)
+        head = None if arch.tied else Head(arch.C, arch.V, bias=False)
+        for path, module in ((names["embed"], embed), (names["layers"], layers), (names["norm"], norm),
+                             ("lm_head", head)):
+            *parents, leaf = path.split(".")
+            at = self
+            for name in parents:
+                if not hasattr(at, name):
+                    setattr(at, name, nn.Module())
+                at = getattr(at, name)
+            if module is not None:
+                setattr(at, leaf, module)
+        self.trunk = (embed, list(layers), norm, head)    # a tuple, so that nothing is registered twice
+
+    def stream(self, tokens, docs=None):
+        """Yields the residual stream after the embedding and after each layer, then the final norm's output."""
+        embed, layers, norm, _ = self.trunk
+        B, T = tokens.shape
+        x = embed(tokens)
+        if self.arch.embed_scale != 1.0:
+            x = x * self.arch.embed_scale
+        lengths = cos = sin = None
+        start = torch.zeros(1, 1, dtype=torch.int64, device=tokens.device)
+        index = torch.arange(T, device=tokens.device)[None]
+        if docs is not None:
+            first = torch.ones_like(docs, dtype=torch.bool)
+            first[:, 1:] = docs[:, 1:] != docs[:, :-1]
+            start = torch.where(first, index, 0).cummax(1).values
+            edges = first.flatten().nonzero()[:, 0].tolist() + [B * T]            # the pass's only wait for the device
+            lengths = [b - a for a, b in zip(edges, edges[1:], strict=False)]
+        if self.arch.theta is not None:
+            angles = ((index - start)[..., None] * rope_frequencies(self.arch, tokens.device))[:, :, None]
+            cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        shared = Shared(docs, lengths, cos, sin)
+        yield x
+        for layer in layers:
+            x = layer(x, shared)
+            yield x
+        yield norm(x)
+
+    def forward(self, tokens, docs=None, targets=None):
+        """tokens, docs (B, T) int64; docs are document ids, each a contiguous run, None = one document a row.
+        Returns logits (B, T, V) fp32; with targets (B, T) int64, -100 where not counted, the summed loss in nats."""
+        for x in self.stream(tokens, docs):
+            pass
+        embed, _, _, head = self.trunk
+        scale = self.arch.logits_scale
+        return project(x, embed.weight, scale, targets) if head is None else head(x, scale, targets)
+
+    def hidden_states(self, tokens, docs=None):
+        """L + 1 residual streams (B, T, C): after the embedding and each layer; then the final norm's output."""
+        return list(self.stream(tokens, docs))
+
+
+def attention_kernel(device):
+    """What `attend` runs on this device, for the start-up line."""
+    if torch.device(device).type == "cuda" and flash_attn_varlen_func is not None:
+        return "flash-attn varlen"
+    return "torch SDPA, document by document"
+
+
+# -- sizes and work --------------------------------------------------------------------------------------------------
+
+def parameter_counts(arch):
+    """Parameters by part, tied heads once: {"embed", "head", "attention", "MLP", "Mamba", "norms"} (MODELS.md, section 2).
+    Built on the meta device, so 24B costs nothing. A Mamba layer's gated norm counts as Mamba."""
+    with torch.device("meta"):
+        model = Model(arch)
+    counts = dict.fromkeys(("embed", "head", "attention", "MLP", "Mamba", "norms"), 0)
+    embed, layers, norm, head = model.trunk
+    size = lambda module: sum(p.numel() for p in module.parameters())
+    counts["embed"], counts["head"], counts["norms"] = size(embed), size(head) if head else 0, size(norm)
+    for layer, kinds in zip(layers, arch.layers, strict=True):
+        for kind, (name, mixer) in zip(kinds, layer.sublayers, strict=True):
+            counts["norms"] += size(getattr(layer, name))
+            counts[{"a": "attention", "f": "MLP", "m": "Mamba"}[kind]] += size(getattr(layer, mixer))
+    return counts
+
+
+def flops_per_token(arch, T, attended=None, chunk=64):
+    """Training FLOPs a token (forward x 3, no recomputation), every matrix product counted once.
+    attended: mean number of keys a query meets. None = T, the undiscounted convention of nanoGPT and PaLM; pass
+    (T + 1) / 2 or, with documents, sum(l (l + 1) / 2) / T, for the work really done. The Mamba-2 scan counts its chunked
+    form with `chunk` tokens, undiscounted within the chunk."""
+    attended = T if attended is None else attended
+    C, total = arch.C, 2 * arch.C * arch.V                                        # the head
+    for kind in "".join(arch.layers):
+        if kind == "a":
+            total += 4 * C * arch.H * arch.D + 4 * C * arch.K * arch.D
+            total += 4 * min(attended, arch.window or attended) * arch.H * arch.D
+        elif kind == "f":
+            total += 2 * C * arch.F * (2 if arch.family == "nemotron_h" else 3)
+        else:
+            heads, P, S, G, width, *_ = arch.mamba
+            E, Q = heads * P, min(chunk, T)
+            total += 2 * C * (2 * E + 2 * G * S + heads) + 2 * E * C              # in_proj, out_proj
+            total += 2 * width * (E + 2 * G * S)                                  # convolution
+            total += 2 * Q * G * S + 2 * Q * heads * P + 4 * heads * P * S        # C B^T, mix x, state in and out
+    return 3 * total
+
+
+# -- checkpoints are vectors -----------------------------------------------------------------------------------------
+
+class Folder:
+    """A hub-format checkpoint on disk: config.json, model*.safetensors (with an index when sharded), tokenizer."""
+
+    def __init__(self, path):
+        self.path, config = path, os.path.join(path, "config.json")
+        try:
+            with open(config) as f:
+                self.arch = read_config(json.load(f))     # Python's json reads the bare Infinity of Nemotron-H
+        except FileNotFoundError:
+            raise InputError(f"--init: {path!r} has no config.json, so it is no checkpoint in hub format") from None
+        except json.JSONDecodeError as e:
+            raise InputError(f"--init: {config} is not valid JSON ({e}); download the checkpoint again") from None
+        index = os.path.join(path, "model.safetensors.index.json")
+        if os.path.exists(index):
+            with open(index) as f:
+                self.files = json.load(f)["weight_map"]
+        else:
+            self.files = dict.fromkeys(self._open("model.safetensors").keys(), "model.safetensors")
+
+    def _open(self, name):
+        self._handles = getattr(self, "_handles", {})
+        if name not in self._handles:
+            file = os.path.join(self.path, name)
+            try:
+                self._handles[name] = safe_open(file, framework="pt")
+            except FileNotFoundError:
+                raise InputError(f"--init: {file} is missing; download or export the checkpoint again") from None
+            except SafetensorError as e:
+                raise InputError(f"--init: {file} is truncated or corrupted ({e}); fetch it again") from None
+        return self._handles[name]
+
+    def names(self):
+        return {n for n in self.files if not n.endswith("rotary_emb.inv_freq")}   # a buffer of old Llama files
+
+    def shape(self, name):
+        return tuple(self._slice(name).get_shape())
+
+    def _slice(self, name):
+        try:
+            return self._open(self.files[name]).get_slice(name)
+        except SafetensorError as e:
+            raise InputError(f"--init: {self.path}: the index names {name!r} in {self.files[name]}, "
+                             f"which does not hold it ({e})") from None
+
+    def read(self, name, start, stop):
+        """Rows start..stop of a tensor, in the file's dtype; only these bytes are read."""
+        rows = self._slice(name)
+        return rows[start:stop] if rows.get_shape() else torch.tensor(rows[...])
+
+    def tokenizer(self):
+        return load_tokenizer(self.path, self.arch.raw)
+
+
+class Random:
+    """A preset with fresh weights. Each tensor has its own seed, so a rank can draw any slice of any tensor."""
+
+    def __init__(self, name, seed=0):
+        self.arch, self.seed, self.path = preset(name), seed, f"random:{name}"
+        with torch.device("meta"):
+            self.shapes = {n: tuple(p.shape) for n, p in Model(self.arch).named_parameters()}
+
+    def names(self):
+        return set(self.shapes)
+
+    def shape(self, name):
+        return self.shapes[name]
+
+    def read(self, name, start, stop):
+        shape, leaf = self.shapes[name], name.removesuffix(".weight").rsplit(".", 1)[-1]
+        seed = hashlib.sha256(f"{self.seed} {name}".encode()).digest()
+        rng = torch.Generator().manual_seed(int.from_bytes(seed[:8], "little", signed=True))
+        if leaf == "A_log":
+            return torch.arange(1, shape[0] + 1).float().log()[start:stop]        # Mamba-2's own initialisation
+        if leaf == "dt_bias":                                                     # softplus(dt_bias) in 0.001 .. 0.1
+            dt = torch.exp(torch.rand(shape, generator=rng) * math.log(100) + math.log(1e-3))
+            return (dt + torch.log(-torch.expm1(-dt)))[start:stop]
+        if leaf == "bias":
+            return torch.zeros(shape)[start:stop]
+        if len(shape) == 1:                                                       # norms, D
+            return torch.ones(shape)[start:stop]
+        if leaf == "conv1d":
+            return (torch.rand(shape, generator=rng) * 2 - 1)[start:stop] * shape[-1] ** -0.5
+        std = self.arch.init_std
+        if leaf in ("o_proj", "down_proj", "output_linear", "out_proj"):          # GPT-2: residual outputs start small
+            std /= math.sqrt(self.arch.depth)
+        return torch.empty(shape).normal_(0, std, generator=rng)[start:stop]
+
+    def tokenizer(self):
+        if PRESETS[self.path.removeprefix("random:")][0] is None:
+            return toy_tokenizer()
+        raise InputError(f"--init={self.path}: a real model's tokenizer comes with its checkpoint; give --tokenizer=FOLDER")
+
+
+HUB_FILES = ["model*.safetensors", "*.json", "tokenizer*", "*.jinja"]             # never consolidated.* or *.bin
+
+
+def _term(name):
+    """One term of --init: a preset (hub download, or its cache), random:NAME, or a folder."""
+    if name.startswith("random:"):
+        return Random(name.removeprefix("random:"))
+    if name in PRESETS and PRESETS[name][0] is None:
+        return Random(name)
+    if name in PRESETS:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError
+        try:
+            return Folder(snapshot_download(PRESETS[name][0], allow_patterns=HUB_FILES))
+        except (HfHubHTTPError, OSError) as e:
+            raise InputError(f"--init={name}: cannot fetch {PRESETS[name][0]} from the hub ({type(e).__name__}: "
+                             f"{str(e).splitlines()[0]}). Gated models need HF_TOKEN; offline, give a folder: --init=PATH"
+                             ) from None
+    if os.path.isdir(name):
+        return Folder(name)
+    raise InputError(f"--init: {name!r} is neither a folder nor a preset{did_you_mean(name, PRESETS)} "
+                     f"(presets: {', '.join(PRESETS)})")
+
+
+class Init:
+    """A parsed --init: a linear combination of checkpoints of one architecture. Opens every term and checks every tensor's
+    name and shape against the architecture; reads nothing yet."""
+
+    def __init__(self, text):
+        self.text, self.terms = text, []
+        parts = re.split(r"\s+([+-])\s+", text.strip())
+        for sign, part in zip(["+"] + parts[1::2], parts[::2], strict=True):
+            match = re.fullmatch(r"(?:([^*\s]+)\s*\*\s*)?([^*\s]+)", part.strip())
+            try:
+                weight = float(match[1] or 1)
+            except (TypeError, ValueError):
+                raise InputError(f"--init: cannot read {part!r}; write NAME or '0.15*A + 0.85*B'") from None
+            self.terms.append((weight if sign == "+" else -weight, _term(match[2])))
+        total = math.fsum(w for w, _ in self.terms)
+        if abs(total - 1) > 1e-6:
+            raise InputError(f"--init={text!r}: the coefficients sum to {total:g}, not 1: the weights would be scaled by it")
+        self.arch = self.terms[0][1].arch
+        with torch.device("meta"):
+            expected = {n: tuple(p.shape) for n, p in Model(self.arch).named_parameters()}
+        for _, term in self.terms:
+            self._check(term, expected)
+
+    def _check(self, term, expected):
+        if term.arch != self.arch:
+            raise InputError(f"--init: {term.path} and {self.terms[0][1].path} are different architectures")
+        names = term.names()
+        if self.arch.tied and "lm_head.weight" in names:  # some files repeat the tied matrix: it must be the same one
+            embed = NAMES[self.arch.family]["embed"] + ".weight"
+            if not torch.equal(*(term.read(n, 0, term.shape(n)[0]) for n in ("lm_head.weight", embed))):
+                raise InputError(f"--init: {term.path}: config.json ties the head, but lm_head.weight differs from {embed}")
+            names.discard("lm_head.weight")
+        missing, extra = sorted(expected.keys() - names), sorted(names - expected.keys())
+        if missing or extra:
+            say = lambda what, which: f"{len(which)} tensors {what}: {', '.join(which[:4])}{' ...' * (len(which) > 4)}"
+            raise InputError(f"--init: {term.path} does not fit its config.json: " + "; ".join(
+                say(what, which) for what, which in (("missing", missing), ("unexpected", extra)) if which))
+        for name, shape in expected.items():
+            if term.shape(name) != shape:
+                raise InputError(f"--init: {term.path}: {name} has shape {list(term.shape(name))}, its config.json says "
+                                 f"{list(shape)}")
+
+    def tokenizer(self):
+        return self.terms[0][1].tokenizer()
+
+    def read(self, name, start, stop):
+        """Rows start..stop of the combination, summed in float32 (a single term stays in its own dtype)."""
+        if len(self.terms) == 1:
+            return self.terms[0][1].read(name, start, stop)
+        return sum(weight * term.read(name, start, stop).float() for weight, term in self.terms)
+
+    @torch.no_grad()
+    def fill(self, model):
+        """Into the parameters of a model, tensor by tensor; of a sharded one each rank reads only its own rows."""
+        for name, p in model.named_parameters():
+            start, stop, local = 0, p.shape[0], p
+            if isinstance(p, DTensor):
+                local = p.to_local()
+                _, (start, *_) = _local_rows(p)
+                stop = start + local.shape[0]
+            if stop > start:
+                local.copy_(self.read(name, start, stop))                         # rounds to the parameter's dtype, once
+        return model
+
+
+def _local_rows(p):
+    """Shape and global offset of this rank's part of a DTensor."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+    return compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
+
+
+def load(init, *, dtype=torch.float32, device="cpu"):
+    """A Model with weights and tokenizer. init: a preset ("granite-4-h-micro"), a folder, "random:toy-h", or a linear
+    combination "0.15*A + 0.85*B", summed in float32 and rounded to dtype once. InputError names what does not fit."""
+    init = Init(init)
+    with torch.device("meta"):
+        model = Model(init.arch)
+    model = init.fill(model.to(dtype).to_empty(device=device))
+    model.tokenizer = init.tokenizer()
+    return model
+
+
+def save(model, folder, dtype=None, shard_bytes=4 << 30):
+    """Hub format (safetensors, index, config.json, tokenizer), read by transformers and vLLM. Of a sharded model all ranks
+    call it: tensors are gathered one at a time and rank 0 writes, holding one file's worth. The folder appears when
+    complete. dtype: of the file, default the parameters' own."""
+    rank0 = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    temporary = f"{folder.rstrip('/')}.tmp-save"
+    if rank0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.makedirs(temporary)
+    batch, size, written = {}, 0, []                      # tensors of the next file, their bytes, files done
+
+    def flush():
+        nonlocal batch, size
+        save_file(batch, os.path.join(temporary, f"part-{len(written)}"), metadata={"format": "pt"})
+        written.append((list(batch), size))
+        batch, size = {}, 0
+
+    for name, p in model.named_parameters():
+        full = p.detach().full_tensor() if isinstance(p, DTensor) else p.detach()
+        if not rank0:
+            continue
+        full = full.to(device="cpu", dtype=dtype or p.dtype).contiguous()
+        if batch and size + full.nbytes > shard_bytes:
+            flush()
+        batch[name], size = full, size + full.nbytes
+    if not rank0:
+        return
+    flush()
+    weight_map, n = {}, len(written)
+    for i, (names, _) in enumerate(written):
+        file = "model.safetensors" if n == 1 else f"model-{i + 1:05d}-of-{n:05d}.safetensors"
+        os.rename(os.path.join(temporary, f"part-{i}"), os.path.join(temporary, file))
+        weight_map |= dict.fromkeys(names, file)
+    if n > 1:
+        with open(os.path.join(temporary, "model.safetensors.index.json"), "w") as f:
+            json.dump({"metadata": {"total_size": sum(s for _, s in written)}, "weight_map": weight_map}, f, indent=1)
+    raw = dict(model.arch.raw)
+    raw["dtype" if "dtype" in raw else "torch_dtype"] = str(dtype or p.dtype).removeprefix("torch.")
+    with open(os.path.join(temporary, "config.json"), "w") as f:
+        json.dump(raw, f, indent=2)
+    if model.tokenizer is not None:
+        model.tokenizer.save(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.rename(temporary, folder)

@@ -1,0 +1,321 @@
+"""What a run is: its flags, its ranks and mesh, its folder, its log, its checkpoints.
+
+A run folder holds config.json, source.zip (the scripts as they were run), log.txt, metrics.jsonl and
+checkpoints/step_000500/. A checkpoint appears under its name only when complete; a killed run started again with the same
+command goes on from the newest one, and its metrics.jsonl ends up the same as an uninterrupted run's.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import json
+import os
+import shutil
+import sys
+import time
+import zipfile
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+
+class InputError(ValueError):
+    """Something the user gave does not fit: the message names the flag or file, the numbers and the fix. The scripts print
+    it without a traceback and exit with status 2."""
+
+
+def did_you_mean(name, known):
+    close = difflib.get_close_matches(name, list(known), 1, 0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+# -- flags -----------------------------------------------------------------------------------------------------------
+
+def parse(Config, argv=None, recipe=lambda model: {}):
+    """The command line to a Config dataclass: --key=value, or a saved config.json first, then --key=value over it.
+    recipe(model) gives the defaults that go with --model. The comment behind each field is its --help text."""
+    import tyro
+    argv = list(sys.argv[1:] if argv is None else argv)
+    saved = {}
+    if argv and not argv[0].startswith("-"):
+        path = argv.pop(0)
+        try:
+            with open(path) as f:
+                saved = json.load(f)
+        except (OSError, json.JSONDecodeError) as e:
+            raise InputError(f"{path}: not a readable config.json ({e}); flags are written --key=value") from None
+    argv = [token for key, value in saved.items() for token in (f"--{key}", str(value))] + [
+        token for arg in argv for token in (arg.split("=", 1) if arg.startswith("--") else [arg])]
+    models = [b for a, b in zip(argv, argv[1:], strict=False) if a == "--model"]
+    default = Config()
+    default = dataclasses.replace(default, **recipe(models[-1] if models else default.model))
+    return tyro.cli(Config, args=argv, default=default, use_underscores=True, config=(tyro.conf.FlagConversionOff,),
+                    console_outputs=os.environ.get("RANK", "0") == "0")
+
+
+def launch(main, Config, recipe):
+    """The `if __name__ == "__main__"` of a stage: parse, run, and turn an InputError into one readable line."""
+    try:
+        main(parse(Config, recipe=recipe))
+    except InputError as e:
+        if int(os.environ.get("RANK", 0)):
+            time.sleep(2)                                 # rank 0 most likely says the same, and ends us all
+        print(f"error: {e}", file=sys.stderr, flush=True)
+        os._exit(2)                                       # other ranks may wait in a collective: do not join them
+
+
+# -- ranks -----------------------------------------------------------------------------------------------------------
+
+@dataclasses.dataclass
+class Ranks:
+    """This process among the others. mesh is (replicate, shard): HSDP by two integers, the paper's 16 x 8."""
+    rank: int
+    world: int
+    device: torch.device
+    mesh: object
+    side: object                                          # a gloo group of its own for checkpoints in the background
+
+    def sum(self, *numbers):
+        """Numbers summed over all ranks, in float64."""
+        t = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        dist.all_reduce(t)
+        return t.tolist()
+
+    def agree(self, value):
+        """Rank 0's value, on every rank."""
+        box = [value]
+        dist.broadcast_object_list(box, 0, device=torch.device("cpu"))
+        return box[0]
+
+
+@contextlib.contextmanager
+def ranks(device="auto", replicate=1, shard=0, timeout_s=1800):
+    """Joins the processes torchrun started, or makes a group of one. shard = 0 takes world / replicate."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+        raise InputError(f"--device={device}: give auto, cpu or cuda" + (" (no GPU is visible)" if kind == "cuda" else ""))
+    if replicate < 1 or shard < 0 or world % replicate or (shard or world // replicate) * replicate != world:
+        raise InputError(f"--replicate={replicate} x --shard={shard or 'rest'} does not make {world} processes; "
+                         f"replicate * shard must be the number torchrun starts")
+    where = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else torch.device("cpu")
+    if kind == "cuda":
+        torch.cuda.set_device(where)
+    one = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo",
+                            timeout=timedelta(seconds=timeout_s), **one)
+    try:
+        mesh = dist.init_device_mesh(kind, (replicate, world // replicate), mesh_dim_names=("replicate", "shard"))
+        yield Ranks(rank, world, where, mesh, dist.new_group(backend="gloo"))
+        dist.barrier()                                    # gloo aborts at exit when a rank leaves early
+    finally:
+        if sys.exc_info()[0] is None:
+            dist.destroy_process_group()
+
+
+def shard(model, mesh, dtype):
+    """FSDP2 over the mesh, in place: a layer, an untied embedding and an untied head are a unit each. Matrices are sharded
+    (fp32 masters, gathered in `dtype`, gradients reduced in fp32). Vectors (norms, biases, A_log, D, dt_bias: under 0.02 %
+    of the weights) stay whole and fp32 on every rank, so they are never rounded; `reduce_vectors` sums their gradients.
+    Gradients are sums over ranks, not means: divide the loss by the global token count."""
+    embed, layers, _, head = model.trunk
+    policy = MixedPrecisionPolicy(None if dtype == torch.float32 else dtype, torch.float32, cast_forward_inputs=False)
+    common = dict(mesh=mesh, mp_policy=policy, ignored_params={p for p in model.parameters() if p.ndim < 2})
+    for unit in layers + ([embed, head] if head is not None else []):
+        fully_shard(unit, **common)
+    fully_shard(model, **common)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+    return model
+
+
+def reduce_vectors(parameters):
+    """Sums the gradients of the unsharded vectors over all ranks, in one collective."""
+    grads = [p.grad for p in parameters if p.ndim < 2 and p.grad is not None]
+    if grads and dist.get_world_size() > 1:
+        flat = torch.cat(grads)
+        dist.all_reduce(flat)
+        for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+            grad.copy_(part)
+
+
+def grad_norm(parameters, mesh):
+    """The global L2 norm of reduced gradients, a Python float."""
+    local = lambda p: p.grad.to_local() if p.ndim >= 2 else p.grad
+    squares = lambda which: sum((torch.linalg.vector_norm(local(p)).double() ** 2 for p in which),
+                                torch.zeros((), dtype=torch.float64, device=mesh.device_type))
+    parameters = [p for p in parameters if p.grad is not None]
+    total = squares([p for p in parameters if p.ndim >= 2])
+    dist.all_reduce(total, group=mesh["shard"].get_group())
+    return float((total + squares([p for p in parameters if p.ndim < 2])).sqrt())
+
+
+# -- the run folder --------------------------------------------------------------------------------------------------
+
+class Run:
+    """The folder of one run. Only rank 0 writes (checkpoints apart); every method may be called on all ranks."""
+
+    def __init__(self, folder, cfg, ranks, free=(), allow_changed=False):
+        """free: keys of cfg that may differ when a run goes on (they cannot change its results)."""
+        self.folder, self.ranks, self.pending = folder, ranks, None
+        self.checkpoints, self._metrics, self._log = os.path.join(folder, "checkpoints"), None, None
+        config = dataclasses.asdict(cfg)
+        problem = self._claim(config, set(free), allow_changed) if ranks.rank == 0 else None
+        problem = ranks.agree(problem)
+        if problem:
+            raise InputError(problem)
+
+    def _claim(self, config, free, allow_changed):
+        path = os.path.join(self.folder, "config.json")
+        try:
+            os.makedirs(self.checkpoints, exist_ok=True)
+            if os.path.exists(path):
+                with open(path) as f:
+                    old = json.load(f)
+                changed = [f"--{k}={config[k]!r} (was {old.get(k)!r})" for k in config
+                           if k not in free and old.get(k) != config[k]]
+                if changed and not allow_changed:
+                    return (f"--run={self.folder} was started with another config: {', '.join(changed)}. Take the old values, "
+                            f"another --run, or --allow_changed=True to go on with the new ones")
+            for name in os.listdir(self.checkpoints):     # what a killed run left half-written
+                if ".tmp" in name:
+                    shutil.rmtree(os.path.join(self.checkpoints, name))
+            write_atomic(path, json.dumps(config, indent=2))
+            self._save_source()
+            self._log = open(os.path.join(self.folder, "log.txt"), "a")
+        except json.JSONDecodeError as e:
+            return f"--run={self.folder}: {path} is not valid JSON ({e}); delete the folder or give another --run"
+        except OSError as e:
+            return f"--run={self.folder}: cannot write there ({e.strerror}); give another --run"
+
+    def _save_source(self):
+        here = os.path.dirname(os.path.abspath(__file__))
+        with zipfile.ZipFile(os.path.join(self.folder, "source.zip.tmp"), "w", zipfile.ZIP_DEFLATED) as z:
+            for sub in ("", "kernels"):
+                for name in sorted(os.listdir(os.path.join(here, sub))):
+                    if name.endswith(".py"):
+                        z.write(os.path.join(here, sub, name), os.path.join(sub, name))
+        os.replace(os.path.join(self.folder, "source.zip.tmp"), os.path.join(self.folder, "source.zip"))
+
+    def path(self, *names):
+        return os.path.join(self.folder, *names)
+
+    def log(self, text):
+        """To the terminal and log.txt."""
+        if self.ranks.rank == 0:
+            print(text, flush=True)
+            self._log.write(text + "\n")
+            self._log.flush()
+
+    def metrics(self, **values):
+        """One line of metrics.jsonl: the raw numbers behind the step line."""
+        if self.ranks.rank == 0:
+            if self._metrics is None:
+                self._metrics = open(self.path("metrics.jsonl"), "a")
+            self._metrics.write(json.dumps(values) + "\n")
+            self._metrics.flush()
+
+    def rewind(self, step):
+        """Drops what metrics.jsonl says of later than `step` (and that step's evaluation, which is made again)."""
+        if self.ranks.rank == 0 and os.path.exists(self.path("metrics.jsonl")):
+            kept = [line for line in read_lines(self.path("metrics.jsonl"))
+                    if line["step"] < step or (line["step"] == step and "eval" not in line)]
+            write_atomic(self.path("metrics.jsonl"), "".join(json.dumps(line) + "\n" for line in kept))
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    def latest(self):
+        """The step of the newest complete checkpoint, or None; agreed on by all ranks."""
+        steps = [int(n[5:]) for n in os.listdir(self.checkpoints) if n.startswith("step_") and ".tmp" not in n] \
+            if self.ranks.rank == 0 else []
+        return self.ranks.agree(max(steps, default=None))
+
+    def _at(self, step):
+        return os.path.join(self.checkpoints, f"step_{step:06d}")
+
+    def restore(self, state, step):
+        """Loads checkpoint `step` into the tensors of `state`; any number of ranks may have written it. Returns state."""
+        try:
+            dcp.load(state, checkpoint_id=self._at(step))
+        except (dcp.api.CheckpointException, OSError, EOFError) as e:
+            raise InputError(f"--run={self.folder}: checkpoint {self._at(step)} cannot be read "
+                             f"({str(e).strip().splitlines()[-1]}); delete it to go on from the one before") from None
+        return state
+
+    def save(self, state, step, keep):
+        """Starts writing a checkpoint in the background: state is copied now, written while training goes on, and appears
+        as step_NNNNNN when every rank is done. keep: how many complete checkpoints stay (0 = all)."""
+        self.finish()
+        temporary = self._at(step) + ".tmp"
+        with self._readable(step):
+            self.pending = dcp.async_save(state, checkpoint_id=temporary, process_group=self.ranks.side), step, keep
+
+    def poll(self):
+        """Makes a checkpoint visible once it is complete; never waits."""
+        if self.pending is not None and self.pending[0].done():
+            self.finish()
+
+    def finish(self):
+        """Waits for the checkpoint under way, if any, and makes it visible."""
+        if self.pending is None:
+            return
+        (future, step, keep), self.pending = self.pending, None
+        with self._readable(step):
+            future.result()
+            if self.ranks.rank == 0:                      # the metadata is written last, after every rank's data
+                os.rename(self._at(step) + ".tmp", self._at(step))
+                done = sorted(n for n in os.listdir(self.checkpoints) if ".tmp" not in n)
+                for name in done[:-keep] if keep else []:
+                    gone = os.path.join(self.checkpoints, name)
+                    os.rename(gone, gone + ".tmp")        # half-deleted is never taken for complete
+                    shutil.rmtree(gone + ".tmp")
+
+    @contextlib.contextmanager
+    def _readable(self, step):
+        try:
+            yield
+        except (dcp.api.CheckpointException, OSError, RuntimeError) as e:
+            raise InputError(f"--run={self.folder}: checkpoint of step {step} could not be written "
+                             f"({str(e).strip().splitlines()[-1]}); free space there and start the run again, it goes on "
+                             f"from the last complete one") from None
+
+
+def write_atomic(path, text):
+    """A file that is there whole or not at all."""
+    with open(path + ".tmp", "w") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(path + ".tmp", path)
+
+
+def read_lines(path):
+    """The objects of a .jsonl file; a last line cut short by a kill is left out."""
+    with open(path) as f:
+        return [json.loads(line) for line in f if line.endswith("\n")]
+
+
+# -- hardware --------------------------------------------------------------------------------------------------------
+
+PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "B200": 2250, "L40S": 362, "4090": 165}    # bf16 dense, data sheets
+
+
+def peak_tflops(device, dtype):
+    """The rate MFU is measured against, TFLOP/s: a GPU's data sheet; a CPU's own matrix product, timed here."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for key, value in PEAK_TFLOPS.items():
+            if key in name:
+                return float(value)
+        raise InputError(f"no peak rate known for {name!r}; give --peak_tflops=...")
+    n = 1024
+    a, best = torch.randn(n, n, dtype=dtype), float("inf")
+    for _ in range(6):
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * n ** 3 / best / 1e12

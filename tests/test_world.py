@@ -1,0 +1,271 @@
+"""The embedded world: truths checked by other means, splits that never meet, the same in every process."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import world
+
+ROOT = Path(world.__file__).parent
+N = 1500                             # draws a domain and split
+
+
+@pytest.fixture(scope="module")
+def problems():
+    """N problems by domain and split; two seeds, since the sources and RL use different ones."""
+    return {(domain, split): [world.problem(domain, split, i, seed) for seed in (0, 7) for i in range(N // 2)]
+            for domain in world.DOMAINS for split in world.SPLITS}
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return {(source, split): list(world.documents(source, split))
+            for source in world.SOURCES for split in ("train", "heldout")}
+
+
+def of(problems, domain):
+    return [p for split in world.SPLITS for p in problems[domain, split]]
+
+
+def answer(response):
+    """What follows the chain; asserts the one shape that all responses have."""
+    chain, rest = re.fullmatch(r"<think> (.+?) </think>\n(.+)", response, re.DOTALL).groups()
+    assert "\\boxed" not in chain and "```" not in chain
+    return rest
+
+
+def boxed(response):
+    return re.fullmatch(r"\\boxed\{(.+)\}", answer(response)).group(1)
+
+
+def passes(response, truth):
+    """Runs the answer of a response against the tests; our own generated code, so without a sandbox."""
+    code = re.fullmatch(r"```python\n(.+)\n```", answer(response), re.DOTALL).group(1)
+    names = {}
+    exec(code, names)
+    return all(names[truth["fn_name"]](*t["input"]) == t["output"] for t in truth["tests"])
+
+
+def right(p, response):
+    return passes(response, p.truth) if p.domain == "code" else boxed(response) == p.truth
+
+
+# -- problems ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("domain", world.DOMAINS)
+def test_splits_are_disjoint_and_rich(problems, domain):
+    def bare(p):                     # without what varies freely: function name, options, order of summands
+        line = re.sub(r"function \w+\(", "function (", p.prompt.split("\n")[0])
+        sum_ = re.fullmatch(r"What is (\d+) \+ (\d+)\?", line)
+        return tuple(sorted(sum_.groups())) if sum_ else line
+
+    train, rl, heldout = ({bare(p) for p in problems[domain, split]} for split in world.SPLITS)
+    assert not train & rl and not train & heldout and not rl & heldout
+    assert min(len(train) / N, len(rl) / N, len(heldout) / N) > 0.5      # few repetitions, even in a tenth
+    assert all(p.domain == domain and not p.prompt.endswith("\n") for p in of(problems, domain))
+
+
+def test_math_truths(problems):
+    kinds = Counter()
+    for p in of(problems, "math"):
+        if m := re.fullmatch(r"What is (\d+) ([-+*]) (\d+)\?", p.prompt):
+            a, b = int(m[1]), int(m[3])
+            want = {"+": a + b, "-": a - b, "*": a * b}[m[2]]
+            kinds[m[2]] += 1
+        else:
+            a, sign, b, c = re.fullmatch(r"Solve (\d+)x ([-+]) (\d+) = (-?\d+)\.", p.prompt).groups()
+            want, rest = divmod(int(c) - int(sign + b), int(a))
+            assert rest == 0
+            kinds["x"] += 1
+        assert p.truth == str(want)
+    assert min(kinds.values()) > 200 and set(kinds) == set("+-*x")
+
+
+@pytest.mark.parametrize("domain", ["math", "science"])
+def test_every_step_of_a_careful_chain_is_true(problems, domain):
+    """Every clause 'a+b = c+d = e' of a chain holds, in exact arithmetic."""
+    checked = 0
+    for p in of(problems, domain):
+        clauses = re.split(r"[.:] ", p.careful.removeprefix("<think> "))
+        for clause in clauses:
+            if m := re.fullmatch(r"(\d+)/(\d+) = (\d+) rest (\d+)", clause):
+                assert divmod(int(m[1]), int(m[2])) == (int(m[3]), int(m[4])), p
+                checked += 1
+                continue
+            *left, last = clause.split("=")
+            left = [part for part in left if re.fullmatch(r"[-\d+*/ ]+", part)]
+            if left:
+                want = int(re.match(r" ?(-?\d+)\b", last)[1])
+                assert all(eval(part) == want for part in left), p
+                checked += 1
+    assert checked > 3 * N
+
+
+def test_code_truths_are_plain(problems):
+    for p in of(problems, "code"):
+        assert set(p.truth) == {"kind", "fn_name", "tests", "checker", "time_limit_s", "memory_limit_mb"}
+        assert json.loads(json.dumps(p.truth)) == p.truth
+        assert 4 <= len(p.truth["tests"]) <= 6
+        assert f"function {p.truth['fn_name']}(" in p.prompt
+
+
+def test_science_options(problems):
+    letters = Counter()
+    for p in of(problems, "science"):
+        question, *options = p.prompt.split("\n")
+        assert [o[:3] for o in options] == ["A) ", "B) ", "C) ", "D) "]
+        values, units = zip(*(o[3:].split(" ", 1) for o in options), strict=True)
+        assert len(set(values)) == 4 and len(set(units)) == 1
+        assert min(map(int, values)) > 0
+        # the careful chain ends with the value that stands at the right letter
+        assert f"{options['ABCD'.index(p.truth)][3:]}, that is {p.truth}. </think>" in p.careful
+        letters[p.truth] += 1
+    total = sum(letters.values())
+    assert set(letters) == set("ABCD") and all(abs(n / total - 0.25) < 0.03 for n in letters.values())
+
+
+def test_science_truths(problems):
+    scale = {"How many m ": 1000, "How many g ": 1000, "How many mL ": 1000, "How many cm ": 100,
+             "How many cm^2": 10000}
+    for p in of(problems, "science"):
+        question, *options = p.prompt.split("\n")
+        got = int(options["ABCD".index(p.truth)][3:].split()[0])
+        numbers = [int(n) for n in re.findall(r"(?<![\^/\w])\d+", question)]
+        if question.startswith("How many"):
+            want = numbers[0] * next(v for k, v in scale.items() if question.startswith(k))
+        elif re.search(r"the acceleration|its density|the current|the resistance|its speed", question):
+            want, rest = divmod(max(numbers), min(numbers))
+            assert rest == 0
+        else:
+            want = numbers[0] * numbers[1] * (numbers[2] if len(numbers) == 3 else 1)
+        assert got == want, p
+
+
+@pytest.mark.parametrize("domain", world.DOMAINS)
+def test_careful_is_right_and_careless_seldom(problems, domain):
+    ps = of(problems, domain)
+    assert all(right(p, p.careful) for p in ps)
+    assert 0.2 < sum(right(p, p.careless) for p in ps) / len(ps) < 0.3
+    assert sum(len(p.careless) for p in ps) < sum(len(p.careful) for p in ps)
+
+
+# -- documents -----------------------------------------------------------------------------------------------
+
+def test_sources_are_the_papers(texts):
+    assert len(world.SOURCES) == 11 == len(set(world.SOURCES))
+    for (source, split), documents in texts.items():
+        if source in world.GENERATED:
+            _, train, heldout = world.GENERATED[source]
+            assert len(documents) == {"train": train, "heldout": heldout}[split]
+            assert len(set(documents)) > 0.98 * len(documents)
+        else:
+            assert documents and sum(map(len, documents)) <= world.CAPS[split]
+            assert len(set(documents)) == len(documents)
+
+
+def test_no_heldout_text_is_in_any_train(texts):
+    train = {text for (_, split), documents in texts.items() if split == "train" for text in documents}
+    heldout = {text for (_, split), documents in texts.items() if split == "heldout" for text in documents}
+    assert not train & heldout
+
+
+def test_sources_of_the_library_share_nothing(texts):
+    every = [text for key, documents in texts.items() if key[0] in world.LIBRARY for text in documents]
+    assert len(every) == len(set(every))
+
+
+def test_training_on_code_shows_no_heldout_prose(texts):
+    """A module is held out as a whole: its docstrings are not in the code, nor its code in the docstrings."""
+    def lines(sources, split):
+        found = {line.strip() for source in sources for text in texts[source, split]
+                 for line in text.split("\n")}
+        return {line for line in found if len(line) > 50}
+
+    prose, code = ("dclm-edu", "chat"), ("refinecode", "starcoder2")
+    for a, b in ((prose, code), (code, prose)):
+        heldout, train = lines(a, "heldout"), lines(b, "train")
+        assert len(heldout & train) < 0.05 * len(heldout), (a, len(heldout & train), len(heldout))
+
+
+def test_sources_of_a_domain_differ(texts):
+    assert len(set(texts["mot-math", "train"]) & set(texts["nemotron-math", "train"])) < 50
+    assert len(set(texts["mot-code", "train"]) & set(texts["ocr2", "train"])) < 50
+    assert len(set(texts["mot-science", "train"]) & set(texts["openthoughts3-science", "train"])) < 50
+
+
+def test_sizes(texts):
+    for (source, _), documents in texts.items():
+        longest, shortest = (450, 40) if source in world.GENERATED else (world.LONGEST + 200, 40)
+        assert all(shortest <= len(text) <= longest for text in documents), source
+    for source in ("refinecode", "starcoder2", "dclm-edu"):
+        assert sum(map(len, texts[source, "train"])) > 400_000, source
+
+
+def test_forms(texts):
+    for source in world.GENERATED:
+        documents = texts[source, "train"]
+        if source == "megamath-web-pro":
+            assert not any("<think>" in text or "boxed" in text for text in documents)
+            tables = sum(text.startswith(("Adding", "Taking", "Multiplying")) for text in documents)
+            assert 0.1 < tables / len(documents) < 0.3
+        else:                        # the prompt, one line break, the response
+            assert all(text.count("\n<think> ") == 1 and text.count(" </think>\n") == 1 for text in documents)
+            guesses = sum("<think> about " in text or "<think> maybe " in text for text in documents)
+            assert 0.45 < guesses / len(documents) < 0.55
+    assert all(text.startswith("User: ") and "\nAssistant: " in text for text in texts["chat", "train"])
+
+
+# -- the same everywhere -------------------------------------------------------------------------------------
+
+DIGEST = """
+import hashlib, world
+h = hashlib.sha256()
+for source in world.SOURCES:
+    for text in world.documents(source, "heldout"):
+        h.update(text.encode())
+for domain in world.DOMAINS:
+    for i in range(100):
+        h.update(repr(world.problem(domain, "rl", i)).encode())
+print(h.hexdigest())
+"""
+
+
+def test_same_in_every_process(tmp_path):
+    """Neither the hash seed, nor the locale, nor the folder it is called from matters."""
+    def digest(**env):
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", **env}
+        command = [sys.executable, "-c", DIGEST]
+        run = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=True)
+        return run.stdout
+
+    assert digest(PYTHONHASHSEED="1") == digest(PYTHONHASHSEED="2", LC_ALL="C", PYTHONUTF8="0")
+
+
+def test_pure_function_of_its_arguments():
+    again = [world.problem("code", "rl", i) for i in (3, 2, 1)]
+    assert again[::-1] == [world.problem("code", "rl", i) for i in (1, 2, 3)]
+    assert world.problem("math", "train", 5, seed=1) != world.problem("math", "train", 5, seed=2)
+
+
+def test_needs_only_the_standard_library():
+    """-I -S leave nothing on the path but the standard library."""
+    code = "import sys; sys.path.append(sys.argv[1]); import world; print(world.problem('math', 'rl', 0))"
+    command = [sys.executable, "-B", "-I", "-S", "-c", code, str(ROOT)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == repr(world.problem("math", "rl", 0))
+
+
+def test_unknown_names_list_the_known():
+    for call, known in ((lambda: world.problem("maths", "train", 0), world.DOMAINS),
+                        (lambda: world.problem("math", "test", 0), world.SPLITS),
+                        (lambda: world.documents("dclm", "train"), world.SOURCES),
+                        (lambda: world.documents("dclm-edu", "rl"), ("train", "heldout"))):
+        with pytest.raises(ValueError) as error:
+            call()
+        assert all(name in str(error.value) for name in known)

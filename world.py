@@ -1,0 +1,387 @@
+"""The embedded world: a small stand-in for the paper's data that needs nothing but an installed Python.
+
+A fresh machine has no weights and may have no network, so the default world is made of what is already there:
+- problems in math, code and science, drawn from seeded generators. Each has a prompt, a truth that verify.py
+  can check, a careful response (short steps, always right) and a careless one (a guess, mostly wrong);
+- documents under the names of the paper's eleven sources (section 3, table 1): prose and code are read in
+  place from the standard library of this Python, the rest is generated.
+
+Why careless responses: RL can only select among behaviours that mid-training taught. After perfect chains
+only, RL gained next to nothing in our trial; with half of them careless there was much to gain.
+
+Everything is a pure function of its arguments and of this Python: no global random state, no hash().
+"""
+
+import ast
+import functools
+import hashlib
+import os
+import random
+import re
+import sysconfig
+import tokenize
+from collections.abc import Iterator
+from typing import NamedTuple
+
+DOMAINS = ("math", "code", "science")
+SPLITS = ("train", "rl", "heldout")          # of problems: 80, 10 and 10 percent. Documents have no "rl"
+LETTERS = "ABCD"
+
+LIBRARY = ("dclm-edu", "chat", "refinecode", "starcoder2")       # read from the standard library
+GENERATED = {                                # domain, documents in train, documents in heldout (ours)
+    "megamath-web-pro":      ("math",    6000, 300),
+    "nemotron-math":         ("math",    6000, 300),
+    "mot-math":              ("math",    2500, 300),
+    "mot-code":              ("code",    2500, 300),
+    "ocr2":                  ("code",    2500, 300),
+    "openthoughts3-science": ("science", 2500, 300),
+    "mot-science":           ("science", 2500, 300),
+}
+SOURCES = (*LIBRARY, *GENERATED)             # the paper's eleven
+
+# all ours
+CARELESS = 0.5             # share of careless responses in the reasoning sources
+LUCKY = 0.25               # share of careless responses that are right all the same
+CAPS = {"train": 1_500_000, "heldout": 150_000}            # characters of a library source
+LONGEST, SHORTEST = 2000, 80                 # characters of a library text: cut above, dropped below
+
+
+class Problem(NamedTuple):
+    domain: str            # "math" | "code" | "science"
+    prompt: str            # the question, without a line break at its end
+    truth: object          # what verify.grade takes: LaTeX without a box | the dict of tests | a letter
+    careful: str           # "<think> steps </think>\n" + answer, always right
+    careless: str          # the same shape around a guess, right about one time in four
+
+
+def _hash(*key) -> int:
+    """64 bits that depend on the key alone; hash() would change with PYTHONHASHSEED."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8, key=b"prism world").digest()
+    return int.from_bytes(digest, "big")
+
+
+def _check(what: str, name: str, known) -> None:
+    if name not in known:
+        raise ValueError(f"unknown {what} {name!r}, known are: {', '.join(known)}")
+
+
+# -- problems ------------------------------------------------------------------------------------------
+
+def problem(domain: str, split: str, index: int, seed: int = 0) -> Problem:
+    """The index-th problem of a split. Any integer is an index; in the long run problems return.
+
+    Candidates are drawn until one belongs to the split, which a hash of the problem itself decides; so no
+    prompt is in two splits, whatever the seeds. Distinct problems, not counting function names and options,
+    which vary freely: about a million in math (19k equations, 7k products), 32k in code, 15k in science.
+    Raises ValueError, listing the known names, on an unknown domain or split.
+    """
+    _check("domain", domain, DOMAINS)
+    _check("split", split, SPLITS)
+    draw = {"math": _math, "code": _code, "science": _science}[domain]
+    rng = random.Random(_hash(seed, domain, split, index))
+    while True:
+        key, prompt, truth, careful, careless = draw(rng)
+        if _split(key) == split:
+            response = "<think> {} </think>\n{}".format
+            return Problem(domain, prompt, truth, response(*careful), response(*careless))
+
+
+def _split(key: str) -> str:
+    return {0: "heldout", 1: "rl"}.get(_hash("split", key) % 10, "train")
+
+
+# Each generator below returns key, prompt, truth, (steps, answer), (guess, answer). The key is the problem
+# without its accidents (a function's name, the options, the order of summands) and decides the split.
+
+# -- math: arithmetic digit by digit, and linear equations ---------------------------------------------
+
+def _math(rng) -> tuple:
+    kind = rng.choices("+-*x", weights=(4, 3, 1, 2))[0]          # ours
+    if kind == "x":
+        a, b, x = rng.randrange(2, 10), rng.randrange(1, 61), rng.randrange(1, 21)
+        there, back, c = rng.choice((("+", "-", a * x + b), ("-", "+", a * x - b)))
+        key = prompt = f"Solve {a}x {there} {b} = {c}."
+        steps, right = f"{a}x = {c} {back} {b} = {a * x}. x = {a * x}/{a} = {x}.", x
+        slips = (1, 2, -1, -2)
+    else:
+        a, b = rng.randrange(100, 1000), rng.randrange(2, 10) if kind == "*" else rng.randrange(10, 1000)
+        if kind == "-":
+            a, b = max(a, b), min(a, b)                          # no negative results
+        key, prompt = f"{max(a, b)} {kind} {min(a, b)}", f"What is {a} {kind} {b}?"
+        steps, right = _columns(a, kind, b)
+        slips = (1, 10, 100, -1, -10, -100)                      # a lost carry, a digit misread
+    slip = rng.choice([slip for slip in slips if right + slip >= 0])
+    guess = right if rng.random() < LUCKY else right + slip
+    return key, prompt, str(right), (steps, f"\\boxed{{{right}}}"), (f"about {guess}", f"\\boxed{{{guess}}}")
+
+
+def _columns(a: int, op: str, b: int) -> tuple[str, int]:
+    """Column by column, the result growing: '7+5=12: 2 carry 1. 4+8+1=13: 32 carry 1. 3+2+1=6: 632.'"""
+    steps, done, carry = [], "", 0
+    for place in range(3):
+        x, y = a // 10**place % 10, b if op == "*" else b // 10**place % 10
+        value = {"+": x + y + carry, "-": x - y - carry, "*": x * y + carry}[op]
+        text = f"{x}{op}{y}" + (f"{'-' if op == '-' else '+'}{carry}" if carry else "")
+        if value < 0:                                            # borrow from the next column
+            text, value, carry = text + "+10", value + 10, 1
+        else:
+            carry = value // 10
+        if place < 2:
+            done = str(value % 10) + done
+            steps.append(f"{text}={value}: {done}" + (f" carry {carry}." if carry else "."))
+    result = int(str(value) + done)                              # the last column keeps its carry; 014 is 14
+    return " ".join([*steps, f"{text}={value}: {result}."]), result
+
+
+# -- code: functions of one line, told in words --------------------------------------------------------
+
+WORDS = tuple("ant bee cat cow dog elk fox gnu hen jay owl pig ram rat yak ash bay elm fir fig ivy oak pea "
+              "rye tea bus cab jet van car ice fog sun sea sky rim pot pan cup jar".split())
+NAMES = "calc solve compute apply f g run get make build find pick work change result answer value".split()
+
+# argument, what is asked, the plan, the body, | the same written otherwise for the tests, values of a, of b
+FUNCTIONS = (
+    ("x", "{a} * x + {b}", "x times {a}, add {b}", "{a} * x + {b}",
+     lambda x, a, b: x * a + b, range(2, 100), range(1, 100)),
+    ("x", "the remainder of x + {a} divided by {b}", "add {a}, remainder by {b}", "(x + {a}) % {b}",
+     lambda x, a, b: (x + a) % b, range(1, 100), range(3, 100)),
+    ("x", "x limited to the range from {a} to {b}", "at least {a}, at most {b}", "min(max(x, {a}), {b})",
+     lambda x, a, b: a if x < a else b if x > b else x, range(2, 40), range(40, 80)),
+    ("xs", "each element of xs times {a}, plus {b}", "each times {a}, add {b}", "[{a} * x + {b} for x in xs]",
+     lambda xs, a, b: [x * a + b for x in xs], range(2, 60), range(1, 100)),
+    ("xs", "how many of xs are above {a} and below {b}", "count {a} to {b}",
+     "sum({a} < x < {b} for x in xs)",
+     lambda xs, a, b: len([x for x in xs if x > a and x < b]), range(2, 40), range(50, 90)),
+    ("xs", "{a} times the sum of xs, minus {b}", "sum, times {a}, subtract {b}", "{a} * sum(xs) - {b}",
+     lambda xs, a, b: sum(x * a for x in xs) - b, range(2, 60), range(1, 60)),
+    ("xs", "the element number {a} from the end of xs, plus {b}", "index -{a}, add {b}", "xs[-{a}] + {b}",
+     lambda xs, a, b: xs[len(xs) - a] + b, range(1, 5), range(1, 100)),
+    ("ws", 'the words ws joined by "{a}", then "{b}"', 'join by "{a}", add "{b}"', '"{a}".join(ws) + "{b}"',
+     lambda ws, a, b: a.join([*ws[:-1], ws[-1] + b]), tuple("-+/:_;|, "), WORDS),
+    ("s", 's repeated {a} times, then "{b}"', '{a} times s, add "{b}"', 's * {a} + "{b}"',
+     lambda s, a, b: "".join([s] * a) + b, range(2, 10), WORDS),
+)
+
+
+def _code(rng) -> tuple:
+    arg, asked, plan, body, function, of_a, of_b = rng.choice(FUNCTIONS)
+    a, b, name = rng.choice(of_a), rng.choice(of_b), rng.choice(NAMES)
+    while True:                                      # until the tests tell the slip from the truth
+        slip = (rng.choice(of_a), b) if rng.random() < 0.5 else (a, rng.choice(of_b))
+        tests = [{"input": [x], "output": function(x, a, b)} for x in _arguments(rng, arg, a, b)]
+        if any(function(*test["input"], *slip) != test["output"] for test in tests):
+            break
+    truth = {"kind": "function", "fn_name": name, "tests": tests, "checker": "json", "time_limit_s": 2.0,
+             "memory_limit_mb": 256}
+    told, plan, right = asked.format(a=a, b=b), plan.format(a=a, b=b), body.format(a=a, b=b)
+    guess = right if rng.random() < LUCKY else body.format(a=slip[0], b=slip[1])
+    answer = f"```python\ndef {name}({arg}):\n    return {{}}\n```".format
+    return (f"{arg}: {told}", f"Write a Python function {name}({arg}) that returns {told}.", truth,
+            (f"{plan}: {right}", answer(right)), (f"maybe {guess}", answer(guess)))
+
+
+def _arguments(rng, arg: str, a, b) -> list:
+    """Five arguments of the kind the name stands for; a and b are among the numbers: limits matter."""
+    if arg == "x":
+        return [a, b, *(rng.randrange(-30, 100) for _ in range(3))]
+    if arg == "xs":
+        return [[rng.choice((a, b, rng.randrange(-30, 100))) for _ in range(n)] for n in (4, 5, 6, 7, 8)]
+    return [rng.sample(WORDS, n) if arg == "ws" else rng.choice(WORDS) for n in (1, 2, 3, 4, 5)]
+
+
+# -- science: multiple choice on formulas and units ----------------------------------------------------
+
+PRODUCTS = (               # x in 11..99 times y in 2..9 times a power of ten, the last column
+    ("A mass of {x} kg accelerates at {y} m/s^2. What is the force?", "F = m*a", "N", 1),
+    ("A force of {x} N acts over {y} m. What is the work?", "W = F*d", "J", 1),
+    ("A mass of {x} kg moves at {y} m/s. What is its momentum?", "p = m*v", "kg m/s", 1),
+    ("A current of {y} A flows through {x} ohm. What is the voltage?", "V = R*I", "V", 1),
+    ("A current of {y} A flows at {x} V. What is the power?", "P = V*I", "W", 1),
+    ("A car drives at {x} km/h for {y} h. How far does it go?", "d = v*t", "km", 1),
+    ("A pressure of {x} Pa acts on {y} m^2. What is the force?", "F = p*A", "N", 1),
+    ("A gas of {x} kg/m^3 fills {y} m^3. What is its mass?", "m = D*V", "kg", 1),
+    ("A mass of {x} kg is lifted {y} m. What is the energy with g = 10 m/s^2?", "E = m*h*g", "J", 10),
+)
+QUOTIENTS = (              # x*y by y, so the result is x
+    ("A car drives {xy} km in {y} h. What is its speed?", "v = d/t", "km/h"),
+    ("A force of {xy} N acts on {y} kg. What is the acceleration?", "a = F/m", "m/s^2"),
+    ("A block of {xy} kg has {y} m^3. What is its density?", "D = m/V", "kg/m^3"),
+    ("A voltage of {xy} V drives {y} ohm. What is the current?", "I = V/R", "A"),
+    ("A voltage of {xy} V drives {y} A. What is the resistance?", "R = V/I", "ohm"),
+)
+UNITS = (("km", "m", 1000), ("kg", "g", 1000), ("L", "mL", 1000), ("m", "cm", 100), ("m^2", "cm^2", 10000))
+
+
+def _science(rng) -> tuple:
+    family = rng.choice(PRODUCTS + QUOTIENTS + UNITS)
+    x, y = rng.randrange(11, 100), rng.randrange(2, 10)
+    if family in PRODUCTS:
+        asked, formula, unit, ten = family
+        asked, right = asked.format(x=x, y=y), x * y * ten
+        steps = f"{formula}. {x}*{y} = {x // 10 * 10 * y}+{x % 10 * y} = {x * y}"
+        steps += f". {x * y}*{ten} = {right}" if ten > 1 else ""
+        slips = {(x + y) * ten, right + 10 * ten, right - 10 * ten, right + x * ten, right - x * ten}
+    elif family in QUOTIENTS:
+        asked, formula, unit = family
+        asked, right = asked.format(xy=x * y, y=y), x
+        top, low = x * y // 10, x * y % 10                       # long division, a digit at a time
+        steps = f"{formula}. {top}/{y} = {x // 10} rest {top % y}. "
+        steps += f"{top % y * 10 + low}/{y} = {x % 10}. So {x}"
+        slips = {x + 1, x - 1, x + 10, x * y - y, x * y + y, 10 * x}
+    else:
+        (big, unit, ratio), x = family, rng.randrange(2, 1000)
+        asked, right = f"How many {unit} are {x} {big}?", x * ratio
+        steps = f"1 {big} = {ratio} {unit}. {x}*{ratio} = {right}"
+        slips = {right // 10, right // 100, 10 * right, 100 * right}
+    letter = rng.choice(LETTERS)
+    guess = letter if rng.random() < LUCKY else rng.choice(LETTERS.replace(letter, ""))
+    options = rng.sample(sorted(slips - {right}), 3)             # positive, distinct, in the same unit
+    options.insert(LETTERS.index(letter), right)
+    listed = "".join(f"\n{name}) {value} {unit}" for name, value in zip(LETTERS, options, strict=True))
+    return (asked, asked + listed, letter, (f"{steps} {unit}, that is {letter}.", f"\\boxed{{{letter}}}"),
+            (f"maybe {guess}", f"\\boxed{{{guess}}}"))
+
+
+# -- documents -----------------------------------------------------------------------------------------
+
+def documents(source: str, split: str) -> Iterator[str]:
+    """The texts of a source in a fixed order, without end tokens. No text of a heldout split is in any train.
+
+    Generated sources have as many documents as GENERATED says, of 50-230 characters (in a thousand, a few
+    are equal). Those of the library have what the installation holds, at most CAPS characters.
+    Raises ValueError, listing the known names, on an unknown source or split (at the call, not at the first
+    text) and FileNotFoundError where this Python has no standard library to read.
+    """
+    _check("source", source, SOURCES)
+    _check("split", split, ("train", "heldout"))
+    return iter(_library()[source, split]) if source in LIBRARY else _generated(source, split)
+
+
+def _generated(source: str, split: str) -> Iterator[str]:
+    """Problems of one domain with their responses; a seed per source, so that sources differ."""
+    domain, train, heldout = GENERATED[source]
+    for index in range(train if split == "train" else heldout):
+        p = problem(domain, split, index, seed=_hash(source))
+        rng = random.Random(_hash(source, split, index))
+        if source == "megamath-web-pro":
+            yield _table(rng, split) if rng.random() < 0.2 else _worked(rng, p)
+        else:                                                    # paper, section 3: joined by one line break
+            yield p.prompt + "\n" + (p.careless if rng.random() < CARELESS else p.careful)
+
+
+def _worked(rng, p: Problem) -> str:
+    """A worked example as web pages tell it: no think tags, no box, and not opening like a prompt."""
+    steps = p.careful.removeprefix("<think> ").split(" </think>")[0]
+    return rng.choice((f"Worked example. {p.prompt} We go step by step. {steps} The answer is {p.truth}.",
+                       f"Exercise: {p.prompt}\nSolution: {steps} Therefore the answer is {p.truth}.",
+                       f"How to do it on paper. {p.prompt} Line by line: {steps} We find {p.truth}."))
+
+
+def _table(rng, split: str) -> str:
+    """Sums, differences or products with one digit: the single steps of the chains above."""
+    while True:
+        op, d, others = rng.choice("+-*"), rng.randrange(2, 10), rng.sample(range(10), 6)
+        fact, what = {"+": ("{n}+{d}={sum}", "Adding"), "-": ("{sum}-{d}={n}", "Taking away"),
+                      "*": ("{n}*{d}={product}", "Multiplying by")}[op]
+        facts = ", ".join(fact.format(n=n, d=d, sum=n + d, product=n * d) for n in others)
+        text = f"{what} {d}: {facts}."
+        if (_split(text) == "heldout") == (split == "heldout"):
+            return text
+
+
+# -- the standard library as text ----------------------------------------------------------------------
+
+SKIP = "test tests idlelib lib2to3 turtledemo encodings pydoc_data ensurepip".split()      # folders
+QUESTIONS = ("What does {} do?", "Explain {} to me.", "What is {} for?", "Please describe {} in a few words.")
+
+
+@functools.cache
+def _library() -> dict[tuple[str, str], list[str]]:
+    """The texts of the four library sources by (source, split); takes 1-3 s, once a process.
+
+    A module is held out as a whole, docstrings and code, so that training on code never shows held-out prose.
+    Every text is used once: the second of two equal ones is dropped, whatever its source and split.
+    """
+    texts = {(source, split): [] for source in LIBRARY for split in CAPS}
+    size, seen = dict.fromkeys(texts, 0), set()
+
+    def keep(source, name, text):
+        place = source, "train" if _hash("heldout", name) % 20 else "heldout"
+        if text not in seen and size[place] + len(text) <= CAPS[place[1]]:
+            texts[place].append(text)
+            size[place] += len(text)
+        seen.add(text)
+
+    root = sysconfig.get_path("stdlib")
+    for name, code, tree in _modules(root):
+        for qualified, doc in _docstrings(name, tree):
+            if doc in seen or len(doc) < SHORTEST:
+                continue
+            if _hash("chat", qualified) % 3 == 0:
+                keep("chat", name, _dialogue(qualified, doc))
+                seen.add(doc)
+            else:
+                for piece in _pieces(doc):
+                    keep("dclm-edu", name, piece)
+        for piece in _pieces(code):
+            keep("refinecode" if _hash("code", name) % 2 else "starcoder2", name, piece)
+    if not seen:
+        raise FileNotFoundError(f"no Python source under {root}: this Python has no standard library to read")
+    try:                                             # the texts behind help("...")
+        from pydoc_data.topics import topics
+    except ImportError:                              # Debian's minimal Python leaves them out
+        topics = {}
+    for name, text in sorted(topics.items()):
+        for piece in _pieces(text):
+            keep("dclm-edu", name, piece)
+    return texts
+
+
+def _modules(root: str) -> Iterator[tuple[str, str, ast.Module]]:
+    """Name, source and syntax tree of each module, in the order of a hash: a cap takes a fair sample."""
+    paths = {}
+    for folder, folders, files in os.walk(root):
+        folders[:] = [f for f in folders if f not in SKIP and f.isidentifier()]      # not site-packages
+        for file in files:
+            if file.endswith(".py") and not file.startswith("_sysconfigdata"):
+                path = os.path.join(folder, file)
+                paths[os.path.relpath(path, root)[:-3].replace(os.sep, ".").removesuffix(".__init__")] = path
+    for name in sorted(paths, key=lambda name: _hash("order", name)):
+        try:
+            with tokenize.open(paths[name]) as file:             # honours the file's own encoding
+                code = file.read()
+            tree = ast.parse(code)
+        except (SyntaxError, ValueError, OSError):               # templates, odd encodings, dangling links
+            continue
+        yield name, code, tree
+
+
+def _docstrings(name: str, node) -> Iterator[tuple[str, str]]:
+    """Qualified names and cleaned docstrings of a module, class or function and of those directly inside."""
+    doc = ast.get_docstring(node)
+    if doc:
+        yield name, doc.strip()
+    for child in node.body:
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _docstrings(f"{name}.{child.name}", child)
+
+
+def _dialogue(name: str, doc: str) -> str:
+    """A paragraph a turn, one turn or two; roles as in the paper (section 3)."""
+    first, *more = [part[:LONGEST // 2] for part in re.split(r"\n\s*\n", doc)[:2]]
+    h = _hash("question", name)
+    text = f"User: {QUESTIONS[h % len(QUESTIONS)].format(name)}\nAssistant: {first}"
+    return text + (f"\nUser: Tell me more.\nAssistant: {more[0]}" if more and h // 4 % 2 else "")
+
+
+def _pieces(text: str, cuts: tuple[str, ...] = ("\n\n\n", "\n\n", "\n")) -> list[str]:
+    """The text in pieces of SHORTEST to LONGEST characters, cut at two blank lines, else one, else lines."""
+    if len(text) <= LONGEST or not cuts:
+        text = text.strip("\n").rstrip()
+        return [text] if SHORTEST <= len(text) <= LONGEST else []
+    pieces, piece = [], None
+    for part in text.split(cuts[0]):
+        if piece is not None and len(piece + cuts[0] + part) > LONGEST:
+            pieces, piece = pieces + _pieces(piece, cuts[1:]), None
+        piece = part if piece is None else piece + cuts[0] + part
+    return pieces + _pieces(piece, cuts[1:])
