@@ -1,7 +1,7 @@
 """Mid-training on weighted mixtures (PRISM, arXiv 2603.17074, section 4 and table 16), from a laptop to 128 GPUs.
 
-    python midtrain.py --model=toy --mixture=base --run=runs/base                 # two CPU cores, the embedded world
-    python midtrain.py --model=toy --init=runs/base/model --run=runs/mt           # mid-train what came out
+    python midtrain.py --model=toy --mixture=base --out=runs/base                 # two CPU cores, the embedded world
+    python midtrain.py --model=toy --init=runs/base/model --out=runs/mt           # mid-train what came out
     torchrun --nproc_per_node=8 midtrain.py --model=mistral-24b --data=data/mcs   # the same lines
     python midtrain.py --model=mistral-24b --dry_run=True                         # parameters, memory, tokens, days
 
@@ -54,7 +54,7 @@ from tokenizer import load_tokenizer
 class Config:
     model: str = "toy"                   # preset: architecture and recipe (see model.py)
     init: str = ""                       # weights: preset, folder, random:NAME or "0.15*A + 0.85*B"; empty = --model's own
-    run: str = "runs/midtrain"           # folder of this run; the same command again goes on from it
+    run: str = "runs/midtrain"           # folder of this run, also --out (torchrun keeps --run for itself); goes on from it
     data: str = "toy"                    # folder of prepared sources; toy = the embedded world, prepared in data/toy
     tokenizer: str = ""                  # folder of a tokenizer; empty = the checkpoint's own
     mixture: str = "math+code+science"   # math, math+code, math+code+science, base, or source:percent,source:percent

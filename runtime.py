@@ -49,6 +49,7 @@ def parse(Config, argv=None, recipe=lambda model: {}):
             raise InputError(f"{path}: not a readable config.json ({e}); flags are written --key=value") from None
     argv = [token for key, value in saved.items() for token in (f"--{key}", str(value))] + [
         token for arg in argv for token in (arg.split("=", 1) if arg.startswith("--") else [arg])]
+    argv = ["--run" if token == "--out" else token for token in argv]    # torchrun takes a --run for its own --run-path
     models = [b for a, b in zip(argv, argv[1:], strict=False) if a == "--model"]
     default = Config()
     default = dataclasses.replace(default, **recipe(models[-1] if models else default.model))
@@ -130,6 +131,7 @@ def shard(model, mesh, dtype):
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)                        # gloo has no scaled sum
     return model
 
 

@@ -1,19 +1,19 @@
-"""Text to ids and back: the seven models through the `tokenizers` library, and a vocabulary of 512 for the toy world.
+"""Text to ids and back: the seven models through the `tokenizers` library, and 512 ids for the toy world.
 
-Three rules make the ids of a document the same everywhere (each broken rule is a known bug of some code base):
-  1. encode() neither adds special ids nor reads them out of the text: "</s>" in a web page is three characters of
-     prose, never the document separator. Whether an added token is special is the flag in tokenizer.json: Granite-4's
-     <think> is matched if its file says `special: false`.
-  2. The ids around a document are placed here, in Tokenizer.documents(), and nowhere else: no post-processor is trusted.
-  3. save() writes back the files that were loaded, byte for byte, so transformers and vLLM read what we read.
+Three rules give a document the same ids everywhere (each, broken, is a known bug of some code base):
+  1. encode() neither adds special ids nor reads them out of the text: "</s>" in a web page is prose, never a
+     separator. What is special, tokenizer.json says: a <think> with `special: false` is read as one id.
+  2. The ids around a document are placed by documents() and nowhere else; no post-processor is trusted.
+  3. save() writes the files that were loaded, byte for byte: transformers and vLLM read what we read.
 
-The toy is a tiktoken Encoding built from the constants below (named encodings are downloaded, ours is not); its ids equal
-those of the tokenizer.json that it saves. Ids 0-255 are the bytes, 256-509 PIECES in order, 510 <|end|>, 511 <|pad|>.
+The toy vocabulary is a tiktoken Encoding made of the constants below (named encodings are downloaded, this is
+not); it is saved as a tokenizer.json that gives the same ids.
 
-    tok = load_tokenizer("checkpoints/granite-4-h-micro")      tok = toy_tokenizer()
-    tok.decode(tok.encode("2 + 2 = 4")) == "2 + 2 = 4"         tok.document("one page") -> [..., tok.eos_id]
+    tok = load_tokenizer("checkpoints/granite-4-h-micro")          # or toy_tokenizer()
+    tok.decode(tok.encode("2 + 2 = 4")) == "2 + 2 = 4"
+    tok.document("one page") == [*tok.encode("one page"), tok.eos_id]
 """
-import functools
+
 import hashlib
 import json
 import os
@@ -22,110 +22,221 @@ from pathlib import Path
 import tiktoken
 import tokenizers
 
-# what a folder may hold; tokenizer.json defines the ids, the rest is carried along for those who read the folder
-FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-         "merges.txt", "tokenizer.model", "tekken.json", "chat_template.jinja")
+# the files of a tokenizer: the first defines the ids, the others are carried along for who reads the folder
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+         "vocab.json", "merges.txt", "tokenizer.model", "tekken.json", "chat_template.jinja")
 
 
-# -- one tokenizer ----------------------------------------------------------------------------------------------------
 class Tokenizer:
-    """What one folder's tokenizer files say. Made by load_tokenizer or toy_tokenizer; safe to pickle.
+    """A tokenizer as its files define it; made by load_tokenizer() or toy_tokenizer(), and safe to pickle.
 
-    eos_id, bos_id, pad_id: ids, the last two None where the model has none.
-    vocab_size: 1 + the largest id this can emit. A model's embedding may be taller (Granite-4 is padded to 100352).
-    fingerprint: sha256 of all that decides the ids of documents() (vocabulary, merges, pre-split, normalizer, added
-        tokens, bos, eos), not of the file's spelling; the same after save and load.
+    eos_id, bos_id, pad_id: the last two are None where the model has none
+    vocab_size: 1 + the largest id there is; a model may have more rows (embeddings are often padded)
+    fingerprint: sha256 of what decides the ids of documents(): normalizer, pre-split, vocabulary, merges,
+        added tokens, and the ids placed around. Not of the file's spelling; the same after save and load.
     """
 
-    def __init__(self, files: dict[str, bytes], eos_id: int, bos_id: int | None = None, pad_id: int | None = None):
-        """files: name -> content, tokenizer.json among them. Raises ValueError where it or an id makes no sense."""
-        self.files, self.eos_id, self.bos_id, self.pad_id = files, eos_id, bos_id, pad_id
-        spec = json.loads(files["tokenizer.json"])
-        self.backend = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
-        self.backend.encode_special_tokens = True      # rule 1; not stored in the file and lost by pickle: set it here
-        self.backend.no_truncation()                   # a file saved by a fine-tuning script may cut every text at 512
+    def __init__(self, files: dict[str, bytes], eos=None, bos=None, pad=None):
+        """files: content by name; eos, bos, pad: id, token text or None. ValueError if one is amiss."""
+        self.files = files
+        try:
+            self.backend = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
+        except ValueError as error:
+            raise ValueError(f"tokenizer.json cannot be read ({error}); fetch it again") from error
+        self.backend.encode_special_tokens = True      # rule 1; kept neither in the file nor by pickle
+        self.backend.no_truncation()                   # a file saved after fine-tuning may cut texts at 512
         self.backend.no_padding()
         self.vocab_size = 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
-        for kind, id in (("eos", eos_id), ("bos", bos_id), ("pad", pad_id)):
-            if (id is not None or kind == "eos") and not (isinstance(id, int) and 0 <= id < self.vocab_size):
-                raise ValueError(f"{kind} id is {id}, the vocabulary has 0 to {self.vocab_size - 1}: "
-                                 f"correct {kind}_token_id in config.json or {kind}_token in tokenizer_config.json")
-        if isinstance(merges := spec["model"].get("merges"), list):              # "a b" before 2024, ["a", "b"] since
-            spec["model"]["merges"] = [m.split(" ") if isinstance(m, str) else m for m in merges]
-        spec = {key: spec.get(key) for key in ("normalizer", "pre_tokenizer", "model", "added_tokens")}
-        text = json.dumps([spec, eos_id, bos_id], sort_keys=True)
+
+        self.eos_id, self.bos_id = self._id("eos", eos), self._id("bos", bos)
+        self.pad_id = self._id("pad", pad)
+        if self.eos_id is None:
+            raise ValueError("no eos: name eos_token_id in config.json or eos_token in tokenizer_config.json")
+        # Granite's config names bos = eos because the model has no bos; one separator is enough
+        self.before = [] if self.bos_id in (None, self.eos_id) else [self.bos_id]
+        self.after = [self.eos_id]
+
+        spec = json.loads(files["tokenizer.json"])
+        if "merges" in spec["model"]:                  # "a b" in older files, ["a", "b"] in newer ones
+            pairs = [m.split(" ") if isinstance(m, str) else m for m in spec["model"]["merges"]]
+            spec["model"]["merges"] = pairs
+        parts = [spec.get(key) for key in ("normalizer", "pre_tokenizer", "model", "added_tokens")]
+        text = json.dumps([*parts, self.before, self.after], sort_keys=True)
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
+
+    def _id(self, kind: str, token: int | str | None) -> int | None:
+        if token is None:
+            return None
+        id = self.backend.token_to_id(token) if isinstance(token, str) else token
+        text = self.backend.id_to_token(id) if isinstance(id, int) and 0 <= id < self.vocab_size else None
+        if text is None:
+            raise ValueError(f"{kind} is {token!r}, none of the {self.vocab_size} tokens of tokenizer.json: "
+                             f"see {kind}_token_id in config.json, {kind}_token in tokenizer_config.json")
+        if id in self.encode(text):
+            raise ValueError(f"{kind} is {text!r} (id {id}), which ordinary text can spell, so a document "
+                             "could forge it: give it `special: true` in added_tokens of tokenizer.json")
+        return id
 
     def __reduce__(self):
         return type(self), (self.files, self.eos_id, self.bos_id, self.pad_id)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text and of nothing else: no bos, no eos, and no special id whatever the text spells. A lone
-        surrogate (half of a broken JSON escape, not text) is read as U+FFFD."""
-        return self.backend.encode(_unicode(text), add_special_tokens=False).ids
+        """The ids of the text and no others: nothing is added, and no special id is made whatever the text
+        spells. A lone surrogate (a broken JSON escape, not encodable as UTF-8) counts as U+FFFD."""
+        return self.backend.encode(_utf8(text), add_special_tokens=False).ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """encode() of each, on all cores."""
-        batch = self.backend.encode_batch_fast([_unicode(text) for text in texts], add_special_tokens=False)
+        """encode() of each text, on all cores."""
+        batch = self.backend.encode_batch_fast([_utf8(text) for text in texts], add_special_tokens=False)
         return [encoding.ids for encoding in batch]
 
     def decode(self, ids: list[int]) -> str:
-        """Text of the ids, special tokens spelled out; bytes that are not UTF-8 become U+FFFD. Byte-level vocabularies give
-        decode(encode(t)) == t. SentencePiece (Mistral-7B) drops one leading space, so decode a whole text, not its parts.
-        Raises ValueError for an id outside the vocabulary (the library would skip it in silence)."""
-        if ids and not (min(ids) >= 0 and max(ids) < self.vocab_size):
-            wrong = next(id for id in ids if not 0 <= id < self.vocab_size)
-            raise ValueError(f"cannot decode id {wrong}: the tokenizer's vocab_size is {self.vocab_size}. Padded rows of a "
-                             "model's head have no text; do not sample them")
-        return self.backend.decode(ids, skip_special_tokens=False)
+        """The text of the ids, special tokens spelled out, bytes that are no UTF-8 as U+FFFD.
+
+        decode(encode(text)) == text for byte-level vocabularies. SentencePiece (Mistral-7B) drops a space in
+        front: decode a text as a whole, not in parts. Raises ValueError on an id outside the vocabulary.
+        """
+        return self.backend.decode(self._known(ids), skip_special_tokens=False)
+
+    def _known(self, ids):
+        wrong = [id for id in ids if not 0 <= id < self.vocab_size]        # the library would skip in silence
+        if wrong:
+            raise ValueError(f"id {wrong[0]} has no text: the tokenizer's vocab_size is {self.vocab_size}. "
+                             "A model's head may have more rows than that; do not sample from the rest")
+        return ids
 
     def documents(self, texts: list[str]) -> list[list[int]]:
-        """Each text as a training document: bos first if there is a bos that is not the eos, eos last. So Granite gets
-        [..., eos] and Llama, Mistral and Nemotron [bos, ..., eos]."""
-        head = [] if self.bos_id in (None, self.eos_id) else [self.bos_id]
-        return [head + ids + [self.eos_id] for ids in self.encode_batch(texts)]
+        """Each text with the ids that separate documents: the bos in front, if there is one that is not the
+        eos, and the eos behind. [bos, ..., eos] for Llama, Mistral, Nemotron; [..., eos] for Granite, toy."""
+        return [self.before + ids + self.after for ids in self.encode_batch(texts)]
 
     def document(self, text: str) -> list[int]:
         """documents() of one text."""
-        return self.documents([text])[0]
+        return self.before + self.encode(text) + self.after
 
     def save(self, folder: str | Path) -> None:
-        """Writes the tokenizer's files, as they were loaded, for load_tokenizer, transformers and vLLM to read."""
+        """Writes the files into the folder (made if need be): for us, transformers and vLLM to load."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
             (Path(folder) / name).write_bytes(content)
 
 
-def _unicode(text: str) -> str:
+def _utf8(text: str) -> str:
     try:
         text.encode()
+        return text
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
-# -- from a folder ----------------------------------------------------------------------------------------------------
 def load_tokenizer(folder: str | Path, config: dict | None = None) -> Tokenizer:
-    """The tokenizer of a checkpoint folder.
+    """The tokenizer of a checkpoint's folder.
 
-    config: the folder's config.json; where it has bos_token_id, eos_token_id (a list counts by its first) or pad_token_id,
-        that id is taken, null included; where it has not, the id comes from bos_token, ... of tokenizer_config.json.
-    Raises FileNotFoundError where there is no tokenizer.json, ValueError where it cannot be read or no eos is named.
+    config: the content of config.json. Its eos_token_id (of a list, the first), bos_token_id and pad_token_id
+        hold where the key is there, null too; else eos_token, ... of tokenizer_config.json.
+    Raises FileNotFoundError if there is no tokenizer.json, ValueError if a file or a special id is wrong.
     """
     folder, config = Path(folder), config or {}
     files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
     if "tokenizer.json" not in files:
-        found = [name for name in ("tokenizer.model", "tekken.json", "vocab.json") if name in files]
-        raise FileNotFoundError(f"no tokenizer.json in {folder}" + (
-            "" if folder.is_dir() else " (no such folder)") + (
-            f"; there is {' and '.join(found)}, which transformers can convert: "
-            f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})" if found else
-            "; fetch the model's tokenizer.json and tokenizer_config.json into it"))
-    settings = json.loads(files.get("tokenizer_config.json", b"{}"))
-
-    def special(kind: str) -> int | None:
-        if (key := f"{kind}_token_id") in config:
-            return config[key][0] if isinstance(config[key], list) else config[key]
+        other = " and ".join(files.keys() & {"tokenizer.model", "tekken.json", "vocab.json"})
+        raise FileNotFoundError(f"{folder}: " + (
+            "no such folder" if not folder.is_dir() else
+            "no tokenizer.json; fetch it and tokenizer_config.json from the model's hub repo" if not other else
+            f"no tokenizer.json, only {other}; transformers can convert: "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"))
+    try:
+        settings = json.loads(files.get("tokenizer_config.json", "{}"))
+    except ValueError as error:
+        raise ValueError(f"{folder}: tokenizer_config.json cannot be read ({error}); fetch it") from error
+    special = {}
+    for kind in ("eos", "bos", "pad"):
         token = settings.get(f"{kind}_token")
         token = token["content"] if isinstance(token, dict) else token
-        return None if token is None else vocab[token]
+        id = config.get(f"{kind}_token_id", token)
+        special[kind] = id[0] if isinstance(id, list) else id
+    try:
+        return Tokenizer(files, **special)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
+
+
+# -- the toy -------------------------------------------------------------------------------------------------
+
+# How text is split before merging. ASCII only, so that no library's Unicode tables matter: a letter outside
+# of ASCII is bytes, like all that is neither letter, digit, space nor line break. Digits stand alone, as
+# column arithmetic wants; a space before a digit goes with the sign before it (" + "), an indent with its
+# line break.
+PATTERN = r" ?</?think>|[ \\]?[A-Za-z]+|[0-9]| ?[^A-Za-z0-9 \n]+(?: (?=[0-9]))?|\n+ *| +"
+
+# Ids 256-507: what saves most tokens over equal shares of world.py's eleven sources (greedily: a whole split
+# or a merge of two). A piece stands behind all that it contains; so tiktoken and tokenizers merge alike.
+PIECES = (
+    "  |at| a|re|in| m|: |er|) | maybe|. | o|What| s|or| t| f| c|es| x|en| kg|on|def|el|it|Write|ed|\\boxed|"
+    " b| d| of|al|```|an|st| in| p| km| \"|ar| carry| =| = |le| step| w|et| *|, |ion|):|as|ct|ing|ow| for|"
+    " g| to| re|um|om|xs| xs| n| by|ce| drives| l| N| The| Therefore|am|il| A|if|ex| example|ent| it| ohm|"
+    "ut| many|us|is| is|un| cm|od|Worked|ass| find| h|im| times| V|ot| Line| (| '|tr| do|pe| paper|__| are|"
+    " on|How|\n\n| sum| words|ck| J|ame|ad| add| line|id| * | at|ist|Assistant| Explain| C| number| Tell| +|"
+    " + |ch| each|ro| from| <| change|se|self|Exercise|User| self|join| apply|()|all|em| element| remainder|"
+    " plus|max|\".|ws| D| compute|ul|Multiplying|',| joined| acts|ter|res| result| None| be|and|._|lo|"
+    " flows|ver| % |   | more| divided|th| </think>|<think>| Python|python| th| the| that| with|ab| about|"
+    " above| work| W| What| We| B|end|    |        |\n    |\n        |\n            |\n                |ur|"
+    " current|\"\"|pt|\n\n    | make| build| Please| mL|ile|ra| range| acceleration| accelerates|ic| -| - |"
+    " through|up|urn|return| returns|lass| min| [|ue| value| limited| go| So| default| its|ol|Solve|"
+    "Solution| Solve| solve|ig| an| answer| and| or|ag| voltage| not| as|ption|get|ib| describe|ction|"
+    " function|ec| object|--|----| repeated"
+).split("|")
+RANKS = {bytes([byte]): byte for byte in range(256)} | {p.encode(): 256 + i for i, p in enumerate(PIECES)}
+SPECIALS = {"<|end|>": 508, "<|pad|>": 509, "<|free_a|>": 510, "<|free_b|>": 511}      # two for experiments
+
+
+class ToyTokenizer(Tokenizer):
+    """512 ids: 0-255 are bytes, 256-507 PIECES, 508 <|end|> (the eos), 509 <|pad|>. Encodes with tiktoken."""
+
+    def __init__(self):
+        self.encoding = tiktoken.Encoding("prism-toy", pat_str=PATTERN, mergeable_ranks=RANKS,
+                                          special_tokens=SPECIALS)
+        super().__init__(_toy_files(), eos="<|end|>", pad="<|pad|>")
+
+    def __reduce__(self):
+        return type(self), ()
+
+    def encode(self, text):
+        return self.encoding.encode_ordinary(text)
+
+    def encode_batch(self, texts):
+        return self.encoding.encode_ordinary_batch(texts, num_threads=os.cpu_count() or 1)
+
+    def decode(self, ids):
+        return self.encoding.decode(self._known(ids))
+
+
+def toy_tokenizer() -> ToyTokenizer:
+    """The tokenizer of the toy presets: the same ids on every machine, nothing to download."""
+    return ToyTokenizer()
+
+
+def _toy_files() -> dict[str, bytes]:
+    """The toy as tokenizer.json and tokenizer_config.json, each byte spelled as one letter, as in GPT-2."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = {byte: chr(byte) for byte in plain}
+    letters |= {byte: chr(256 + i) for i, byte in enumerate(b for b in range(256) if b not in letters)}
+    spelled = {token: "".join(letters[byte] for byte in token) for token in RANKS}
+    # tiktoken merges two neighbours that make a piece, wherever the cut; tokenizers wants every cut listed
+    merges = [[spelled[token[:cut]], spelled[token[cut:]]] for token in RANKS for cut in range(1, len(token))
+              if token[:cut] in RANKS and token[cut:] in RANKS]
+    split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated", "invert": False}
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [{"id": id, "content": text, **flags} for text, id in SPECIALS.items()],
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]},
+        "decoder": level,
+        "model": {"type": "BPE", "ignore_merges": True, "merges": merges,          # a whole split is one id
+                  "vocab": {text: RANKS[token] for token, text in spelled.items()}},
+    }
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>", "pad_token": "<|pad|>",
+              "clean_up_tokenization_spaces": False}
+    return {"tokenizer.json": json.dumps(tokenizer, indent=1).encode(),
+            "tokenizer_config.json": json.dumps(config, indent=1).encode()}
