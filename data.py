@@ -67,8 +67,10 @@ def read_mixture(text):
         try:
             mixture[name] = mixture.get(name, 0) + float(percent)
         except ValueError:
-            raise InputError(f"--mixture: {part.strip()!r} is not source:percent") from None
-    if any(p <= 0 for p in mixture.values()) or abs(sum(mixture.values()) - 100) > 1e-6:
+            name = ""
+        if not name:
+            raise InputError(f"--mixture: {part.strip()!r} is not source:percent")
+    if any(p <= 0 for p in mixture.values()) or not abs(sum(mixture.values()) - 100) <= 1e-6:         # not: refuses nan
         raise InputError(f"--mixture={text!r}: the percentages sum to {sum(mixture.values()):g}; they must be positive and "
                          f"sum to 100")
     return mixture
@@ -76,7 +78,7 @@ def read_mixture(text):
 
 def period_rows(mixture):
     """Rows of each source in one period, in the mixture's order: the shortest period (at most 10,000 rows) that holds every
-    share exactly (400 for the paper's three), else 10,000 rows by largest remainder."""
+    share exactly (20, 80 and 400 for the paper's three), else 10,000 rows by largest remainder."""
     shares = [Fraction(str(p)) / 100 for p in mixture.values()]
     period = np.lcm.reduce([s.denominator for s in shares], dtype=object)
     if period <= 10_000 and sum(shares) == 1:
@@ -160,6 +162,7 @@ def write_source(folder, name, splits, tokenizer, shard_tokens=1 << 28):
     manifest. The folder appears when complete."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     final, tmp = os.path.join(folder, name), os.path.join(folder, f"{name}.tmp-{os.getpid()}")
+    shutil.rmtree(tmp, ignore_errors=True)                # what a failed call left
     os.makedirs(tmp)
     manifest = {"format": 1, "source": name, "tokenizer": tokenizer.fingerprint, "dtype": dtype.name, "splits": {}}
     for split, texts in splits.items():
@@ -190,15 +193,12 @@ def write_source(folder, name, splits, tokenizer, shard_tokens=1 << 28):
 
 
 def prepare_toy(folder, tokenizer):
-    """The embedded world, tokenized into `folder`; sources already there with this tokenizer are left alone."""
+    """The embedded world, tokenized into `folder`; sources already there, whole and with this tokenizer, are left alone."""
     for name in SOURCES:
         try:
-            with open(os.path.join(folder, name, "manifest.json")) as f:
-                if json.load(f)["tokenizer"] == tokenizer.fingerprint:
-                    continue
-        except (FileNotFoundError, json.JSONDecodeError):
-            pass
-        write_source(folder, name, {split: world.documents(name, split) for split in ("train", "heldout")}, tokenizer)
+            Source(folder, name, tokenizer, tokenizer.vocab_size).verify()
+        except InputError:
+            write_source(folder, name, {split: world.documents(name, split) for split in ("train", "heldout")}, tokenizer)
 
 
 class Source:
@@ -210,16 +210,19 @@ class Source:
         try:
             with open(path) as f:
                 manifest = json.load(f)
-            self.splits, self.dtype = manifest["splits"], np.dtype(manifest["dtype"])
-        except FileNotFoundError:
-            have = sorted(n for n in os.listdir(folder) if os.path.exists(os.path.join(folder, n, "manifest.json"))) \
-                if os.path.isdir(folder) else []
+            self.dtype, made_with = np.dtype(manifest["dtype"]), manifest["tokenizer"]
+            keys = ("file", "tokens", "documents", "max_id", "crc32", "idx_crc32")
+            self.splits = {split: [{k: shard[k] for k in keys} for shard in shards]
+                           for split, shards in manifest["splits"].items()}
+        except (FileNotFoundError, NotADirectoryError):
+            have = sorted(n for n in os.listdir(folder) if os.path.exists(os.path.join(folder, n, "manifest.json"))
+                          and ".tmp-" not in n) if os.path.isdir(folder) else []
             raise InputError(f"--data={folder} has no prepared source {name!r} (it has: {', '.join(have) or 'none'}); "
                              f"prepare it, or take a --mixture without it") from None
-        except (json.JSONDecodeError, KeyError, TypeError) as e:
+        except (ValueError, KeyError, TypeError, AttributeError) as e:               # not JSON, or not the JSON written above
             raise InputError(f"--data: {path} is damaged ({e!r}); prepare the source again") from None
-        if manifest["tokenizer"] != tokenizer.fingerprint:
-            raise InputError(f"--data: {self.folder} was prepared with another tokenizer ({manifest['tokenizer'][:12]}; the "
+        if made_with != tokenizer.fingerprint:
+            raise InputError(f"--data: {self.folder} was prepared with another tokenizer ({made_with[:12]}; the "
                              f"model's is {tokenizer.fingerprint[:12]}); prepare the data with this model's tokenizer")
         self.maps = {}                                    # split: (token maps, offset maps, first token of each shard)
         for split, shards in self.splits.items():
@@ -240,8 +243,8 @@ class Source:
             raise InputError(f"--data: {path} is missing; prepare the source again")
         size, want = os.path.getsize(path), count * dtype.itemsize
         if size != want or count == 0:
-            raise InputError(f"--data: {path} has {size} bytes, its manifest says {want}: {'empty' if not size else 'cut short'}"
-                             f"; prepare the source again")
+            what = "empty" if not size else "cut short" if size < want else "too long"
+            raise InputError(f"--data: {path} has {size} bytes, its manifest says {want}: {what}; prepare the source again")
         return np.memmap(path, dtype, "r")
 
     def verify(self, part=0, parts=1):
@@ -259,10 +262,13 @@ class Source:
 
     def rows(self, T, split="train"):
         """Rows of T inputs; each takes one more token as its last target, and the next row starts with that token."""
+        if split not in self.maps:
+            raise InputError(f"--data: {self.folder} has no {split} split (it has: {', '.join(self.maps) or 'none'}); prepare the "
+                             f"source again")
         n = (self.tokens(split) - 1) // T
         if n < 1:
             raise InputError(f"--data: {self.folder} has {self.tokens(split)} {split} tokens, less than one row of "
-                             f"--seq_len={T} + 1")
+                             f"--seq_len={T} + 1; take a smaller --seq_len")
         return n
 
     def row(self, i, T, split="train"):

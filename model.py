@@ -32,7 +32,9 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from kernels.conv1d import causal_conv1d
 from kernels.loss import linear_cross_entropy
-from kernels.ssd import ssd
+from kernels.norm import rms_norm
+from kernels.rope import rotate
+from kernels.ssd import chunk_length, ssd
 from runtime import InputError, did_you_mean
 from tokenizer import load_tokenizer, toy_tokenizer
 
@@ -265,13 +267,7 @@ class RMSNorm(nn.Module):
         self.weight, self.eps, self.groups = nn.Parameter(torch.ones(size)), eps, groups
 
     def forward(self, x, gate=None):
-        y = x.float()
-        if gate is not None:
-            y = y * F.silu(gate.float())
-        if self.groups == 1:
-            return F.rms_norm(y, y.shape[-1:], self.weight.float(), self.eps).to(x.dtype)
-        y = F.rms_norm(y.unflatten(-1, (self.groups, -1)), (y.shape[-1] // self.groups,), None, self.eps)
-        return (y.flatten(-2) * self.weight.float()).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps, self.groups, gate)
 
 
 def rope_frequencies(arch, device=None):
@@ -284,12 +280,6 @@ def rope_frequencies(arch, device=None):
     blend = (original / wave - low) / (high - low)
     middle = (1 - blend) * inv / factor + blend * inv
     return torch.where(wave > original / low, inv / factor, torch.where(wave < original / high, inv, middle))
-
-
-def rotate(x, cos, sin):
-    """RoPE, half-split (NeoX) pairs (i, i + D/2). x (B, T, heads, D), cos and sin (1 or B, T, 1, D/2)."""
-    x1, x2 = x.chunk(2, -1)
-    return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], -1)
 
 
 def attend(q, k, v, scale, window, lengths):
@@ -414,7 +404,7 @@ class Layer(nn.Module):
     def residuals(self, x, shared):
         for norm, mixer in self.sublayers:
             out = getattr(self, mixer)(getattr(self, norm)(x), shared)
-            x = x + (out if self.scale == 1.0 else out * self.scale)
+            x = torch.add(x, out, alpha=self.scale)
         return x
 
     def body(self, x, shared):
@@ -530,11 +520,11 @@ def parameter_counts(arch):
     return counts
 
 
-def flops_per_token(arch, T, attended=None, chunk=64):
+def flops_per_token(arch, T, attended=None):
     """Training FLOPs a token (forward x 3, no recomputation), every matrix product counted once.
     attended: mean number of keys a query meets. None = T, the undiscounted convention of nanoGPT and PaLM; pass
     (T + 1) / 2 or, with documents, sum(l (l + 1) / 2) / T, for the work really done. The Mamba-2 scan counts its chunked
-    form with `chunk` tokens, undiscounted within the chunk."""
+    form, undiscounted within the chunk."""
     attended = T if attended is None else attended
     C, total = arch.C, 2 * arch.C * arch.V                                        # the head
     for kind in "".join(arch.layers):
@@ -545,7 +535,7 @@ def flops_per_token(arch, T, attended=None, chunk=64):
             total += 2 * C * arch.F * (2 if arch.family == "nemotron_h" else 3)
         else:
             heads, P, S, G, width, *_ = arch.mamba
-            E, Q = heads * P, min(chunk, T)
+            E, Q = heads * P, min(chunk_length(P, S), T)
             total += 2 * C * (2 * E + 2 * G * S + heads) + 2 * E * C              # in_proj, out_proj
             total += 2 * width * (E + 2 * G * S)                                  # convolution
             total += 2 * Q * G * S + 2 * Q * heads * P + 4 * heads * P * S        # C B^T, mix x, state in and out

@@ -22,6 +22,8 @@ from pathlib import Path
 import tiktoken
 import tokenizers
 
+from runtime import InputError
+
 # the files of a tokenizer: the first defines the ids, the others are carried along for who reads the folder
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
          "vocab.json", "merges.txt", "tokenizer.model", "tekken.json", "chat_template.jinja")
@@ -42,7 +44,7 @@ class Tokenizer:
         try:
             self.backend = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
         except ValueError as error:
-            raise ValueError(f"tokenizer.json cannot be read ({error}); fetch it again") from error
+            raise InputError(f"tokenizer.json cannot be read ({error}); fetch it again") from error
         self.backend.encode_special_tokens = True      # rule 1; kept neither in the file nor by pickle
         self.backend.no_truncation()                   # a file saved after fine-tuning may cut texts at 512
         self.backend.no_padding()
@@ -51,7 +53,7 @@ class Tokenizer:
         self.eos_id, self.bos_id = self._id("eos", eos), self._id("bos", bos)
         self.pad_id = self._id("pad", pad)
         if self.eos_id is None:
-            raise ValueError("no eos: name eos_token_id in config.json or eos_token in tokenizer_config.json")
+            raise InputError("no eos: name eos_token_id in config.json or eos_token in tokenizer_config.json")
         # Granite's config names bos = eos because the model has no bos; one separator is enough
         self.before = [] if self.bos_id in (None, self.eos_id) else [self.bos_id]
         self.after = [self.eos_id]
@@ -70,10 +72,10 @@ class Tokenizer:
         id = self.backend.token_to_id(token) if isinstance(token, str) else token
         text = self.backend.id_to_token(id) if isinstance(id, int) and 0 <= id < self.vocab_size else None
         if text is None:
-            raise ValueError(f"{kind} is {token!r}, none of the {self.vocab_size} tokens of tokenizer.json: "
+            raise InputError(f"{kind} is {token!r}, none of the {self.vocab_size} tokens of tokenizer.json: "
                              f"see {kind}_token_id in config.json, {kind}_token in tokenizer_config.json")
         if id in self.encode(text):
-            raise ValueError(f"{kind} is {text!r} (id {id}), which ordinary text can spell, so a document "
+            raise InputError(f"{kind} is {text!r} (id {id}), which ordinary text can spell, so a document "
                              "could forge it: give it `special: true` in added_tokens of tokenizer.json")
         return id
 
@@ -101,7 +103,7 @@ class Tokenizer:
     def _known(self, ids):
         wrong = [id for id in ids if not 0 <= id < self.vocab_size]        # the library would skip in silence
         if wrong:
-            raise ValueError(f"id {wrong[0]} has no text: the tokenizer's vocab_size is {self.vocab_size}. "
+            raise InputError(f"id {wrong[0]} has no text: the tokenizer's vocab_size is {self.vocab_size}. "
                              "A model's head may have more rows than that; do not sample from the rest")
         return ids
 
@@ -140,15 +142,15 @@ def load_tokenizer(folder: str | Path, config: dict | None = None) -> Tokenizer:
     files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
     if "tokenizer.json" not in files:
         other = " and ".join(files.keys() & {"tokenizer.model", "tekken.json", "vocab.json"})
-        raise FileNotFoundError(f"{folder}: " + (
+        raise InputError(f"{folder}: " + (
             "no such folder" if not folder.is_dir() else
-            "no tokenizer.json; fetch it and tokenizer_config.json from the model's hub repo" if not other else
+            "no tokenizer.json; fetch it and tokenizer_config.json from the model's page" if not other else
             f"no tokenizer.json, only {other}; transformers can convert: "
             "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"))
     try:
         settings = json.loads(files.get("tokenizer_config.json", "{}"))
     except ValueError as error:
-        raise ValueError(f"{folder}: tokenizer_config.json cannot be read ({error}); fetch it") from error
+        raise InputError(f"{folder}: tokenizer_config.json cannot be read ({error}); fetch it") from error
     special = {}
     for kind in ("eos", "bos", "pad"):
         token = settings.get(f"{kind}_token")
@@ -158,7 +160,7 @@ def load_tokenizer(folder: str | Path, config: dict | None = None) -> Tokenizer:
     try:
         return Tokenizer(files, **special)
     except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
+        raise InputError(f"{folder}: {error}") from error
 
 
 # -- the toy -------------------------------------------------------------------------------------------------
@@ -172,19 +174,19 @@ PATTERN = r" ?</?think>|[ \\]?[A-Za-z]+|[0-9]| ?[^A-Za-z0-9 \n]+(?: (?=[0-9]))?|
 # Ids 256-507: what saves most tokens over equal shares of world.py's eleven sources (greedily: a whole split
 # or a merge of two). A piece stands behind all that it contains; so tiktoken and tokenizers merge alike.
 PIECES = (
-    "  |at| a|re|in| m|: |er|) | maybe|. | o|What| s|or| t| f| c|es| x|en| kg|on|def|el|it|Write|ed|\\boxed|"
-    " b| d| of|al|```|an|st| in| p| km| \"|ar| carry| =| = |le| step| w|et| *|, |ion|):|as|ct|ing|ow| for|"
-    " g| to| re|um|om|xs| xs| n| by|ce| drives| l| N| The| Therefore|am|il| A|if|ex| example|ent| it| ohm|"
-    "ut| many|us|is| is|un| cm|od|Worked|ass| find| h|im| times| V|ot| Line| (| '|tr| do|pe| paper|__| are|"
-    " on|How|\n\n| sum| words|ck| J|ame|ad| add| line|id| * | at|ist|Assistant| Explain| C| number| Tell| +|"
+    "  |at| a|re|in| m|: |er|) | maybe|. | o|What| s|or| t| f| c|es| x|en|on| kg|def|el|it|Write|ed|\\boxed|"
+    " b| d| of|al|```|an|st| p| in| \"| km|ar| carry| =| = |le| step| w|et| *|, |ion|):|as|ct|ing|ow| for|"
+    " to| g| re|um|om|xs| xs| n| by|ce| l| drives| N| The| Therefore|am| A|il|if|ex| example|ent| ohm| it|"
+    " many|ut| cm|us|is| is|un|od|Worked| V| find|ass|im| times| h|ot| Line| (| '|tr|__|pe| paper| do| are|"
+    " on|How|\n\n| sum| words|ck| J|ame|ad| add| line|id| * |ist|Assistant| Explain| at| number| C| Tell| +|"
     " + |ch| each|ro| from| <| change|se|self|Exercise|User| self|join| apply|()|all|em| element| remainder|"
-    " plus|max|\".|ws| D| compute|ul|Multiplying|',| joined| acts|ter|res| result| None| be|and|._|lo|"
-    " flows|ver| % |   | more| divided|th| </think>|<think>| Python|python| th| the| that| with|ab| about|"
-    " above| work| W| What| We| B|end|    |        |\n    |\n        |\n            |\n                |ur|"
-    " current|\"\"|pt|\n\n    | make| build| Please| mL|ile|ra| range| acceleration| accelerates|ic| -| - |"
-    " through|up|urn|return| returns|lass| min| [|ue| value| limited| go| So| default| its|ol|Solve|"
-    "Solution| Solve| solve|ig| an| answer| and| or|ag| voltage| not| as|ption|get|ib| describe|ction|"
-    " function|ec| object|--|----| repeated"
+    " plus|max|\".| D|ws| compute|ul|Multiplying|',| joined| acts|ter|res| result| None| be|and|._|ver| % |"
+    "   | more|lo| flows| divided|th|</think>| </think>|<think>| Python|python| th| the| that| with|ab|"
+    " about| above| work| mL| W| What| We|end|    |        |\n    |\n        |\n            |"
+    "\n                |ur| current|\"\"|pt|\n\n    | through| make| build| Please| B|ile|ra| range|"
+    " acceleration| accelerates|ic| -| - |up|urn|return| returns|lass| min| [|ue| value| limited| default|"
+    " So| go|ol|Solve|Solution| Solve| solve|ig| its| an| answer| and| or|ag| voltage| not| as|ption|get|ib|"
+    " describe|ction| function|--|----|ec| object"
 ).split("|")
 RANKS = {bytes([byte]): byte for byte in range(256)} | {p.encode(): 256 + i for i, p in enumerate(PIECES)}
 SPECIALS = {"<|end|>": 508, "<|pad|>": 509, "<|free_a|>": 510, "<|free_b|>": 511}      # two for experiments

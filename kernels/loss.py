@@ -27,17 +27,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dw = torch.zeros_like(weight, dtype=torch.float32) if want_w else None
         for i in range(0, h.shape[0], chunk):
             hc, tc = h[i:i + chunk], targets[i:i + chunk]
-            logits = (hc @ weight.T).float()
+            counted, index = tc != IGNORE, tc.clamp_min(0)[:, None]
+            x = (hc @ weight.T).float()                            # logits; below they become their own gradient, in place
             if scale != 1.0:
-                logits *= scale
-            counted = tc != IGNORE
-            index = tc.clamp_min(0)[:, None]
-            lse = logits.logsumexp(-1, keepdim=True)
-            loss += (lse - logits.gather(1, index))[:, 0].masked_fill(~counted, 0).sum()
-            if want_h or want_w:                                   # logits -> d loss / d (h . w), in place
-                grad = logits.sub_(lse).exp_()
-                grad.scatter_add_(1, index, grad.new_full(index.shape, -1.0))
-                grad = (grad.mul_((counted * scale)[:, None])).to(h.dtype)
+                x *= scale
+            top = x.amax(-1, keepdim=True)
+            target = x.gather(1, index) - top
+            total = x.sub_(top).exp_().sum(-1, keepdim=True)
+            loss += (total.log() - target)[:, 0].masked_fill(~counted, 0).sum()
+            if want_h or want_w:                                   # softmax - one-hot, times the logits' scale
+                factor = (counted * scale)[:, None]
+                grad = x.mul_(factor / total).scatter_add_(1, index, -factor.to(x.dtype)).to(h.dtype)
                 if want_h:
                     torch.mm(grad, weight, out=dh[i:i + chunk])
                 if want_w:
@@ -53,7 +53,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 None if dw is None else (dw * upstream).to(ctx.dtype), None, None, None)
 
 
-def linear_cross_entropy(h, weight, targets, scale=1.0, chunk=2048):
+def linear_cross_entropy(h, weight, targets, scale=1.0, chunk=None):
     """h (N, C), weight (V, C) of one dtype, targets (N) int64 with IGNORE = -100 where not counted.
-    Returns the summed loss in nats, fp32 scalar. `scale` multiplies the logits (Granite: 1 / logits_scaling)."""
+    Returns the summed loss in nats, fp32 scalar. `scale` multiplies the logits (Granite: 1 / logits_scaling). chunk: tokens
+    whose logits exist at a time; default 2048 on a GPU (the gradient of the head is added up once a chunk), on a CPU what
+    stays in its cache."""
+    chunk = chunk or (2048 if h.is_cuda else max(64, (1 << 20) // weight.shape[0]))
     return _LinearCrossEntropy.apply(h, weight, targets, scale, chunk)

@@ -7,9 +7,12 @@ Per head h with group g = h // (H // G), within one document:
 
 Within a chunk of Q tokens the sum over earlier tokens is a masked (Q, Q) product; between chunks only the state
 travels. Work is O(T Q) instead of a T-step loop of tiny kernels. Source: Dao and Gu, arXiv 2405.21060, section 6.
+The (Q, Q) part, which dwarfs the rest in memory traffic, has its backward pass written out; autograd does the others.
 
 Notation: B batch, T tokens, H heads, P head dim, G groups, N state, Q chunk, c chunks.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -29,16 +32,44 @@ def recurrence(x, dt, A, B, C, D, docs=None):
     return torch.stack(ys, 1)
 
 
-def ssd(x, dt, A, B, C, D, docs=None, chunk=64):
+class _Within(torch.autograd.Function):
+    """y = (E * C B^T) xd with E_ij = exp(acc_i - acc_j) where same_ij, else 0; shapes as in `ssd`, G groups of H / G heads.
+    E and acc share the scan's fp32 (or fp64); the products run in xd's dtype."""
+
+    @staticmethod
+    def forward(ctx, B, C, acc, xd, same):
+        decay = (acc[..., :, None] - acc[..., None, :]).masked_fill_(~same, -torch.inf).exp_()     # (B, c, H, Q, Q)
+        groups = (B.shape[2], -1)
+        mix = (decay.unflatten(2, groups) * (C @ B.transpose(-1, -2))[:, :, :, None]).flatten(2, 3).to(xd.dtype)
+        ctx.save_for_backward(B, C, xd, decay, mix)
+        return mix @ xd
+
+    @staticmethod
+    def backward(ctx, g):
+        B, C, xd, decay, mix = ctx.saved_tensors
+        dmix = g @ xd.transpose(-1, -2)
+        dacc = (dmix * mix).to(decay.dtype)
+        dacc = dacc.sum(-1).sub_(dacc.sum(-2))
+        dscores = (dmix * decay).unflatten(2, (B.shape[2], -1)).sum(3).to(B.dtype)
+        return dscores.transpose(-1, -2) @ C, dscores @ B, dacc, mix.transpose(-1, -2) @ g, None
+
+
+def chunk_length(P, N):
+    """Tokens a chunk: (Q, Q) scores a chunk about balance the (P, N) states; a power of two."""
+    return 1 << round(math.log2(P * N) / 2)
+
+
+def ssd(x, dt, A, B, C, D, docs=None, chunk=None):
     """x (B, T, H, P); dt (B, T, H) fp32, positive; A, D (H) fp32, A negative; B, C (B, T, G, N);
-    docs (B, T) int64 document ids, each a contiguous run, or None for one document a row. Returns y (B, T, H, P).
+    docs (B, T) int64 document ids, each a contiguous run, or None for one document a row; chunk: tokens, default
+    `chunk_length(P, N)`, does not change the result. Returns y (B, T, H, P).
 
     Documents are isolated bit by bit: every masked term is an exact zero and decays are summed from the document's
     own start, so nothing of one document reaches the rounding of another.
     """
     b, t, h, p = x.shape
     g, n = B.shape[2:]
-    q = min(chunk, t)
+    q = min(chunk or chunk_length(p, n), t)
     pad = -t % q                                                  # dt = 0 in the padding: decay 1, nothing added
     if pad:
         x, dt, B, C = (F.pad(z, [0, 0] * (z.dim() - 2) + [0, pad]) for z in (x, dt, B, C))
@@ -61,16 +92,12 @@ def ssd(x, dt, A, B, C, D, docs=None, chunk=64):
     B, C = heads(B), heads(C)                                                              # (B, c, G, Q, N)
     # decay exponents from the document's start (or the chunk's) to each token: a masked sum, never a plain cumsum
     acc = ((dt * A[:, None])[..., None, :] @ same.to(dt.dtype).transpose(-1, -2))[..., 0, :]   # (B, c, H, Q)
-    decay = (acc[..., :, None] - acc[..., None, :]).masked_fill(~same, -torch.inf).exp()   # (B, c, H, Q, Q)
-
-    # within the chunk
-    scores = C @ B.transpose(-1, -2)                                                       # (B, c, G, Q, Q)
-    mix = decay.view(b, c, g, h // g, q, q) * scores[:, :, :, None]
-    y = mix.view(b, c, h, q, q).to(x.dtype) @ xd                                           # (B, c, H, Q, P)
+    y = _Within.apply(B, C, acc, xd, same)                                                 # (B, c, H, Q, P)
 
     # between chunks: each chunk's own final state, then the running state that enters each chunk
     if c > 1:
-        own = (xd * decay[..., -1, :, None].to(x.dtype)).view(b, c, g, h // g, q, p)
+        last = (acc[..., -1:] - acc).masked_fill(~same[..., -1, :], -torch.inf).exp()      # (B, c, H, Q)
+        own = (xd * last[..., None].to(x.dtype)).view(b, c, g, h // g, q, p)
         own = (own.transpose(-1, -2) @ B[:, :, :, None]).view(b, c, h, p, n).to(acc.dtype)  # (B, c, H, P, N)
         carry = acc.exp()[..., None]                                                       # (B, c, H, Q, 1)
         if alive is not None:

@@ -1,0 +1,72 @@
+"""midtrain.py as real processes that start in a tenth of a second: forked from one server that has imported it.
+
+They take the path of the command line (argv, launch, exit status, stderr), can be killed, and can be several ranks.
+"""
+
+import multiprocessing
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(["pytest", "midtrain", "matplotlib.pyplot"])
+
+
+def _main(argv, env, folder):
+    import midtrain
+    os.environ.update(env)
+    for fd, name in (1, "stdout"), (2, "stderr"):
+        os.dup2(os.open(f"{folder}/{name}.{env.get('RANK', 0)}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
+    if "FILE_LIMIT" in env:                               # bytes a file may have: a disk that fills up, for who is not root
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(env["FILE_LIMIT"]),) * 2)
+    sys.argv = ["midtrain.py", *argv]
+    midtrain.launch(midtrain.main, midtrain.Config, midtrain.recipe)
+
+
+class Process:
+    """One run: `world` ranks of midtrain.py with these flags, started at once."""
+
+    def __init__(self, folder, *flags, world=1, **env):
+        self.folder = folder
+        os.makedirs(folder, exist_ok=True)
+        ranks = [{}]
+        if world > 1:
+            with socket.socket() as s:
+                s.bind(("127.0.0.1", 0))
+                port = s.getsockname()[1]
+            ranks = [dict(RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1",
+                          MASTER_PORT=str(port)) for r in range(world)]
+        self.ranks = [FORK.Process(target=_main, args=(flags, env | rank, str(folder)), daemon=True) for rank in ranks]
+        for process in self.ranks:
+            process.start()
+
+    def running(self):
+        return all(process.is_alive() for process in self.ranks)
+
+    def kill(self):
+        for process in self.ranks:
+            process.kill()
+        for process in self.ranks:
+            process.join()
+
+    def wait(self, timeout=60):
+        """Exit status: the first rank's that failed, else 0. All are ended when one fails, as torchrun does."""
+        end = time.monotonic() + timeout
+        while any(process.exitcode is None for process in self.ranks):
+            if any(process.exitcode for process in self.ranks):
+                break
+            if time.monotonic() > end:
+                self.kill()
+                raise TimeoutError(f"{timeout} s: {self.text('stdout')}{self.text('stderr')}")
+            time.sleep(0.005)
+        status = next((process.exitcode for process in self.ranks if process.exitcode), 0)
+        self.kill()
+        return status
+
+    def text(self, name, rank=0):
+        with open(os.path.join(self.folder, f"{name}.{rank}")) as f:
+            return f.read()
