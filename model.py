@@ -35,7 +35,7 @@ from kernels.loss import linear_cross_entropy
 from kernels.norm import rms_norm
 from kernels.rope import rotate
 from kernels.ssd import chunk_length, ssd
-from runtime import InputError, did_you_mean
+from runtime import InputError, did_you_mean, write_atomic
 from tokenizer import load_tokenizer, toy_tokenizer
 
 try:
@@ -242,10 +242,10 @@ PRESETS["toy"] = PRESETS["toy-llama"]
 PRESETS["toy-h"] = PRESETS["toy-granite-4-h"]
 
 
-def preset(name):
+def preset(name, flag="--model"):
     """The Arch of a named preset; InputError with the nearest names otherwise."""
     if name not in PRESETS:
-        raise InputError(f"unknown model {name!r}{did_you_mean(name, PRESETS)} (known: {', '.join(PRESETS)})")
+        raise InputError(f"{flag}: unknown model {name!r}{did_you_mean(name, PRESETS)} (known: {', '.join(PRESETS)})")
     return read_config(PRESETS[name][1])
 
 
@@ -601,7 +601,7 @@ class Random:
     """A preset with fresh weights. Each tensor has its own seed, so a rank can draw any slice of any tensor."""
 
     def __init__(self, name, seed=0):
-        self.arch, self.seed, self.path = preset(name), seed, f"random:{name}"
+        self.arch, self.seed, self.path = preset(name, "--init"), seed, f"random:{name}"
         with torch.device("meta"):
             self.shapes = {n: tuple(p.shape) for n, p in Model(self.arch).named_parameters()}
 
@@ -745,45 +745,53 @@ def load(init, *, dtype=torch.float32, device="cpu"):
 
 def save(model, folder, dtype=None, shard_bytes=4 << 30):
     """Hub format (safetensors, index, config.json, tokenizer), read by transformers and vLLM. Of a sharded model all ranks
-    call it: tensors are gathered one at a time and rank 0 writes, holding one file's worth. The folder appears when
-    complete. dtype: of the file, default the parameters' own."""
+    call it: tensors are gathered one at a time and rank 0 writes, holding one file's worth. dtype: of the file, default the
+    parameters' own. The folder is replaced when the new one is complete; InputError when it cannot be written."""
     rank0 = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     temporary = f"{folder.rstrip('/')}.tmp-save"
-    if rank0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        os.makedirs(temporary)
-    batch, size, written = {}, 0, []                      # tensors of the next file, their bytes, files done
+    try:
+        if rank0:
+            shutil.rmtree(temporary, ignore_errors=True)
+            os.makedirs(temporary)
+        weight_map, batch, size, files = {}, {}, 0, 0     # batch: the tensors of the next file, size: its bytes
 
-    def flush():
-        nonlocal batch, size
-        save_file(batch, os.path.join(temporary, f"part-{len(written)}"), metadata={"format": "pt"})
-        written.append((list(batch), size))
-        batch, size = {}, 0
+        def flush():
+            nonlocal batch, size, files
+            save_file(batch, os.path.join(temporary, f"{files}"), metadata={"format": "pt"})
+            weight_map.update(dict.fromkeys(batch, files))
+            batch, size, files = {}, 0, files + 1
 
-    for name, p in model.named_parameters():
-        full = p.detach().full_tensor() if isinstance(p, DTensor) else p.detach()
-        if not rank0:
-            continue
-        full = full.to(device="cpu", dtype=dtype or p.dtype).contiguous()
-        if batch and size + full.nbytes > shard_bytes:
+        for name, p in model.named_parameters():
+            full = p.detach().full_tensor() if isinstance(p, DTensor) else p.detach()
+            if not rank0:
+                continue
+            full = full.to(device="cpu", dtype=dtype or p.dtype).contiguous()
+            if batch and size + full.nbytes > shard_bytes:
+                flush()
+            batch[name], size = full, size + full.nbytes
+        if rank0:
             flush()
-        batch[name], size = full, size + full.nbytes
-    if not rank0:
-        return
-    flush()
-    weight_map, n = {}, len(written)
-    for i, (names, _) in enumerate(written):
-        file = "model.safetensors" if n == 1 else f"model-{i + 1:05d}-of-{n:05d}.safetensors"
-        os.rename(os.path.join(temporary, f"part-{i}"), os.path.join(temporary, file))
-        weight_map |= dict.fromkeys(names, file)
-    if n > 1:
-        with open(os.path.join(temporary, "model.safetensors.index.json"), "w") as f:
-            json.dump({"metadata": {"total_size": sum(s for _, s in written)}, "weight_map": weight_map}, f, indent=1)
-    raw = dict(model.arch.raw)
-    raw["dtype" if "dtype" in raw else "torch_dtype"] = str(dtype or p.dtype).removeprefix("torch.")
-    with open(os.path.join(temporary, "config.json"), "w") as f:
-        json.dump(raw, f, indent=2)
+            _finish_save(model, folder, temporary, weight_map, files, dtype or p.dtype)
+    except (OSError, SafetensorError) as e:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise InputError(f"{folder}: the model could not be written there ({e}); free space or name another folder") from None
+
+
+def _finish_save(model, folder, temporary, weight_map, files, dtype):
+    """Names the files as the hub does, adds index, config and tokenizer, and puts the folder in its place."""
+    names = {i: "model.safetensors" if files == 1 else f"model-{i + 1:05d}-of-{files:05d}.safetensors" for i in range(files)}
+    for i, name in names.items():
+        os.rename(os.path.join(temporary, f"{i}"), os.path.join(temporary, name))
+    if files > 1:
+        size = sum(p.numel() for p in model.parameters()) * dtype.itemsize
+        index = {"metadata": {"total_size": size}, "weight_map": {name: names[i] for name, i in weight_map.items()}}
+        write_atomic(os.path.join(temporary, "model.safetensors.index.json"), json.dumps(index, indent=1))
+    config = dict(model.arch.raw)
+    config["dtype" if "dtype" in config else "torch_dtype"] = str(dtype).removeprefix("torch.")
+    write_atomic(os.path.join(temporary, "config.json"), json.dumps(config, indent=2))
     if model.tokenizer is not None:
         model.tokenizer.save(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
+    if os.path.isdir(folder):
+        os.rename(folder, f"{folder.rstrip('/')}.tmp-old")
     os.rename(temporary, folder)
+    shutil.rmtree(f"{folder.rstrip('/')}.tmp-old", ignore_errors=True)

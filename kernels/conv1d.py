@@ -28,12 +28,12 @@ def _shifts(docs, k, t):
 
 class _Conv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, taps, bias, docs):
-        k = taps.shape[-1]
-        pre = x * taps[:, -1] if bias is None else torch.addcmul(bias, x, taps[:, -1])
+    def forward(ctx, x, taps, bias, docs):                # taps (K, C), contiguous: the newest position's last
+        k = len(taps)
+        pre = x * taps[-1] if bias is None else torch.addcmul(bias, x, taps[-1])
         for s, same in _shifts(docs, k, x.shape[1]):
             past = x[:, :-s] if same is None else x[:, :-s] * same
-            pre[:, s:].addcmul_(past, taps[:, k - 1 - s])
+            pre[:, s:].addcmul_(past, taps[k - 1 - s])
         ctx.save_for_backward(x, taps, pre, docs)
         ctx.bias = bias is not None
         return F.silu(pre)
@@ -41,17 +41,18 @@ class _Conv(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         x, taps, pre, docs = ctx.saved_tensors
-        k = taps.shape[-1]
+        k = len(taps)
         g = torch.ops.aten.silu_backward(g, pre)
-        dx, dtaps = g * taps[:, -1], torch.zeros_like(taps)
-        dtaps[:, -1] = (g * x).sum((0, 1))
+        dx, dtaps = g * taps[-1], torch.zeros_like(taps)
+        dtaps[-1] = (g * x).sum((0, 1))
         for s, same in _shifts(docs, k, x.shape[1]):
             late = g[:, s:] if same is None else g[:, s:] * same
-            dx[:, :-s].addcmul_(late, taps[:, k - 1 - s])
-            dtaps[:, k - 1 - s] = (late * x[:, :-s]).sum((0, 1))
+            dx[:, :-s].addcmul_(late, taps[k - 1 - s])
+            dtaps[k - 1 - s] = (late * x[:, :-s]).sum((0, 1))
         return dx, dtaps, g.sum((0, 1)) if ctx.bias else None, None
 
 
 def causal_conv1d(x, weight, bias, docs=None):
     """x (B, T, C), weight (C, 1, K) as on the hub, bias (C) or None, docs (B, T) int64 or None. Returns (B, T, C)."""
-    return _Conv.apply(x, weight[:, 0].to(x.dtype), None if bias is None else bias.to(x.dtype), docs)
+    taps = weight[:, 0].T.to(x.dtype).contiguous()
+    return _Conv.apply(x, taps, None if bias is None else bias.to(x.dtype), docs)

@@ -19,12 +19,17 @@ def reference(x, weight, eps, groups=1, gate=None):
     return (u * torch.rsqrt(u.square().mean(-1, keepdim=True) + eps)).flatten(-2) * weight
 
 
+def _wide(x):
+    """fp32, or fp64 as it is. One cast up front: mixed-dtype arithmetic is not vectorised on a CPU."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, eps, groups, gate):
-        u = x if gate is None else x.float() * F.silu(gate.float())
+        u = _wide(x) if gate is None else F.silu(_wide(gate)).mul_(_wide(x))
         split = u.unflatten(-1, (groups, -1))
-        r = torch.linalg.vector_norm(split, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+        r = torch.linalg.vector_norm(split, dim=-1, keepdim=True)
         r = r.square_().div_(split.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, gate, r)
         ctx.groups = groups
@@ -33,20 +38,19 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         x, weight, gate, r = ctx.saved_tensors
-        u = x
+        groups, wx, g = (ctx.groups, -1), _wide(x), _wide(g)
         if gate is not None:
-            z = gate.float()
-            s = torch.sigmoid(z)
-            u = x.float() * (z * s)
-        normed = u.unflatten(-1, (ctx.groups, -1)) * r
-        gu = g * normed.flatten(-2)
+            z = _wide(gate)
+            silu = F.silu(z)
+        normed = ((wx if gate is None else wx * silu).unflatten(-1, groups) * r)
+        gu = normed.flatten(-2) * g
         dw = gu.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
-        mean = gu.mul_(weight).unflatten(-1, (ctx.groups, -1)).mean(-1, keepdim=True)
-        du = (g * weight).unflatten(-1, (ctx.groups, -1)).sub_(normed.mul_(mean)).mul_(r).flatten(-2)
+        mean = gu.mul_(weight).unflatten(-1, groups).mean(-1, keepdim=True)
+        du = (g * weight).unflatten(-1, groups).sub_(normed.mul_(mean)).mul_(r).flatten(-2)
         if gate is None:
             return du.to(x.dtype), dw, None, None, None
-        dz = du * x.float() * (s * (1 + z * (1 - s)))
-        return du.mul_(z * s).to(x.dtype), dw, None, None, dz.to(gate.dtype)
+        dz = torch.ops.aten.silu_backward(du * wx, z)
+        return du.mul_(silu).to(x.dtype), dw, None, None, dz.to(gate.dtype)
 
 
 def rms_norm(x, weight, eps, groups=1, gate=None):

@@ -1,0 +1,37 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: demo test soak bench lint lines clean
+
+demo: .venv/demo                     ## a toy base, mid-trained on the paper's mixture: what was gained, what was kept
+	$(BIN)/python midtrain.py --model=toy --mixture=base --out=runs/base
+	$(BIN)/python midtrain.py --model=toy --init=runs/base/model --lr=1e-3 --out=runs/mt
+
+test: .venv/test                     ## everything but the long loops
+	$(BIN)/python -m pytest
+
+soak: .venv/test                     ## the long loops: 20 kills and the like
+	$(BIN)/python -m pytest -m slow
+
+bench: .venv/test                    ## a training step beside transformers', in one run
+	$(BIN)/python benchmarks/train.py
+
+lint: .venv/test
+	$(BIN)/ruff check .
+
+lines:                               ## lines by file
+	@wc -l *.py kernels/*.py benchmarks/*.py tests/*.py
+
+clean:
+	rm -rf .venv runs data
+
+.venv/demo: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/test: requirements.txt requirements-test.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -r requirements-test.txt
+	@touch $@ .venv/demo
