@@ -157,14 +157,18 @@ def permuted(k, n, key):
 
 # -- prepared sources ------------------------------------------------------------------------------------------------
 
-def write_source(folder, name, splits, tokenizer, shard_tokens=1 << 28):
-    """Tokenizes {split: iterable of texts} into folder/name. Ids are uint16 where the vocabulary allows. Returns the
-    manifest. The folder appears when complete."""
+FORMAT = 1                                                # of manifest.json
+
+
+def write_source(folder, name, splits, tokenizer, shard_tokens=1 << 28, revision=""):
+    """Tokenizes {split: iterable of texts} into folder/name. Ids are uint16 where the vocabulary allows; revision says what
+    the texts are a version of. Returns the manifest. The folder appears when complete."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     final, tmp = os.path.join(folder, name), os.path.join(folder, f"{name}.tmp-{os.getpid()}")
     shutil.rmtree(tmp, ignore_errors=True)                # what a failed call left
     os.makedirs(tmp)
-    manifest = {"format": 1, "source": name, "tokenizer": tokenizer.fingerprint, "dtype": dtype.name, "splits": {}}
+    manifest = {"format": FORMAT, "source": name, "revision": revision, "tokenizer": tokenizer.fingerprint, "dtype": dtype.name,
+                "splits": {}}
     for split, texts in splits.items():
         shards, documents, size = manifest["splits"].setdefault(split, []), [], 0
 
@@ -193,12 +197,24 @@ def write_source(folder, name, splits, tokenizer, shard_tokens=1 << 28):
 
 
 def prepare_toy(folder, tokenizer):
-    """The embedded world, tokenized into `folder`; sources already there, whole and with this tokenizer, are left alone."""
+    """The embedded world, tokenized into `folder`; sources already there, whole, of this tokenizer, this world.py and this
+    Python (whose library is the text), are left alone."""
+    with open(world.__file__, "rb") as f:
+        revision = hashlib.sha256(f.read() + sys.version.encode()).hexdigest()
     for name in SOURCES:
         try:
-            Source(folder, name, tokenizer, tokenizer.vocab_size).verify()
+            source = Source(folder, name, tokenizer, tokenizer.vocab_size)
+            source.verify()
+            fresh = source.revision == revision
         except InputError:
-            write_source(folder, name, {split: world.documents(name, split) for split in ("train", "heldout")}, tokenizer)
+            fresh = False
+        if not fresh:
+            try:
+                write_source(folder, name, {split: world.documents(name, split) for split in ("train", "heldout")}, tokenizer,
+                             revision=revision)
+            except OSError as e:
+                raise InputError(f"--data: cannot prepare the toy world in {folder} ({e.strerror}); free space, or run where "
+                                 f"this folder can be written") from None
 
 
 class Source:
@@ -210,7 +226,9 @@ class Source:
         try:
             with open(path) as f:
                 manifest = json.load(f)
-            self.dtype, made_with = np.dtype(manifest["dtype"]), manifest["tokenizer"]
+            if manifest["format"] != FORMAT:
+                raise InputError(f"--data: {path} is of format {manifest['format']!r}, not {FORMAT}; prepare the source again")
+            self.dtype, made_with, self.revision = (np.dtype(manifest["dtype"]), manifest["tokenizer"], manifest["revision"])
             keys = ("file", "tokens", "documents", "max_id", "crc32", "idx_crc32")
             self.splits = {split: [{k: shard[k] for k in keys} for shard in shards]
                            for split, shards in manifest["splits"].items()}
@@ -219,6 +237,8 @@ class Source:
                           and ".tmp-" not in n) if os.path.isdir(folder) else []
             raise InputError(f"--data={folder} has no prepared source {name!r} (it has: {', '.join(have) or 'none'}); "
                              f"prepare it, or take a --mixture without it") from None
+        except InputError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError) as e:               # not JSON, or not the JSON written above
             raise InputError(f"--data: {path} is damaged ({e!r}); prepare the source again") from None
         if made_with != tokenizer.fingerprint:
@@ -247,10 +267,11 @@ class Source:
             raise InputError(f"--data: {path} has {size} bytes, its manifest says {want}: {what}; prepare the source again")
         return np.memmap(path, dtype, "r")
 
-    def verify(self, part=0, parts=1):
-        """Compares every parts-th shard with its checksum (each rank takes a share). InputError names a corrupted one."""
-        jobs = [(m, shard["file"] + end, shard[crc]) for split, shards in self.splits.items()
-                for i, shard in enumerate(shards)
+    def verify(self, part=0, parts=1, splits=None):
+        """Compares every parts-th file with its checksum (each rank takes a share); splits: which, default all. InputError
+        names a corrupted one."""
+        jobs = [(m, shard["file"] + end, shard[crc]) for split in splits or self.splits
+                for i, shard in enumerate(self.splits[split])
                 for m, end, crc in ((self.maps[split][0][i], ".bin", "crc32"), (self.maps[split][1][i], ".idx", "idx_crc32"))]
         for array, file, crc in jobs[part::parts]:
             if zlib.crc32(array) != crc:
@@ -331,17 +352,24 @@ class Stream:
 
 
 def heldout(folder, tokenizer, vocab_size, T, rows, across=False):
-    """{domain: Batch} of held-out rows, up to `rows` of each prepared source that has them; the retention curve's texts."""
+    """{domain: Batch} of held-out rows, up to `rows` of each prepared source that has a row of them, checksums compared: the
+    texts of the retention curve. A source that SOURCES does not name is a domain of its own."""
     found = {}
-    for i, (name, (domain, _)) in enumerate(SOURCES.items()):
-        if not os.path.exists(os.path.join(folder, name, "manifest.json")):
-            continue
+    names = sorted(n for n in os.listdir(folder) if os.path.exists(os.path.join(folder, n, "manifest.json")) and ".tmp-" not in n)
+    for i, name in enumerate(sorted(names, key=lambda n: list(SOURCES).index(n) if n in SOURCES else len(SOURCES))):
         source = Source(folder, name, tokenizer, vocab_size)
-        if "heldout" in source.splits and rows:
+        if "heldout" in source.splits and source.tokens("heldout") > T:
+            source.verify(splits=("heldout",))
             picked = [source.row(k, T, "heldout") for k in range(min(rows, source.rows(T, "heldout")))]
-            found.setdefault(domain, []).append((picked, [i] * len(picked)))
-    return {d: collate(sum((r for r, _ in found[d]), []), sum((s for _, s in found[d]), []), across)
-            for d in DOMAINS if d in found}
+            domain = SOURCES[name][0] if name in SOURCES else name
+            texts, sources = found.setdefault(domain, ([], []))
+            texts += picked
+            sources += [i] * len(picked)
+    if not found:
+        raise InputError(f"--data={folder} holds no held-out row of --seq_len={T} + 1 tokens; prepare held-out documents, or take a "
+                         f"smaller --seq_len")
+    order = [d for d in DOMAINS if d in found] + sorted(set(found) - set(DOMAINS))
+    return {d: collate(*found[d], across) for d in order}
 
 
 if __name__ == "__main__":

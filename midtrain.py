@@ -40,7 +40,6 @@ from runtime import (
     launch,
     peak_tflops,
     ranks,
-    read_lines,
     reduce_vectors,
     shard,
     write_atomic,
@@ -111,8 +110,8 @@ def check(cfg, world):
     for name, least in (("steps", 1), ("seq_len", 2), ("batch", 1), ("micro_batch", 1), ("warmup", 0), ("eval_every", 0),
                         ("eval_rows", 1), ("checkpoint_every", 0), ("keep", 0), ("log_every", 1), ("prefetch", 1),
                         ("max_skips", 0), ("lr", 0), ("clip", 0), ("eps", 0), ("weight_decay", 0), ("final_lr", 0)):
-        if not getattr(cfg, name) >= least:
-            raise InputError(f"--{name}={getattr(cfg, name)} must be at least {least}")
+        if not least <= getattr(cfg, name) < math.inf:    # refuses nan as well
+            raise InputError(f"--{name}={getattr(cfg, name)} must be a finite number, at least {least}")
     for name, known in (("dtype", DTYPES), ("export_dtype", DTYPES), ("schedule", ("cosine", "exponential")),
                         ("recompute", ("off", "full", "selective")), ("train", ("all", "attention"))):
         if getattr(cfg, name) not in known:
@@ -126,7 +125,12 @@ def check(cfg, world):
         raise InputError(f"--batch={cfg.batch} does not divide by {world} ranks; take a multiple of {world}")
     if cfg.batch // world % cfg.micro_batch:
         raise InputError(f"--batch={cfg.batch} over {world} ranks is {cfg.batch // world} rows a rank, which does not divide by "
-                         f"--micro_batch={cfg.micro_batch}")
+                         f"--micro_batch={cfg.micro_batch}; take a divisor of {cfg.batch // world}")
+
+
+def sizes(arch):
+    """What makes two models the same one; RoPE bases, windows and padded vocabularies may differ."""
+    return arch.family, arch.layers, arch.C, arch.H, arch.K, arch.D, arch.F, arch.mamba and arch.mamba[:4]
 
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -315,6 +319,10 @@ def main(cfg):
         if cfg.init == "" and PRESETS[cfg.model][0] and not int(os.environ.get("LOCAL_RANK", 0)):
             torch.distributed.barrier()
         arch = init.arch
+        if cfg.init and sizes(arch) != sizes(preset(cfg.model)):
+            fit = [name for name in PRESETS if sizes(preset(name)) == sizes(arch)]
+            raise InputError(f"--init={cfg.init} is a {arch.family} model of {len(arch.layers)} layers, not the {cfg.model} of "
+                             f"--model; give --model={fit[0] if fit else '... (none has its sizes: add it to PRESETS)'}")
         tokenizer = load_tokenizer(cfg.tokenizer, arch.raw) if cfg.tokenizer else init.tokenizer()
         folder = "data/toy" if cfg.data == "toy" else cfg.data
         if cfg.data == "toy" and me.rank == 0:
@@ -349,14 +357,14 @@ def main(cfg):
             if progress["fingerprint"] != stream.fingerprint() and not cfg.allow_changed:
                 raise InputError(f"--data={cfg.data}: the prepared data changed since {cfg.run} was started; restore it, or give "
                                  f"another --run")
-        run.rewind(start)
+        lines = run.rewind(start)
         peak = (cfg.peak_tflops or peak_tflops(me.device, DTYPES[cfg.dtype])) * 1e12
         run.log(f"{cfg.model} {sum(p.numel() for p in model.parameters()):,} parameters | {me.world} x {me.device.type} "
                 f"({cfg.replicate} x {me.world // cfg.replicate}) {cfg.dtype} | attention: {attention_kernel(me.device)} | scan, "
                 f"loss: torch, chunked | documents {'masked' if cfg.doc_mask else 'not masked'} | peak {peak / 1e12:.3g} TFLOP/s"
                 + (f" | goes on at step {start}" if start else ""))
-        curve = [(line["step"], line["eval"]) for line in read_lines(run.path("metrics.jsonl")) if "eval" in line] \
-            if os.path.exists(run.path("metrics.jsonl")) else []
+        curve = [(line["step"], line["eval"]) for line in lines if "eval" in line]
+        loss = ([float("nan")] + [line["loss"] for line in lines if "loss" in line])[-1]
 
         # -- the loop ---------------------------------------------------------------------------------------------
         def evaluate(step):
@@ -365,7 +373,7 @@ def main(cfg):
             run.metrics(step=step, eval=losses)
             run.log(f"held-out {step:5d} | " + " | ".join(f"{d} {v:.3f}" for d, v in losses.items()))
 
-        loss, mark, spent, waited = float("nan"), time.perf_counter(), 0.0, 0.0
+        mark, spent, waited = time.perf_counter(), 0.0, 0.0
         rows = batches(stream, cfg, me, start)
         for step in range(start, cfg.steps):
             if step == 0 or (cfg.eval_every and step % cfg.eval_every == 0):
@@ -438,8 +446,9 @@ def main(cfg):
         evaluate(cfg.steps)
         result = {"curve": curve, "loss": loss, "tokens": dict(zip(mixture, (r * cfg.seq_len for r in progress["rows"]), strict=True))}
         if me.rank == 0:
-            picture(curve, run.path("figures", "retention.png"), f"{cfg.model}, {cfg.mixture}")
-            write_atomic(run.path("retention.json"), json.dumps(result, indent=1))
+            with run.writing("the result"):
+                picture(curve, run.path("figures", "retention.png"), f"{cfg.model}, {cfg.mixture}")
+                write_atomic(run.path("retention.json"), json.dumps(result, indent=1))
         run.log(f"\n{table(curve)}\nwaited for data {waited:.1f} s of {time.perf_counter() - mark:.0f} s\n"
                 f"model: {run.path('model')}   figure: {run.path('figures', 'retention.png')}")
         return result

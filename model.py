@@ -551,15 +551,19 @@ class Folder:
         self.path, config = path, os.path.join(path, "config.json")
         try:
             with open(config) as f:
-                self.arch = read_config(json.load(f))     # Python's json reads the bare Infinity of Nemotron-H
+                raw = dict(json.load(f))                  # Python's json reads the bare Infinity of Nemotron-H
         except FileNotFoundError:
             raise InputError(f"--init: {path!r} has no config.json, so it is no checkpoint in hub format") from None
-        except json.JSONDecodeError as e:
-            raise InputError(f"--init: {config} is not valid JSON ({e}); download the checkpoint again") from None
+        except (ValueError, TypeError) as e:
+            raise InputError(f"--init: {config} is damaged ({e}); download the checkpoint again") from None
+        self.arch = read_config(raw)
         index = os.path.join(path, "model.safetensors.index.json")
         if os.path.exists(index):
-            with open(index) as f:
-                self.files = json.load(f)["weight_map"]
+            try:
+                with open(index) as f:
+                    self.files = dict(json.load(f)["weight_map"])
+            except (ValueError, KeyError, TypeError) as e:
+                raise InputError(f"--init: {index} is damaged ({e!r}); download the checkpoint again") from None
         else:
             self.files = dict.fromkeys(self._open("model.safetensors").keys(), "model.safetensors")
 
@@ -791,7 +795,9 @@ def _finish_save(model, folder, temporary, weight_map, files, dtype):
     write_atomic(os.path.join(temporary, "config.json"), json.dumps(config, indent=2))
     if model.tokenizer is not None:
         model.tokenizer.save(temporary)
+    old = f"{folder.rstrip('/')}.tmp-old"
+    shutil.rmtree(old, ignore_errors=True)                # of a process that was killed here
     if os.path.isdir(folder):
-        os.rename(folder, f"{folder.rstrip('/')}.tmp-old")
+        os.rename(folder, old)
     os.rename(temporary, folder)
-    shutil.rmtree(f"{folder.rstrip('/')}.tmp-old", ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)

@@ -8,12 +8,14 @@ command goes on from the newest one, and its metrics.jsonl ends up the same as a
 import contextlib
 import dataclasses
 import difflib
+import io
 import json
 import os
 import shutil
 import sys
 import time
 import zipfile
+import zlib
 from datetime import timedelta
 
 import torch
@@ -44,17 +46,36 @@ def parse(Config, argv=None, recipe=lambda model: {}):
         path = argv.pop(0)
         try:
             with open(path) as f:
-                saved = json.load(f)
-        except (OSError, json.JSONDecodeError) as e:
+                saved = dict(json.load(f))
+        except (OSError, ValueError, TypeError) as e:
             raise InputError(f"{path}: not a readable config.json ({e}); flags are written --key=value") from None
     argv = [token for key, value in saved.items() for token in (f"--{key}", str(value))] + [
         token for arg in argv for token in (arg.split("=", 1) if arg.startswith("--") else [arg])]
     argv = ["--run" if token == "--out" else token for token in argv]    # torchrun takes a --run for its own --run-path
+    refuse_flags(Config, argv)
     models = [b for a, b in zip(argv, argv[1:], strict=False) if a == "--model"]
     default = Config()
     default = dataclasses.replace(default, **recipe(models[-1] if models else default.model))
     return tyro.cli(Config, args=argv, default=default, use_underscores=True, config=(tyro.conf.FlagConversionOff,),
                     console_outputs=os.environ.get("RANK", "0") == "0")
+
+
+def refuse_flags(Config, argv):
+    """InputError on the first flag or value that Config does not have: one line, where tyro draws a box."""
+    kinds, tokens = {f"--{f.name}": f.type for f in dataclasses.fields(Config)}, iter(argv)
+    give = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+    for flag in tokens:
+        if flag in ("-h", "--help"):
+            continue
+        if flag not in kinds:
+            raise InputError(f"{flag} is not a flag{did_you_mean(flag, kinds)} (--help lists them; they are written --key=value)")
+        value, kind = next(tokens, None), kinds[flag]
+        try:
+            if value is None or kind is bool and value not in ("True", "False"):
+                raise ValueError
+            kind(value)
+        except ValueError:
+            raise InputError(f"{flag}{'' if value is None else '=' + value}: give {give[kind]}") from None
 
 
 def launch(main, Config, recipe):
@@ -177,7 +198,7 @@ class Run:
             os.makedirs(self.checkpoints, exist_ok=True)
             if os.path.exists(path):
                 with open(path) as f:
-                    old = json.load(f)
+                    old = dict(json.load(f))
                 changed = [f"--{k}={config[k]!r} (was {old.get(k)!r})" for k in config
                            if k not in free and old.get(k) != config[k]]
                 if changed and not allow_changed:
@@ -189,8 +210,8 @@ class Run:
             write_atomic(path, json.dumps(config, indent=2))
             self._save_source()
             self._log = open(os.path.join(self.folder, "log.txt"), "a")
-        except json.JSONDecodeError as e:
-            return f"--run={self.folder}: {path} is not valid JSON ({e}); delete the folder or give another --run"
+        except (ValueError, TypeError) as e:
+            return f"--run={self.folder}: {path} is not a saved config ({e}); delete the folder or give another --run"
         except OSError as e:
             return f"--run={self.folder}: cannot write there ({e.strerror}); give another --run"
 
@@ -210,23 +231,40 @@ class Run:
         """To the terminal and log.txt."""
         if self.ranks.rank == 0:
             print(text, flush=True)
-            self._log.write(text + "\n")
-            self._log.flush()
+            with self.writing("log.txt"):
+                self._log.write(text + "\n")
+                self._log.flush()
 
     def metrics(self, **values):
         """One line of metrics.jsonl: the raw numbers behind the step line."""
         if self.ranks.rank == 0:
-            if self._metrics is None:
-                self._metrics = open(self.path("metrics.jsonl"), "a")
-            self._metrics.write(json.dumps(values) + "\n")
-            self._metrics.flush()
+            with self.writing("metrics.jsonl"):
+                if self._metrics is None:
+                    self._metrics = open(self.path("metrics.jsonl"), "a")
+                self._metrics.write(json.dumps(values) + "\n")
+                self._metrics.flush()
 
     def rewind(self, step):
-        """Drops what metrics.jsonl says of later than `step` (and that step's evaluation, which is made again)."""
+        """Drops what metrics.jsonl says of later than `step` (and that step's evaluation, which is made again). Returns the
+        lines that stay, on every rank."""
+        kept = []
         if self.ranks.rank == 0 and os.path.exists(self.path("metrics.jsonl")):
             kept = [line for line in read_lines(self.path("metrics.jsonl"))
                     if line["step"] < step or (line["step"] == step and "eval" not in line)]
-            write_atomic(self.path("metrics.jsonl"), "".join(json.dumps(line) + "\n" for line in kept))
+            with self.writing("metrics.jsonl"):
+                write_atomic(self.path("metrics.jsonl"), "".join(json.dumps(line) + "\n" for line in kept))
+        return self.ranks.agree(kept)
+
+    @contextlib.contextmanager
+    def writing(self, what):
+        """Turns a full disk, or whatever else keeps `what` from being written, into an InputError."""
+        try:
+            yield
+        except (dcp.api.CheckpointException, OSError, RuntimeError) as e:
+            free = shutil.disk_usage(self.folder).free / 1e6
+            raise InputError(f"--run={self.folder}: {what} could not be written ({str(e).strip().splitlines()[-1]}; {free:,.0f} MB "
+                             f"are free); make room and start the run again, it goes on from the last complete checkpoint"
+                             ) from None
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -242,18 +280,33 @@ class Run:
     def restore(self, state, step):
         """Loads checkpoint `step` into the tensors of `state`; any number of ranks may have written it. Returns state."""
         try:
+            self._verify(self._at(step))
             dcp.load(state, checkpoint_id=self._at(step))
-        except (dcp.api.CheckpointException, OSError, EOFError) as e:
+        except (dcp.api.CheckpointException, OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile) as e:
             raise InputError(f"--run={self.folder}: checkpoint {self._at(step)} cannot be read "
-                             f"({str(e).strip().splitlines()[-1]}); delete it to go on from the one before") from None
+                             f"({(str(e).strip() or repr(e)).splitlines()[-1]}); delete it to go on from the one before") from None
         return state
+
+    def _verify(self, folder):
+        """Every byte against the checksums written with it; the ranks share the work. Of a checkpoint's pieces, each a zip of
+        torch.save, torch.load does not look at the checksums."""
+        with open(os.path.join(folder, ".metadata"), "rb") as f, open(os.path.join(folder, "metadata.crc32")) as g:
+            if zlib.crc32(f.read()) != int(g.read()):
+                raise ValueError(".metadata is damaged")
+        pieces = dcp.FileSystemReader(folder).read_metadata().storage_data.values()
+        pieces = sorted((p.relative_path, p.offset, p.length) for p in pieces)
+        for file, offset, length in pieces[self.ranks.rank::self.ranks.world]:
+            with open(os.path.join(folder, file), "rb") as f:
+                f.seek(offset)
+                if zipfile.ZipFile(io.BytesIO(f.read(length))).testzip():
+                    raise ValueError(f"{file} is damaged")
 
     def save(self, state, step, keep):
         """Starts writing a checkpoint in the background: state is copied now, written while training goes on, and appears
         as step_NNNNNN when every rank is done. keep: how many complete checkpoints stay (0 = all)."""
         self.finish()
         temporary = self._at(step) + ".tmp"
-        with self._readable(step):
+        with self.writing(f"the checkpoint of step {step}"):
             self.pending = dcp.async_save(state, checkpoint_id=temporary, process_group=self.ranks.side), step, keep
 
     def poll(self):
@@ -266,24 +319,17 @@ class Run:
         if self.pending is None:
             return
         (future, step, keep), self.pending = self.pending, None
-        with self._readable(step):
+        with self.writing(f"the checkpoint of step {step}"):
             future.result()
             if self.ranks.rank == 0:                      # the metadata is written last, after every rank's data
+                with open(os.path.join(self._at(step) + ".tmp", ".metadata"), "rb") as f:
+                    write_atomic(os.path.join(self._at(step) + ".tmp", "metadata.crc32"), str(zlib.crc32(f.read())))
                 os.rename(self._at(step) + ".tmp", self._at(step))
                 done = sorted(n for n in os.listdir(self.checkpoints) if ".tmp" not in n)
                 for name in done[:-keep] if keep else []:
                     gone = os.path.join(self.checkpoints, name)
                     os.rename(gone, gone + ".tmp")        # half-deleted is never taken for complete
                     shutil.rmtree(gone + ".tmp")
-
-    @contextlib.contextmanager
-    def _readable(self, step):
-        try:
-            yield
-        except (dcp.api.CheckpointException, OSError, RuntimeError) as e:
-            raise InputError(f"--run={self.folder}: checkpoint of step {step} could not be written "
-                             f"({str(e).strip().splitlines()[-1]}); free space there and start the run again, it goes on "
-                             f"from the last complete one") from None
 
 
 def write_atomic(path, text):

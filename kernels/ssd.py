@@ -39,18 +39,18 @@ class _Within(torch.autograd.Function):
     @staticmethod
     def forward(ctx, B, C, acc, xd, same):
         decay = (acc[..., :, None] - acc[..., None, :]).masked_fill_(~same, -torch.inf).exp_()     # (B, c, H, Q, Q)
-        groups = (B.shape[2], -1)
-        mix = (decay.unflatten(2, groups) * (C @ B.transpose(-1, -2))[:, :, :, None]).flatten(2, 3).to(xd.dtype)
+        scores = (C @ B.transpose(-1, -2)).to(acc.dtype)[:, :, :, None]                            # (B, c, G, 1, Q, Q)
+        mix = (decay.unflatten(2, (B.shape[2], -1)) * scores).flatten(2, 3).to(xd.dtype)
         ctx.save_for_backward(B, C, xd, decay, mix)
         return mix @ xd
 
     @staticmethod
     def backward(ctx, g):
         B, C, xd, decay, mix = ctx.saved_tensors
-        dmix = g @ xd.transpose(-1, -2)
-        dacc = (dmix * mix).to(decay.dtype)
-        dacc = dacc.sum(-1).sub_(dacc.sum(-2))
+        dmix = (g @ xd.transpose(-1, -2)).to(decay.dtype)
         dscores = (dmix * decay).unflatten(2, (B.shape[2], -1)).sum(3).to(B.dtype)
+        dacc = dmix.mul_(mix)                             # d / d acc_i - acc_j: rows gain what columns lose
+        dacc = dacc.sum(-1).sub_(dacc.sum(-2))
         return dscores.transpose(-1, -2) @ C, dscores @ B, dacc, mix.transpose(-1, -2) @ g, None
 
 
@@ -102,11 +102,12 @@ def ssd(x, dt, A, B, C, D, docs=None, chunk=None):
         carry = acc.exp()[..., None]                                                       # (B, c, H, Q, 1)
         if alive is not None:
             carry = carry * alive
-        keep = carry[..., -1, :, None]                                                     # (B, c, H, 1, 1)
-        state, entering = own[:, 0], [torch.zeros_like(own[:, 0])]
+        keep = carry[:, :, :, -1, :, None].unbind(1)                                       # (B, H, 1, 1) a chunk
+        own = own.unbind(1)                               # unbind, not own[:, i]: that one's backward fills zeros c times
+        state, entering = own[0], [torch.zeros_like(own[0])]
         for i in range(1, c):
             entering.append(state)
-            state = state * keep[:, i] + own[:, i]
+            state = state * keep[i] + own[i]
         entering = torch.stack(entering, 1).to(x.dtype).view(b, c, g, h // g, p, n)
         late = C[:, :, :, None] @ entering.transpose(-1, -2)                               # (B, c, G, H/G, Q, P)
         y = y + late.view(b, c, h, q, p) * carry.to(x.dtype)

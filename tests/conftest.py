@@ -6,6 +6,26 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def world_data(tmp_path_factory):
+    """The embedded world, tokenized once for all runs: --data=..."""
+    from data import prepare_toy
+    from tokenizer import toy_tokenizer
+    folder = tmp_path_factory.mktemp("world")
+    prepare_toy(str(folder), toy_tokenizer())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """An untrained toy in hub format, as a run exports it: --init=..."""
+    from model import load, save
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    save(load("toy"), str(folder))
+    return folder

@@ -110,7 +110,8 @@ def test_tokens_and_epochs_of_the_papers_run():
     mixture = data.MIXTURES["math+code+science"]
     rows = dict(zip(mixture, data.planned_rows(mixture, 1, 25_000 * 128), strict=True))
     want = {"mot-math": 3.06, "mot-science": 2.96, "openthoughts3-science": 2.78, "ocr2": 2.34,
-            "mot-code": 0.67, "megamath-web-pro": 0.36, "nemotron-math": 0.07, "dclm-edu": 0.012, "refinecode": 0.019}
+            "mot-code": 0.67, "megamath-web-pro": 0.36, "nemotron-math": 0.07, "dclm-edu": 0.012,
+            "refinecode": 0.019}
     for name, epochs in want.items():
         found = rows[name] * 8192 / (data.SOURCES[name][1] * 1e9)
         assert abs(found - epochs) < (0.005 if epochs > 0.05 else 0.0005)
@@ -148,8 +149,9 @@ def test_read_mixture():
     ("", "known: math, math+code, "), ("zzz", "source:percent"),
     ("chat:40,ocr2:50", "sum to 90"), ("chat:60,ocr2:50", "sum to 110"),
     ("chat:-20,ocr2:120", "must be positive"), ("chat:0,ocr2:100", "must be positive"),
-    ("chat:ten", "'chat:ten'"), ("chat:100,", "''"), ("chat:50,ocr2 50", "'ocr2 50'"), ("chat:50,50", "'50'"), (":100", "':100'"),
-    ("chat:nan", "sum to nan"), ("chat:100,ocr2:nan", "sum to nan"), ("chat:inf", "sum to inf"),
+    ("chat:ten", "'chat:ten'"), ("chat:100,", "''"), ("chat:50,ocr2 50", "'ocr2 50'"),
+    ("chat:50,50", "'50'"), (":100", "':100'"), ("chat:nan", "sum to nan"),
+    ("chat:100,ocr2:nan", "sum to nan"), ("chat:inf", "sum to inf"),
 ])
 def test_bad_mixtures_are_refused(text, says):
     with pytest.raises(InputError, match=re.escape(says)) as e:
@@ -482,10 +484,24 @@ def test_heldout_takes_what_there_is(tmp_path, toy, little_world):
         splits = ("train",) if name == "ocr2" else ("train", "heldout")
         data.write_source(str(tmp_path), name, {s: world.documents(name, s) for s in splits}, toy)
     held = data.heldout(str(tmp_path), toy, toy.vocab_size, 50, 10 ** 6)
-    assert list(held) == ["chat", "science"]                                 # ocr2 has none, others are missing
+    assert list(held) == ["chat", "science"]             # ocr2 has none, the others are not there
     size = data.Source(str(tmp_path), "chat", toy, toy.vocab_size).tokens("heldout")
     assert len(held["chat"].tokens) == (size - 1) // 50
-    assert data.heldout(str(tmp_path), toy, toy.vocab_size, 50, 0) == {}
+    data.write_source(str(tmp_path), "my-notes", {"train": ["a"], "heldout": ["some words of my own " * 20]}, toy)
+    data.write_source(str(tmp_path), "tiny", {"train": ["a"], "heldout": ["b"]}, toy)
+    held = data.heldout(str(tmp_path), toy, toy.vocab_size, 50, 4)
+    assert list(held) == ["chat", "science", "my-notes"]     # a source of one's own is a domain; tiny has no row
+
+
+def test_the_toy_world_is_prepared_again_when_it_changed(tmp_path, toy, little_world, monkeypatch):
+    data.prepare_toy(str(tmp_path), toy)
+    path = tmp_path / "chat" / "manifest.json"
+    before = path.stat().st_mtime_ns
+    data.prepare_toy(str(tmp_path), toy)
+    assert path.stat().st_mtime_ns == before
+    monkeypatch.setattr(data.sys, "version", "3.99")         # another Python's library is another text
+    data.prepare_toy(str(tmp_path), toy)
+    assert path.stat().st_mtime_ns != before
 
 
 # -- refusals ------------------------------------------------------------------------------------------------
@@ -613,7 +629,7 @@ def test_too_short_for_one_row_is_refused(tmp_path):
         data.Stream(str(tmp_path), {"x": 100}, 1, 9, Numbers(), 70_000)
     assert str(tmp_path / "x") in str(e.value)
     shutil.move(tmp_path / "x", tmp_path / "chat")
-    with pytest.raises(InputError, match="chat has 3 heldout tokens"):
+    with pytest.raises(InputError, match=r"no held-out row of --seq_len=8 \+ 1 tokens"):
         data.heldout(str(tmp_path), Numbers(), 70_000, 8, 1)
 
 
