@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 import data
+from kernels.ssd import chunk_length
 from model import (
     PRESETS,
     Init,
@@ -93,10 +94,11 @@ class Config:
     dry_run: bool = False                # print the plan and stop
 
 
-TOY = dict(steps=600, seq_len=256, batch=16, micro_batch=16, lr=3e-3, warmup=30, recompute="off", eval_every=100,
+TOY = dict(steps=300, seq_len=256, batch=16, micro_batch=16, lr=3e-3, warmup=30, recompute="off", eval_every=50,
            checkpoint_every=200, log_every=20, eval_rows=4, export_dtype="float32")
 FREE = ("replicate", "shard", "micro_batch", "recompute", "compile", "checkpoint_every", "keep", "log_every", "prefetch",
         "device", "peak_tflops", "mfu", "allow_changed", "dry_run", "run")          # cannot change what is trained
+FIXED = ("model", "mixture", "seed", "batch", "seq_len", "train")        # a checkpoint is of these
 
 
 def recipe(model):
@@ -224,9 +226,10 @@ def plan(cfg, world):
     bytes_, T, rows = (2 if cfg.dtype == "bfloat16" else 4), cfg.seq_len, cfg.micro_batch
     whole = counts["norms"]
     layer = max(sum(parameter_counts(_only(arch, i)).values()) for i in {arch.layers.index(k) for k in set(arch.layers)})
-    inner = T * rows * (4 * arch.C + 2 * (arch.H + arch.K) * arch.D + 3 * arch.F) * bytes_     # one layer's activations
-    saved = {"full": len(arch.layers) * T * rows * arch.C * bytes_ + inner, "off": len(arch.layers) * inner,
-             "selective": len(arch.layers) * inner * 0.6}[cfg.recompute]
+    inner = max(activations(arch, kinds) for kinds in set(arch.layers)) * T * rows * bytes_
+    stack = sum(activations(arch, kinds) for kinds in arch.layers) * T * rows * bytes_
+    saved = {"full": len(arch.layers) * T * rows * arch.C * bytes_ + inner, "off": stack,
+             "selective": stack / 2}[cfg.recompute]       # about half are products' outputs, which it keeps
     memory = {
         "weights, fp32, sharded": 4 * n / width + 4 * whole, "Adam moments, fp32, sharded": 8 * n / width + 8 * whole,
         "gradients, fp32, sharded": 4 * n / width + 4 * whole,
@@ -255,6 +258,15 @@ def plan(cfg, world):
               f"{exact / (peak * cfg.mfu * world) / 86400:.2f} days at {cfg.mfu:.0%} of {peak / 1e12:.0f} TFLOP/s a device"
               + ("" if cfg.peak_tflops else " (H100, bf16; --peak_tflops=... for another)")]
     return "\n".join(lines)
+
+
+def activations(arch, kinds):
+    """Numbers a token that the sublayers of one layer keep for their backward pass (estimate; the scan's fp32 counts two)."""
+    kept = {"a": 2 * arch.C + 2 * (arch.H + arch.K) * arch.D, "f": 2 * arch.C + (3 if arch.family == "nemotron_h" else 4) * arch.F}
+    if arch.mamba:
+        heads, P, S, G, *_ = arch.mamba
+        kept["m"] = 2 * arch.C + 3 * (2 * heads * P + 2 * G * S) + 3 * heads * chunk_length(P, S)
+    return sum(kept[kind] for kind in kinds)
 
 
 def _only(arch, i):
@@ -304,7 +316,7 @@ def main(cfg):
     check(cfg, world)
     mixture = data.read_mixture(cfg.mixture)
     with ranks(cfg.device, cfg.replicate, cfg.shard) as me:
-        run = Run(cfg.run, cfg, me, FREE, cfg.allow_changed)
+        run = Run(cfg.run, cfg, me, FREE, FIXED, cfg.allow_changed)
         if os.path.exists(run.path("retention.json")):
             with open(run.path("retention.json")) as f:
                 result = json.load(f)
@@ -352,6 +364,8 @@ def main(cfg):
         if start is None:
             init.fill(model)
             start = 0
+        elif start > cfg.steps:
+            raise InputError(f"--steps={cfg.steps}: {cfg.run} is at step {start} already; give more, or another --run")
         else:
             progress = run.restore(state, start)["progress"]
             if progress["fingerprint"] != stream.fingerprint() and not cfg.allow_changed:
@@ -412,6 +426,7 @@ def main(cfg):
                 progress["skips"] += 1
                 run.log(f"step {step + 1}: loss {loss}, gradient norm {norm}: skipped ({progress['skips']} in a row)")
                 if progress["skips"] > cfg.max_skips:
+                    run.finish()                          # the checkpoint under way is of before
                     raise InputError(f"{progress['skips']} non-finite steps in a row at step {step + 1} (--max_skips="
                                      f"{cfg.max_skips}); the last good checkpoint is kept: lower --lr and go on from it with "
                                      f"--allow_changed=True")

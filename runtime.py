@@ -182,28 +182,33 @@ def grad_norm(parameters, mesh):
 class Run:
     """The folder of one run. Only rank 0 writes (checkpoints apart); every method may be called on all ranks."""
 
-    def __init__(self, folder, cfg, ranks, free=(), allow_changed=False):
-        """free: keys of cfg that may differ when a run goes on (they cannot change its results)."""
+    def __init__(self, folder, cfg, ranks, free=(), fixed=(), allow_changed=False):
+        """free: keys of cfg that may differ when a run goes on (they cannot change its results); fixed: keys that may not
+        even with allow_changed (the checkpoint, or the order of rows, would make no sense)."""
         self.folder, self.ranks, self.pending = folder, ranks, None
         self.checkpoints, self._metrics, self._log = os.path.join(folder, "checkpoints"), None, None
         config = dataclasses.asdict(cfg)
-        problem = self._claim(config, set(free), allow_changed) if ranks.rank == 0 else None
+        problem = self._claim(config, free, fixed, allow_changed) if ranks.rank == 0 else None
         problem = ranks.agree(problem)
         if problem:
             raise InputError(problem)
 
-    def _claim(self, config, free, allow_changed):
+    def _claim(self, config, free, fixed, allow_changed):
         path = os.path.join(self.folder, "config.json")
         try:
             os.makedirs(self.checkpoints, exist_ok=True)
             if os.path.exists(path):
                 with open(path) as f:
                     old = dict(json.load(f))
-                changed = [f"--{k}={config[k]!r} (was {old.get(k)!r})" for k in config
-                           if k not in free and old.get(k) != config[k]]
+                changed = {k: f"--{k}={config[k]!r} (was {old.get(k)!r})" for k in config
+                           if k not in free and old.get(k) != config[k]}
+                stuck = [text for k, text in changed.items() if k in fixed]
+                if stuck:
+                    return (f"--run={self.folder} was started with another config: {', '.join(stuck)} cannot change within a "
+                            f"run. Take the old values, or another --run (--init={self.folder}/model starts from this one)")
                 if changed and not allow_changed:
-                    return (f"--run={self.folder} was started with another config: {', '.join(changed)}. Take the old values, "
-                            f"another --run, or --allow_changed=True to go on with the new ones")
+                    return (f"--run={self.folder} was started with another config: {', '.join(changed.values())}. Take the old "
+                            f"values, another --run, or --allow_changed=True to go on with the new ones")
             for name in os.listdir(self.checkpoints):     # what a killed run left half-written
                 if ".tmp" in name:
                     shutil.rmtree(os.path.join(self.checkpoints, name))

@@ -1,4 +1,5 @@
-"""Shared by the tests: one thread a process (two busy processes on two cores are slower than one), quiet libraries."""
+"""Shared by the tests: one thread a process (two busy processes on two cores are slower than one), quiet
+libraries, the embedded world tokenized once, an exported toy."""
 
 import os
 

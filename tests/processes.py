@@ -1,6 +1,6 @@
-"""midtrain.py as real processes that start in a tenth of a second: forked from one server that has imported it.
+"""midtrain.py as real processes that start in a tenth of a second: forked from a server that has imported it.
 
-They take the path of the command line (argv, launch, exit status, stderr), can be killed, and can be several ranks.
+They take the command line's path (argv, launch, exit status, stderr), can be killed, and can be many ranks.
 """
 
 import multiprocessing
@@ -12,15 +12,17 @@ import sys
 import time
 
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["pytest", "midtrain", "matplotlib.pyplot"])
+FORK.set_forkserver_preload(["pytest", "midtrain", "tyro", "torch._dynamo", "matplotlib.backends.backend_agg",
+                             "matplotlib.pyplot"])
 
 
 def _main(argv, env, folder):
     import midtrain
     os.environ.update(env)
     for fd, name in (1, "stdout"), (2, "stderr"):
-        os.dup2(os.open(f"{folder}/{name}.{env.get('RANK', 0)}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
-    if "FILE_LIMIT" in env:                               # bytes a file may have: a disk that fills up, for who is not root
+        file = f"{folder}/{name}.{env.get('RANK', 0)}"
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
+    if "FILE_LIMIT" in env:                               # bytes a file may have
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(env["FILE_LIMIT"]),) * 2)
     sys.argv = ["midtrain.py", *argv]
@@ -40,7 +42,8 @@ class Process:
                 port = s.getsockname()[1]
             ranks = [dict(RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1",
                           MASTER_PORT=str(port)) for r in range(world)]
-        self.ranks = [FORK.Process(target=_main, args=(flags, env | rank, str(folder)), daemon=True) for rank in ranks]
+        self.ranks = [FORK.Process(target=_main, args=(flags, env | rank, str(folder)), daemon=True)
+                      for rank in ranks]
         for process in self.ranks:
             process.start()
 
@@ -54,7 +57,7 @@ class Process:
             process.join()
 
     def wait(self, timeout=60):
-        """Exit status: the first rank's that failed, else 0. All are ended when one fails, as torchrun does."""
+        """Exit status: the first rank's that failed, else 0. All end when one fails, as in torchrun."""
         end = time.monotonic() + timeout
         while any(process.exitcode is None for process in self.ranks):
             if any(process.exitcode for process in self.ranks):

@@ -1,9 +1,10 @@
-"""What a user can get wrong ends in one readable line that names the flag or the file and the fix: never in a traceback, a
-hang, or a half-written file taken for a whole one.
+"""What a user can get wrong ends in one readable line that names the flag or the file and the fix: never in a
+traceback, a hang, or a half-written file taken for a whole one.
 
-Every row is a process of midtrain.py (processes.py forks them from one that has imported it; five are started afresh).
+Each row is a process of midtrain.py, forked from one that has imported it (processes.py); five start afresh.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -17,9 +18,12 @@ import torch
 from processes import Process
 from safetensors.torch import load_file, save_file
 
+from midtrain import Config
+from runtime import InputError, Run, ranks
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-BASE = ["--model=toy", "--mixture=mot-math:100", "--dtype=float32", "--seq_len=32", "--batch=8", "--micro_batch=8",
-        "--steps=4", "--warmup=1", "--eval_rows=1", "--eval_every=0", "--peak_tflops=1"]
+BASE = ["--model=toy", "--mixture=mot-math:100", "--dtype=float32", "--seq_len=32", "--batch=8",
+        "--micro_batch=8", "--steps=4", "--warmup=1", "--eval_rows=1", "--eval_every=0", "--peak_tflops=1"]
 SHARD = "mot-math/train-00000.bin"
 
 
@@ -62,7 +66,7 @@ class Box:
         shutil.rmtree(self.run / "model")
 
 
-# -- how to make each ------------------------------------------------------------------------------------------------
+# -- how to make each ----------------------------------------------------------------------------------------
 
 def flip(path, at):
     content = bytearray(path.read_bytes())
@@ -210,6 +214,16 @@ def changed_config(box):
     return ["--lr=0.001"]
 
 
+def changed_order(box):
+    box.started()
+    return ["--batch=16", "--allow_changed=True"]
+
+
+def fewer_steps(box):
+    box.started()
+    return ["--steps=3", "--allow_changed=True"]
+
+
 def changed_data(box):
     box.started()
     tokens = np.fromfile(box.data / SHARD, np.uint16)
@@ -302,17 +316,20 @@ ROWS = [
     ("init sums to 0.9", ["--init=0.4*toy + 0.5*toy"], "--init", "0.9, not 1"),
     ("init cannot be read", ["--init=half*toy + 0.5*toy"], "--init", "0.15*A + 0.85*B"),
     ("init of two architectures", mixed, "--init", "different architectures"),
-    ("init of another architecture than the model", ["--init=random:toy-h"], "--init=random:toy-h", "--model=toy-granite-4-h"),
+    ("init of another model than --model", ["--init=random:toy-h"], "random:toy-h", "=toy-granite-4-h"),
     ("tokenizer is nowhere", ["--tokenizer=nowhere"], "nowhere", "no such folder"),
     ("hub out of reach", ["--model=mistral-7b", "--init="], "mistral-7b", "--init=PATH"),
     ("run folder below a file", below_a_file, "--run", "another --run"),
     ("run folder of something else", run_of_something_else, "config.json", "another --run"),
     ("run folder with a binary config", run_is_binary, "config.json", "another --run"),
     ("another config than the run's", changed_config, "--lr=0.001 (was 0.003)", "--allow_changed=True"),
+    ("another order of rows than the run's", changed_order, "--batch=16 (was 8)", "another --run"),
+    ("fewer steps than were done", fewer_steps, "--steps=3", "another --run"),
     ("other data than the run's", changed_data, "--data", "restore it"),
     ("damaged checkpoint", damaged_checkpoint, "step_000004", "delete it"),
 ]
-AFRESH = ("unknown flag", "word for a number", "unknown model", "one flipped bit in a shard", "batch by micro_batch")
+AFRESH = ("unknown flag", "word for a number", "unknown model", "one flipped bit in a shard",
+          "batch by micro_batch")
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row[0].replace(" ", "_") for row in ROWS])
@@ -325,8 +342,8 @@ def test_refusal(row, tmp_path, world_data, exported):
     if isinstance(flags, tuple):                          # a saved config.json comes first
         flags, box.flags = flags[0], [*flags[1], *box.flags]
     if name in AFRESH:
-        done = subprocess.run([sys.executable, f"{ROOT}/midtrain.py", *box.flags, *flags], capture_output=True,
-                              text=True, timeout=60)
+        command = [sys.executable, f"{ROOT}/midtrain.py", *box.flags, *flags]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         status, errors, output = done.returncode, done.stderr, done.stdout
     else:
         status, errors, output = box.start(*flags, world=2 if name == "batch by ranks" else 1,
@@ -341,12 +358,12 @@ def test_refusal(row, tmp_path, world_data, exported):
     assert "retention" not in output
 
 
-# -- full disks ------------------------------------------------------------------------------------------------------
+# -- full disks ----------------------------------------------------------------------------------------------
 # Of a toy run in float32: source.zip 60 kB, a checkpoint 10.3 MB, the exported model 3.4 MB.
 
 @pytest.fixture
 def disk(tmp_path):
-    """mount(bytes) puts a file system of that size on the run's folder, or changes the size of the one there."""
+    """disk(bytes) puts a file system of that size on the run's folder, or resizes the one there."""
     folder, mounted = tmp_path / "run", []
 
     def mount(size):
@@ -362,23 +379,23 @@ def disk(tmp_path):
 
 
 def goes_on(box, *flags):
-    """With space again, the same command finishes; nothing half-written stays or is taken for whole."""
+    """With space again, the same command ends as if nothing had happened; nothing half-written is left."""
     status, errors, output = box.start(*flags)
     assert status == 0, errors
-    names = [os.path.join(path, name) for path, folders, files in os.walk(box.run) for name in folders + files]
+    names = [name for _, folders, files in os.walk(box.run) for name in folders + files]
     assert not [name for name in names if ".tmp" in name]
     steps = [line["step"] for line in map(json.loads, open(box.run / "metrics.jsonl")) if "loss" in line]
     assert steps == [1, 2, 3, 4]
     reference = Box(box.path / "reference", box.path / "world", box.exported)
     assert reference.start(*flags)[0] == 0
-    assert load_file(box.run / "model" / "model.safetensors").keys() == load_file(box.exported / "model.safetensors").keys()
     for name in ("model/model.safetensors", "retention.json"):
         assert (box.run / name).read_bytes() == (reference.run / name).read_bytes()
     return output
 
 
 # what does not fit, bytes of the disk, what the message names, from which checkpoint the run goes on
-DISKS = [("nothing", 16_384, "--run", 0), ("source", 40_000, "--run", 0), ("checkpoint", 6_000_000, "checkpoint of step 2", 0),
+DISKS = [("nothing", 16_384, "--run", 0), ("source", 40_000, "--run", 0),
+         ("checkpoint", 6_000_000, "checkpoint of step 2", 0),
          ("second checkpoint", 16_000_000, "checkpoint of step 4", 2), ("model", 21_500_000, "model", 4)]
 
 
@@ -396,3 +413,26 @@ def test_full_disk(what, size, named, start, tmp_path, world_data, exported, dis
     disk("100m")
     output = goes_on(box, "--checkpoint_every=2")
     assert (f"goes on at step {start}" in output) == (start > 0)
+
+
+def test_file_too_large(tmp_path, world_data, exported):
+    """The same without a disk to mount: no file may have more than 4 MB."""
+    shutil.copytree(world_data / "mot-math", tmp_path / "world" / "mot-math")
+    box = Box(tmp_path, world_data, exported)
+    status, errors, output = box.start("--checkpoint_every=2", FILE_LIMIT="4000000")
+    assert status == 2 and "Traceback" not in errors + output, errors + output
+    assert errors.startswith(f"error: --run={box.run}: the checkpoint of step 2 could not be written")
+    goes_on(box, "--checkpoint_every=2")
+
+
+@pytest.mark.parametrize("name", ["log", "metrics"])
+def test_log_on_a_full_disk(name, tmp_path):
+    class Full:
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with ranks("cpu") as me:
+        run = Run(str(tmp_path), Config(), me)
+        setattr(run, f"_{name}", Full())
+        with pytest.raises(InputError, match=f"--run={tmp_path}: {name}.*No space left on device.*make room"):
+            run.log("a line") if name == "log" else run.metrics(step=1)
