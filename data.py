@@ -1,14 +1,14 @@
 """Mixtures, prepared token shards, and the order of batches as a pure function of (seed, step, global batch).
 
-    python data.py toy --out=data/toy            # the embedded world (world.py), tokenized: seconds, no network
+    python data.py toy --out=data/toy         # the embedded world (world.py), tokenized: seconds, no network
 
-A prepared folder holds one folder a source: token shards (uint16 or uint32, documents back to back, each ending with the
-separator), document offsets, and manifest.json (tokenizer fingerprint, counts, checksums).
+A prepared folder holds one folder a source: token shards (uint16 or uint32, documents back to back, each
+ending with the separator), document offsets, and manifest.json (tokenizer fingerprint, counts, checksums).
 
-Order (nothing is stored but the step): a period of rows holds every source exactly in proportion; a seeded shuffle of the
-period gives each global row its source; the k-th row ever taken from a source is row f(k mod n) of epoch k // n, with f a
-keyed bijection. So any step is reached at once, the shares are exact every period, and neither the number of ranks nor the
-prefetch can change what is trained on.
+Order (nothing is stored but the step): a period of rows holds every source exactly in proportion; a seeded
+shuffle of the period gives each global row its source; the k-th row ever taken from a source is row
+f(k mod n) of epoch k // n, with f a keyed bijection. So any step is reached at once, the shares are exact
+every period, and neither the number of ranks nor the prefetch can change what is trained on.
 """
 
 import hashlib
@@ -25,12 +25,12 @@ import numpy as np
 import world
 from runtime import InputError, did_you_mean, write_atomic
 
-# -- mixtures --------------------------------------------------------------------------------------------------------
+# -- mixtures ----------------------------------------------------------------------------------------------
 
 # source: (domain, billions of tokens with the Granite-3.3 tokenizer; paper, table 1; None = not given)
 SOURCES = {
     "dclm-edu": ("general", 111.46),
-    "chat": ("chat", None),                               # WildChat + Tulu-3 personas + UltraChat, split not published
+    "chat": ("chat", None),                # WildChat + Tulu-3 personas + UltraChat, split not published
     "megamath-web-pro": ("math", 14.73),
     "nemotron-math": ("math", 35.93),
     "mot-math": ("math", 0.60),
@@ -43,24 +43,26 @@ SOURCES = {
 }
 DOMAINS = ("general", "chat", "math", "code", "science")
 
-MIXTURES = {                                              # percent of sampled training tokens; paper, figure 2
+MIXTURES = {                                         # percent of sampled training tokens; paper, figure 2
     "math": {"dclm-edu": 15, "chat": 10, "megamath-web-pro": 55, "nemotron-math": 10, "mot-math": 10},
-    "math+code": {"dclm-edu": 5, "chat": 5, "megamath-web-pro": 27.5, "nemotron-math": 10, "mot-math": 10, "mot-code": 5,
-                  "ocr2": 10, "refinecode": 13.75, "starcoder2": 13.75},
-    "math+code+science": {"dclm-edu": 5, "chat": 5, "megamath-web-pro": 20, "nemotron-math": 10, "mot-math": 7,
-                          "mot-code": 3, "ocr2": 10, "refinecode": 13.75, "starcoder2": 13.75,
+    "math+code": {"dclm-edu": 5, "chat": 5, "megamath-web-pro": 27.5, "nemotron-math": 10, "mot-math": 10,
+                  "mot-code": 5, "ocr2": 10, "refinecode": 13.75, "starcoder2": 13.75},
+    "math+code+science": {"dclm-edu": 5, "chat": 5, "megamath-web-pro": 20, "nemotron-math": 10,
+                          "mot-math": 7, "mot-code": 3, "ocr2": 10, "refinecode": 13.75, "starcoder2": 13.75,
                           "openthoughts3-science": 7.75, "mot-science": 4.75},
-    "base": {"dclm-edu": 50, "chat": 10, "refinecode": 20, "starcoder2": 20},     # ours: pretrains the toy world's base
+    # ours: pretrains the toy world's base
+    "base": {"dclm-edu": 50, "chat": 10, "refinecode": 20, "starcoder2": 20},
 }
 
 
 def read_mixture(text):
-    """A preset's name, or 'source:percent,source:percent', to {source: percent}; InputError unless they sum to 100."""
+    """A preset's name, or 'source:percent,source:percent', to {source: percent}; InputError unless they sum
+    to 100."""
     if text in MIXTURES:
         return MIXTURES[text]
     if ":" not in text:
-        raise InputError(f"--mixture={text!r} is unknown{did_you_mean(text, MIXTURES)} (known: {', '.join(MIXTURES)}; or "
-                         f"write 'source:percent,source:percent')")
+        raise InputError(f"--mixture={text!r} is unknown{did_you_mean(text, MIXTURES)} "
+                         f"(known: {', '.join(MIXTURES)}; or write 'source:percent,source:percent')")
     mixture = {}
     for part in text.split(","):
         name, _, percent = part.strip().rpartition(":")
@@ -70,15 +72,17 @@ def read_mixture(text):
             name = ""
         if not name:
             raise InputError(f"--mixture: {part.strip()!r} is not source:percent")
-    if any(p <= 0 for p in mixture.values()) or not abs(sum(mixture.values()) - 100) <= 1e-6:         # not: refuses nan
-        raise InputError(f"--mixture={text!r}: the percentages sum to {sum(mixture.values()):g}; they must be positive and "
-                         f"sum to 100")
+    # not: refuses nan
+    if any(p <= 0 for p in mixture.values()) or not abs(sum(mixture.values()) - 100) <= 1e-6:
+        raise InputError(f"--mixture={text!r}: the percentages sum to {sum(mixture.values()):g}; they must "
+                         f"be positive and sum to 100")
     return mixture
 
 
 def period_rows(mixture):
-    """Rows of each source in one period, in the mixture's order: the shortest period (at most 10,000 rows) that holds every
-    share exactly (20, 80 and 400 for the paper's three), else 10,000 rows by largest remainder."""
+    """Rows of each source in one period, in the mixture's order: the shortest period (at most 10,000 rows)
+    that holds every share exactly (20, 80 and 400 for the paper's three), else 10,000 rows by largest
+    remainder."""
     shares = [Fraction(str(p)) / 100 for p in mixture.values()]
     period = np.lcm.reduce([s.denominator for s in shares], dtype=object)
     if period <= 10_000 and sum(shares) == 1:
@@ -90,14 +94,15 @@ def period_rows(mixture):
     return rows
 
 
-# -- the order of rows -----------------------------------------------------------------------------------------------
+# -- the order of rows -------------------------------------------------------------------------------------
 
 def _key(*parts):
     return np.uint64(int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little"))
 
 
 def _mix(x):
-    """splitmix64's finaliser: uint64 array to uint64 array. Ours to keep: numpy's own shuffles may change with a release."""
+    """splitmix64's finaliser: uint64 array to uint64 array. Ours to keep: numpy's own shuffles may change
+    with a release."""
     with np.errstate(over="ignore"):
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -108,12 +113,14 @@ def _period(rows, seed, period):
     """Source of each slot of one period: the seeded shuffle."""
     slots = np.repeat(np.arange(len(rows)), rows)
     with np.errstate(over="ignore"):
-        keys = _mix(_key(seed, "period", int(period)) + np.arange(len(slots), dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+        keys = _mix(_key(seed, "period", int(period))
+                    + np.arange(len(slots), dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
     return slots[np.argsort(keys, kind="stable")]
 
 
 def _rows(mixture, seed, start, count):
-    """(source, ordinal) of global rows start .. start + count: the ordinal-th row ever taken from that source."""
+    """(source, ordinal) of global rows start .. start + count: the ordinal-th row ever taken from that
+    source."""
     rows = period_rows(MIXTURES[mixture] if isinstance(mixture, str) else mixture)
     size, sources, ordinals = int(rows.sum()), [], []
     for period in range(start // size, -(-(start + count) // size)):
@@ -129,8 +136,9 @@ def _rows(mixture, seed, start, count):
 
 
 def row_sources(mixture, seed, start, count):
-    """Which source (index in the mixture's order) each of the global rows start .. start + count comes from: int64 array.
-    mixture: a name of MIXTURES, or {source: percent}. Exact in every period of `period_rows(...)`.sum() rows."""
+    """Which source (index in the mixture's order) each of the global rows start .. start + count comes from:
+    int64 array. mixture: a name of MIXTURES, or {source: percent}. Exact in every period of
+    `period_rows(...)`.sum() rows."""
     return _rows(mixture, seed, start, count)[0]
 
 
@@ -142,33 +150,35 @@ def planned_rows(mixture, seed, count):
 
 
 def permuted(k, n, key):
-    """Image of k under a keyed bijection of range(n): a 4-round Feistel network over the next even power of two, walked
-    until it falls below n. k: int. O(1) memory, any position at once, a new order for every key."""
+    """Image of k under a keyed bijection of range(n): a 4-round Feistel network over the next even power of
+    two, walked until it falls below n. k: int. O(1) memory, any position at once, a new order for every
+    key."""
     half = max(1, (max(n - 1, 1).bit_length() + 1) // 2)
     mask = (1 << half) - 1
     while True:
         left, right = k >> half, k & mask
         for r in range(4):
-            left, right = right, left ^ (int(_mix(np.uint64((right + (r + 1) * 0x9E3779B97F4A7C15) % 2 ** 64) ^ key)) & mask)
+            left, right = right, left ^ (
+                int(_mix(np.uint64((right + (r + 1) * 0x9E3779B97F4A7C15) % 2 ** 64) ^ key)) & mask)
         k = left << half | right
         if k < n:
             return k
 
 
-# -- prepared sources ------------------------------------------------------------------------------------------------
+# -- prepared sources --------------------------------------------------------------------------------------
 
 FORMAT = 1                                                # of manifest.json
 
 
 def write_source(folder, name, splits, tokenizer, shard_tokens=1 << 28, revision=""):
-    """Tokenizes {split: iterable of texts} into folder/name. Ids are uint16 where the vocabulary allows; revision says what
-    the texts are a version of. Returns the manifest. The folder appears when complete."""
+    """Tokenizes {split: iterable of texts} into folder/name. Ids are uint16 where the vocabulary allows;
+    revision says what the texts are a version of. Returns the manifest. The folder appears when complete."""
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
     final, tmp = os.path.join(folder, name), os.path.join(folder, f"{name}.tmp-{os.getpid()}")
     shutil.rmtree(tmp, ignore_errors=True)                # what a failed call left
     os.makedirs(tmp)
-    manifest = {"format": FORMAT, "source": name, "revision": revision, "tokenizer": tokenizer.fingerprint, "dtype": dtype.name,
-                "splits": {}}
+    manifest = {"format": FORMAT, "source": name, "revision": revision, "tokenizer": tokenizer.fingerprint,
+                "dtype": dtype.name, "splits": {}}
     for split, texts in splits.items():
         shards, documents, size = manifest["splits"].setdefault(split, []), [], 0
 
@@ -179,8 +189,9 @@ def write_source(folder, name, splits, tokenizer, shard_tokens=1 << 28, revision
             file = f"{split}-{len(shards):05d}"
             tokens.tofile(os.path.join(tmp, file + ".bin"))
             offsets.tofile(os.path.join(tmp, file + ".idx"))
-            shards.append({"file": file, "tokens": len(tokens), "documents": len(documents), "max_id": int(tokens.max()),
-                           "crc32": zlib.crc32(tokens), "idx_crc32": zlib.crc32(offsets)})
+            shards.append({"file": file, "tokens": len(tokens), "documents": len(documents),
+                           "max_id": int(tokens.max()), "crc32": zlib.crc32(tokens),
+                           "idx_crc32": zlib.crc32(offsets)})
             documents, size = [], 0
 
         for text in texts:
@@ -197,8 +208,8 @@ def write_source(folder, name, splits, tokenizer, shard_tokens=1 << 28, revision
 
 
 def prepare_toy(folder, tokenizer):
-    """The embedded world, tokenized into `folder`; sources already there, whole, of this tokenizer, this world.py and this
-    Python (whose library is the text), are left alone."""
+    """The embedded world, tokenized into `folder`; sources already there, whole, of this tokenizer, this
+    world.py and this Python (whose library is the text), are left alone."""
     with open(world.__file__, "rb") as f:
         revision = hashlib.sha256(f.read() + sys.version.encode()).hexdigest()
     for name in SOURCES:
@@ -210,11 +221,12 @@ def prepare_toy(folder, tokenizer):
             fresh = False
         if not fresh:
             try:
-                write_source(folder, name, {split: world.documents(name, split) for split in ("train", "heldout")}, tokenizer,
-                             revision=revision)
+                write_source(folder, name,
+                             {split: world.documents(name, split) for split in ("train", "heldout")},
+                             tokenizer, revision=revision)
             except OSError as e:
-                raise InputError(f"--data: cannot prepare the toy world in {folder} ({e.strerror}); free space, or run where "
-                                 f"this folder can be written") from None
+                raise InputError(f"--data: cannot prepare the toy world in {folder} ({e.strerror}); free "
+                                 f"space, or run where this folder can be written") from None
 
 
 class Source:
@@ -227,34 +239,42 @@ class Source:
             with open(path) as f:
                 manifest = json.load(f)
             if manifest["format"] != FORMAT:
-                raise InputError(f"--data: {path} is of format {manifest['format']!r}, not {FORMAT}; prepare the source again")
-            self.dtype, made_with, self.revision = (np.dtype(manifest["dtype"]), manifest["tokenizer"], manifest["revision"])
+                raise InputError(f"--data: {path} is of format {manifest['format']!r}, not {FORMAT}; prepare "
+                                 f"the source again")
+            self.dtype, made_with, self.revision = (np.dtype(manifest["dtype"]), manifest["tokenizer"],
+                                                    manifest["revision"])
             keys = ("file", "tokens", "documents", "max_id", "crc32", "idx_crc32")
             self.splits = {split: [{k: shard[k] for k in keys} for shard in shards]
                            for split, shards in manifest["splits"].items()}
         except (FileNotFoundError, NotADirectoryError):
-            have = sorted(n for n in os.listdir(folder) if os.path.exists(os.path.join(folder, n, "manifest.json"))
+            have = sorted(n for n in os.listdir(folder)
+                          if os.path.exists(os.path.join(folder, n, "manifest.json"))
                           and ".tmp-" not in n) if os.path.isdir(folder) else []
-            raise InputError(f"--data={folder} has no prepared source {name!r} (it has: {', '.join(have) or 'none'}); "
-                             f"prepare it, or take a --mixture without it") from None
+            raise InputError(f"--data={folder} has no prepared source {name!r} (it has: "
+                             f"{', '.join(have) or 'none'}); prepare it, or take a --mixture without it"
+                             ) from None
         except InputError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as e:               # not JSON, or not the JSON written above
+        # not JSON, or not the JSON written above
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise InputError(f"--data: {path} is damaged ({e!r}); prepare the source again") from None
         if made_with != tokenizer.fingerprint:
-            raise InputError(f"--data: {self.folder} was prepared with another tokenizer ({made_with[:12]}; the "
-                             f"model's is {tokenizer.fingerprint[:12]}); prepare the data with this model's tokenizer")
-        self.maps = {}                                    # split: (token maps, offset maps, first token of each shard)
+            raise InputError(f"--data: {self.folder} was prepared with another tokenizer ({made_with[:12]}; "
+                             f"the model's is {tokenizer.fingerprint[:12]}); prepare the data with this "
+                             f"model's tokenizer")
+        self.maps = {}                         # split: (token maps, offset maps, first token of each shard)
         for split, shards in self.splits.items():
             if not shards:
-                raise InputError(f"--data: {self.folder} holds no {split} documents; prepare the source again")
+                raise InputError(f"--data: {self.folder} holds no {split} documents; prepare the source "
+                                 f"again")
             tokens, offsets = [], []
             for shard in shards:
                 tokens.append(self._map(shard["file"] + ".bin", shard["tokens"], self.dtype))
                 offsets.append(self._map(shard["file"] + ".idx", shard["documents"] + 1, np.dtype(np.int64)))
                 if shard["max_id"] >= vocab_size:
-                    raise InputError(f"--data: {self.folder}/{shard['file']}.bin holds token id {shard['max_id']}, beyond the "
-                                     f"model's vocabulary of {vocab_size}; prepare the data with this model's tokenizer")
+                    raise InputError(f"--data: {self.folder}/{shard['file']}.bin holds token id "
+                                     f"{shard['max_id']}, beyond the model's vocabulary of {vocab_size}; "
+                                     f"prepare the data with this model's tokenizer")
             self.maps[split] = tokens, offsets, np.cumsum([0] + [len(t) for t in tokens])
 
     def _map(self, file, count, dtype):
@@ -264,32 +284,35 @@ class Source:
         size, want = os.path.getsize(path), count * dtype.itemsize
         if size != want or count == 0:
             what = "empty" if not size else "cut short" if size < want else "too long"
-            raise InputError(f"--data: {path} has {size} bytes, its manifest says {want}: {what}; prepare the source again")
+            raise InputError(f"--data: {path} has {size} bytes, its manifest says {want}: {what}; prepare "
+                             f"the source again")
         return np.memmap(path, dtype, "r")
 
     def verify(self, part=0, parts=1, splits=None):
-        """Compares every parts-th file with its checksum (each rank takes a share); splits: which, default all. InputError
-        names a corrupted one."""
+        """Compares every parts-th file with its checksum (each rank takes a share); splits: which, default
+        all. InputError names a corrupted one."""
         jobs = [(m, shard["file"] + end, shard[crc]) for split in splits or self.splits
                 for i, shard in enumerate(self.splits[split])
-                for m, end, crc in ((self.maps[split][0][i], ".bin", "crc32"), (self.maps[split][1][i], ".idx", "idx_crc32"))]
+                for m, end, crc in ((self.maps[split][0][i], ".bin", "crc32"),
+                                    (self.maps[split][1][i], ".idx", "idx_crc32"))]
         for array, file, crc in jobs[part::parts]:
             if zlib.crc32(array) != crc:
-                raise InputError(f"--data: {self.folder}/{file} is corrupted (its checksum is not its manifest's); prepare the "
-                                 f"source again")
+                raise InputError(f"--data: {self.folder}/{file} is corrupted (its checksum is not its "
+                                 f"manifest's); prepare the source again")
 
     def tokens(self, split="train"):
         return int(self.maps[split][2][-1])
 
     def rows(self, T, split="train"):
-        """Rows of T inputs; each takes one more token as its last target, and the next row starts with that token."""
+        """Rows of T inputs; each takes one more token as its last target, and the next row starts with that
+        token."""
         if split not in self.maps:
-            raise InputError(f"--data: {self.folder} has no {split} split (it has: {', '.join(self.maps) or 'none'}); prepare the "
-                             f"source again")
+            raise InputError(f"--data: {self.folder} has no {split} split (it has: "
+                             f"{', '.join(self.maps) or 'none'}); prepare the source again")
         n = (self.tokens(split) - 1) // T
         if n < 1:
-            raise InputError(f"--data: {self.folder} has {self.tokens(split)} {split} tokens, less than one row of "
-                             f"--seq_len={T} + 1; take a smaller --seq_len")
+            raise InputError(f"--data: {self.folder} has {self.tokens(split)} {split} tokens, less than one "
+                             f"row of --seq_len={T} + 1; take a smaller --seq_len")
         return n
 
     def row(self, i, T, split="train"):
@@ -310,7 +333,8 @@ class Source:
 
 @dataclass
 class Batch:
-    """Rows as arrays (n, T) int64: tokens, targets (-100 where not counted), docs; source (n) in the mixture's order."""
+    """Rows as arrays (n, T) int64: tokens, targets (-100 where not counted), docs; source (n) in the
+    mixture's order."""
     tokens: np.ndarray
     targets: np.ndarray
     docs: np.ndarray
@@ -318,8 +342,8 @@ class Batch:
 
 
 def collate(rows, sources, across):
-    """[(tokens, docs)] of T + 1 to a Batch. across: whether the first token of a document counts as a target of the one
-    before it (plain concatenation); with masked documents it does not."""
+    """[(tokens, docs)] of T + 1 to a Batch. across: whether the first token of a document counts as a target
+    of the one before it (plain concatenation); with masked documents it does not."""
     tokens, docs = (np.stack(z) for z in zip(*rows, strict=True))
     targets = tokens[:, 1:].copy()
     if not across:
@@ -347,16 +371,20 @@ class Stream:
 
     def fingerprint(self):
         """Of everything the order depends on: a resumed run refuses data that changed under it."""
-        parts = [(s.name, [(x["file"], x["tokens"], x["crc32"]) for x in s.splits["train"]]) for s in self.sources]
+        parts = [(s.name, [(x["file"], x["tokens"], x["crc32"]) for x in s.splits["train"]])
+                 for s in self.sources]
         return hashlib.sha256(repr((parts, self.mixture, self.seed, self.T)).encode()).hexdigest()
 
 
 def heldout(folder, tokenizer, vocab_size, T, rows, across=False):
-    """{domain: Batch} of held-out rows, up to `rows` of each prepared source that has a row of them, checksums compared: the
-    texts of the retention curve. A source that SOURCES does not name is a domain of its own."""
+    """{domain: Batch} of held-out rows, up to `rows` of each prepared source that has a row of them,
+    checksums compared: the texts of the retention curve. A source that SOURCES does not name is a domain of
+    its own."""
     found = {}
-    names = sorted(n for n in os.listdir(folder) if os.path.exists(os.path.join(folder, n, "manifest.json")) and ".tmp-" not in n)
-    for i, name in enumerate(sorted(names, key=lambda n: list(SOURCES).index(n) if n in SOURCES else len(SOURCES))):
+    names = sorted(n for n in os.listdir(folder)
+                   if os.path.exists(os.path.join(folder, n, "manifest.json")) and ".tmp-" not in n)
+    for i, name in enumerate(sorted(names, key=lambda n: (list(SOURCES).index(n) if n in SOURCES else
+                                                          len(SOURCES)))):
         source = Source(folder, name, tokenizer, vocab_size)
         if "heldout" in source.splits and source.tokens("heldout") > T:
             source.verify(splits=("heldout",))
@@ -366,8 +394,8 @@ def heldout(folder, tokenizer, vocab_size, T, rows, across=False):
             texts += picked
             sources += [i] * len(picked)
     if not found:
-        raise InputError(f"--data={folder} holds no held-out row of --seq_len={T} + 1 tokens; prepare held-out documents, or take a "
-                         f"smaller --seq_len")
+        raise InputError(f"--data={folder} holds no held-out row of --seq_len={T} + 1 tokens; prepare "
+                         f"held-out documents, or take a smaller --seq_len")
     order = [d for d in DOMAINS if d in found] + sorted(set(found) - set(DOMAINS))
     return {d: collate(*found[d], across) for d in order}
 

@@ -1,13 +1,15 @@
-"""The seven base models of PRISM (arXiv 2603.17074, section 3) as one residual stack, and checkpoint arithmetic.
+"""The seven base models of PRISM (arXiv 2603.17074, section 3) as one residual stack, and checkpoint
+arithmetic.
 
-Every model is a flat list of residual sublayers  x = x + m * f(norm(x))  with f one of attention (a), MLP (f), Mamba-2 (m).
-A layer of Llama is "af", of Granite-4-H "mf" or "af", of Nemotron-H one of "m", "f", "a". A family is a table of numbers
-(read from the hub's config.json) and a table of names: parameters carry their hub names, so a checkpoint is loaded and
-saved without any renaming, and transformers and vLLM read what `save` writes.
+Every model is a flat list of residual sublayers  x = x + m * f(norm(x))  with f one of attention (a), MLP
+(f), Mamba-2 (m). A layer of Llama is "af", of Granite-4-H "mf" or "af", of Nemotron-H one of "m", "f", "a". A
+family is a table of numbers (read from the hub's config.json) and a table of names: parameters carry their
+hub names, so a checkpoint is loaded and saved without any renaming, and transformers and vLLM read what
+`save` writes.
 
-    model = load("granite-4-h-micro", dtype=torch.bfloat16)              # from the hub, or from its local cache
-    model = load("0.15*granite-3.3-8b + 0.85*runs/mt/model")             # checkpoints are vectors
-    logits = model(tokens, docs)                                         # (B, T) int64 -> (B, T, V) fp32
+    model = load("granite-4-h-micro", dtype=torch.bfloat16)           # from the hub, or from its local cache
+    model = load("0.15*granite-3.3-8b + 0.85*runs/mt/model")          # checkpoints are vectors
+    logits = model(tokens, docs)                                      # (B, T) int64 -> (B, T, V) fp32
 
 Notation: B batch, T tokens, C channels, H query heads, K kv heads, D head dim, F ffn, V vocab, L layers,
 E Mamba inner width, S state, G groups (Mamba), P Mamba head dim.
@@ -40,18 +42,19 @@ from tokenizer import load_tokenizer, toy_tokenizer
 
 try:
     from flash_attn import flash_attn_varlen_func
-except ImportError:                                       # torch's own attention then; the start-up line says which
+except ImportError:                             # torch's own attention then; the start-up line says which
     flash_attn_varlen_func = None
 
-# -- families: names on the hub --------------------------------------------------------------------------------------
+# -- families: names on the hub ----------------------------------------------------------------------------
 
 _LLAMA = dict(embed="model.embed_tokens", layers="model.layers", norm="model.norm",
               a=("input_layernorm", "self_attn"), f=("post_attention_layernorm", "mlp"))
-NAMES = {                                                 # where the hub keeps each part; (norm, mixer) inside a layer
+NAMES = {                                       # where the hub keeps each part; (norm, mixer) inside a layer
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "granite": _LLAMA,
-    "granitemoehybrid": _LLAMA | dict(m=("input_layernorm", "mamba"), f=("post_attention_layernorm", "shared_mlp")),
+    "granitemoehybrid": _LLAMA | dict(m=("input_layernorm", "mamba"),
+                                      f=("post_attention_layernorm", "shared_mlp")),
     "nemotron_h": dict(embed="backbone.embeddings", layers="backbone.layers", norm="backbone.norm_f",
                        a=("norm", "mixer"), f=("norm", "mixer"), m=("norm", "mixer")),
 }
@@ -79,7 +82,7 @@ class Arch:
     logits_scale: float = 1.0            # multiplies (the hub's logits_scaling divides)
     mamba: tuple | None = None           # (heads, P, S, G, conv width, conv bias, (dt low, dt high))
     init_std: float = 0.02
-    raw: dict = field(default_factory=dict, compare=False, hash=False)     # the config.json itself, for saving
+    raw: dict = field(default_factory=dict, compare=False, hash=False)    # the config.json itself, for saving
 
     @property
     def depth(self):
@@ -87,8 +90,9 @@ class Arch:
 
 
 def read_config(raw):
-    """A hub config.json (dict), in the hub's or in transformers 5's spelling, to an Arch. InputError on anything that
-    this code does not compute (experts, biases, unknown RoPE types), so that no checkpoint runs as something else."""
+    """A hub config.json (dict), in the hub's or in transformers 5's spelling, to an Arch. InputError on
+    anything that this code does not compute (experts, biases, unknown RoPE types), so that no checkpoint runs
+    as something else."""
     family = raw.get("model_type")
     if family not in NAMES:
         raise InputError(f"config.json: model_type {family!r} is not one of {', '.join(NAMES)}")
@@ -97,14 +101,17 @@ def read_config(raw):
         for key in keys:
             if raw.get(key) is not None:
                 value = raw[key]
-                return float(value["__float__"]) if isinstance(value, dict) and "__float__" in value else value
+                return (float(value["__float__"]) if isinstance(value, dict) and "__float__" in value else
+                        value)
         if default is KeyError:
             raise InputError(f"config.json of a {family} model lacks {' or '.join(keys)!r}")
         return default
 
-    for key in ("attention_bias", "mlp_bias", "use_bias", "mamba_proj_bias", "num_local_experts", "n_routed_experts_"):
+    for key in ("attention_bias", "mlp_bias", "use_bias", "mamba_proj_bias", "num_local_experts",
+                "n_routed_experts_"):
         if get(key):
-            raise InputError(f"config.json: {key} = {raw[key]!r} is not supported (none of the seven models has it)")
+            raise InputError(f"config.json: {key} = {raw[key]!r} is not supported (none of the seven models "
+                             f"has it)")
     act = get("mlp_hidden_act" if family == "nemotron_h" else "hidden_act",
               default="relu2" if family == "nemotron_h" else "silu")
     if act != ("relu2" if family == "nemotron_h" else "silu"):
@@ -114,8 +121,9 @@ def read_config(raw):
     n = get("num_hidden_layers", default=0)
     kinds = {"mamba": "m", "linear_attention": "m", "attention": "a", "full_attention": "a", "mlp": "f",
              "M": "m", "*": "a", "-": "f"}
-    mixers = (get("hybrid_override_pattern", "layers_block_type", default=KeyError) if family == "nemotron_h" else
-              get("layer_types", default=["attention"] * n) if family == "granitemoehybrid" else ["attention"] * n)
+    mixers = (get("hybrid_override_pattern", "layers_block_type", default=KeyError)
+              if family == "nemotron_h" else get("layer_types", default=["attention"] * n)
+              if family == "granitemoehybrid" else ["attention"] * n)
     unknown = sorted(set(mixers) - set(kinds))
     if unknown or not mixers:
         raise InputError(f"config.json: layer kinds {unknown or 'missing'}: known are {', '.join(kinds)}")
@@ -151,8 +159,10 @@ def read_config(raw):
     return Arch(
         family, layers, C, get("vocab_size", default=KeyError), H, get("num_key_value_heads", default=H),
         get("head_dim", "attention_head_dim", default=128 if family == "nemotron_h" else C // H),
-        get("shared_intermediate_size" if family == "granitemoehybrid" else "intermediate_size", default=KeyError),
-        float(get("layer_norm_epsilon" if family == "nemotron_h" else "rms_norm_eps", "rms_norm_eps", default=1e-6)),
+        get("shared_intermediate_size" if family == "granitemoehybrid" else "intermediate_size",
+            default=KeyError),
+        float(get("layer_norm_epsilon" if family == "nemotron_h" else "rms_norm_eps", "rms_norm_eps",
+                  default=1e-6)),
         bool(get("tie_word_embeddings", default=False)), theta, llama3,
         get("sliding_window") if family == "mistral" else None,
         float(get("embedding_multiplier", default=1.0)) if granite else 1.0,
@@ -162,24 +172,27 @@ def read_config(raw):
         mamba, float(get("initializer_range", default=0.02)), raw)
 
 
-# -- presets: the hub's config.json of each model --------------------------------------------------------------------
-# Read from the checkpoint's own file whenever there is one; these serve --dry_run, random: and the parameter counts.
+# -- presets: the hub's config.json of each model ----------------------------------------------------------
+# Read from the checkpoint's own file whenever there is one; these serve --dry_run, random: and the parameter
+# counts.
 
 def _hub(kind, arch, C, layers, H, K, F, V, ids, **more):
     bos, eos, pad = ids
-    return dict(model_type=kind, architectures=[arch], hidden_size=C, num_hidden_layers=layers, num_attention_heads=H,
-                num_key_value_heads=K, vocab_size=V, hidden_act="silu", attention_bias=False, bos_token_id=bos,
-                eos_token_id=eos, pad_token_id=pad, torch_dtype="bfloat16",
+    return dict(model_type=kind, architectures=[arch], hidden_size=C, num_hidden_layers=layers,
+                num_attention_heads=H, num_key_value_heads=K, vocab_size=V, hidden_act="silu",
+                attention_bias=False, bos_token_id=bos, eos_token_id=eos, pad_token_id=pad,
+                torch_dtype="bfloat16",
                 ) | ({"shared_intermediate_size": F, "num_local_experts": 0, "num_experts_per_tok": 0,
-                      "intermediate_size": F} if kind == "granitemoehybrid" else {"intermediate_size": F}) | more
+                      "intermediate_size": F} if kind == "granitemoehybrid" else
+                     {"intermediate_size": F}) | more
 
 
 _GRANITE = dict(rms_norm_eps=1e-5, rope_theta=1e7, tie_word_embeddings=True, embedding_multiplier=12.0,
                 residual_multiplier=0.22, max_position_embeddings=131072)
 _LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
-_NEMOTRON = dict(layer_norm_epsilon=1e-5, rms_norm_eps=1e-5, hidden_act="relu2", mlp_hidden_act="relu2", mlp_bias=False,
-                 conv_kernel=4, use_conv_bias=True, mamba_proj_bias=False, use_bias=False, tie_word_embeddings=False,
-                 time_step_limit=[0.0, math.inf], residual_in_fp32=False)
+_NEMOTRON = dict(layer_norm_epsilon=1e-5, rms_norm_eps=1e-5, hidden_act="relu2", mlp_hidden_act="relu2",
+                 mlp_bias=False, conv_kernel=4, use_conv_bias=True, mamba_proj_bias=False, use_bias=False,
+                 tie_word_embeddings=False, time_step_limit=[0.0, math.inf], residual_in_fp32=False)
 _MISTRAL = dict(rms_norm_eps=1e-5, max_position_embeddings=32768, tie_word_embeddings=False)
 _PATTERN = "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-"
 _TOY = (508, 508, 509)                                    # the toy tokenizer's eos = bos, and pad
@@ -199,43 +212,46 @@ PRESETS = {                                               # name: (hub id or Non
         "granite", "GraniteForCausalLM", 4096, 40, 32, 8, 12800, 49152, (0, 0, 0), **_GRANITE,
         attention_multiplier=0.0078125, logits_scaling=16.0)),
     "granite-4-micro": ("ibm-granite/granite-4.0-micro-base", _hub(
-        "granitemoehybrid", "GraniteMoeHybridForCausalLM", 2560, 40, 40, 8, 8192, 100352, (100257, 100257, 100256),
-        **_granite4(["attention"] * 40, "rope"), attention_multiplier=0.015625, logits_scaling=10.0)),
+        "granitemoehybrid", "GraniteMoeHybridForCausalLM", 2560, 40, 40, 8, 8192, 100352,
+        (100257, 100257, 100256), **_granite4(["attention"] * 40, "rope"), attention_multiplier=0.015625,
+        logits_scaling=10.0)),
     "granite-4-h-micro": ("ibm-granite/granite-4.0-h-micro-base", _hub(
-        "granitemoehybrid", "GraniteMoeHybridForCausalLM", 2048, 40, 32, 8, 8192, 100352, (100257, 100257, 100256),
+        "granitemoehybrid", "GraniteMoeHybridForCausalLM", 2048, 40, 32, 8, 8192, 100352,
+        (100257, 100257, 100256),
         **_granite4(["attention" if i in (5, 15, 25, 35) else "mamba" for i in range(40)], "nope"),
         **_mamba(64, 64, 128, 1, 256), attention_multiplier=0.015625, logits_scaling=8.0)),
     "llama-3.1-8b": ("meta-llama/Llama-3.1-8B", _hub(
-        "llama", "LlamaForCausalLM", 4096, 32, 32, 8, 14336, 128256, (128000, 128001, None), rms_norm_eps=1e-5,
-        rope_theta=5e5, rope_scaling=_LLAMA3 | dict(original_max_position_embeddings=8192),
+        "llama", "LlamaForCausalLM", 4096, 32, 32, 8, 14336, 128256, (128000, 128001, None),
+        rms_norm_eps=1e-5, rope_theta=5e5, rope_scaling=_LLAMA3 | dict(original_max_position_embeddings=8192),
         max_position_embeddings=131072, tie_word_embeddings=False)),
     "mistral-7b": ("mistralai/Mistral-7B-v0.1", _hub(
-        "mistral", "MistralForCausalLM", 4096, 32, 32, 8, 14336, 32000, (1, 2, None), **_MISTRAL, rope_theta=1e4,
-        sliding_window=4096)),
+        "mistral", "MistralForCausalLM", 4096, 32, 32, 8, 14336, 32000, (1, 2, None), **_MISTRAL,
+        rope_theta=1e4, sliding_window=4096)),
     "mistral-24b": ("mistralai/Mistral-Small-24B-Base-2501", _hub(
-        "mistral", "MistralForCausalLM", 5120, 40, 32, 8, 32768, 131072, (1, 2, None), **_MISTRAL, rope_theta=1e8,
-        head_dim=128, sliding_window=None)),              # 5120 / 32 = 160: the file's head_dim decides
+        "mistral", "MistralForCausalLM", 5120, 40, 32, 8, 32768, 131072, (1, 2, None), **_MISTRAL,
+        rope_theta=1e8, head_dim=128, sliding_window=None)),    # 5120 / 32 = 160: the file's head_dim decides
     "nemotron-h-8b": ("nvidia/Nemotron-H-8B-Base-8K", _hub(
-        "nemotron_h", "NemotronHForCausalLM", 4096, 52, 32, 8, 21504, 131072, (1, 2, 0), **_NEMOTRON, head_dim=128,
-        attention_head_dim=128, hybrid_override_pattern=_PATTERN, mamba_num_heads=128, mamba_head_dim=64,
-        ssm_state_size=128, n_groups=8, chunk_size=128, max_position_embeddings=8192)),
+        "nemotron_h", "NemotronHForCausalLM", 4096, 52, 32, 8, 21504, 131072, (1, 2, 0), **_NEMOTRON,
+        head_dim=128, attention_head_dim=128, hybrid_override_pattern=_PATTERN, mamba_num_heads=128,
+        mamba_head_dim=64, ssm_state_size=128, n_groups=8, chunk_size=128, max_position_embeddings=8192)),
     # toys, under 2M parameters: the same families, the embedded world (world.py), random weights
     "toy-llama": (None, _hub("llama", "LlamaForCausalLM", 128, 4, 4, 2, 384, 512, _TOY, rms_norm_eps=1e-5,
                              rope_theta=1e4, max_position_embeddings=4096, tie_word_embeddings=True)),
-    "toy-mistral": (None, _hub("mistral", "MistralForCausalLM", 128, 4, 4, 2, 384, 512, _TOY, **_MISTRAL, rope_theta=1e4,
-                               sliding_window=128)),
+    "toy-mistral": (None, _hub("mistral", "MistralForCausalLM", 128, 4, 4, 2, 384, 512, _TOY, **_MISTRAL,
+                               rope_theta=1e4, sliding_window=128)),
     "toy-granite": (None, _hub("granite", "GraniteForCausalLM", 128, 4, 4, 2, 384, 512, _TOY, **_GRANITE,
                                attention_multiplier=0.03125, logits_scaling=4.0, initializer_range=0.05)),
-    "toy-granite-4": (None, _hub("granitemoehybrid", "GraniteMoeHybridForCausalLM", 128, 4, 4, 2, 384, 512, _TOY,
-                                 **_granite4(["attention"] * 4, "rope"), attention_multiplier=0.03125,
+    "toy-granite-4": (None, _hub("granitemoehybrid", "GraniteMoeHybridForCausalLM", 128, 4, 4, 2, 384, 512,
+                                 _TOY, **_granite4(["attention"] * 4, "rope"), attention_multiplier=0.03125,
                                  logits_scaling=4.0, initializer_range=0.05)),
-    "toy-granite-4-h": (None, _hub("granitemoehybrid", "GraniteMoeHybridForCausalLM", 128, 4, 4, 2, 384, 512, _TOY,
-                                   **_granite4(["mamba", "mamba", "attention", "mamba"], "nope"),
-                                   **_mamba(8, 32, 32, 1, 32), attention_multiplier=0.03125, logits_scaling=4.0,
-                                   initializer_range=0.05)),
-    "toy-nemotron-h": (None, _hub("nemotron_h", "NemotronHForCausalLM", 128, 8, 4, 2, 512, 512, _TOY, **_NEMOTRON,
-                                  head_dim=32, attention_head_dim=32, hybrid_override_pattern="M-M-*-M-",
-                                  mamba_num_heads=8, mamba_head_dim=32, ssm_state_size=32, n_groups=2, chunk_size=32,
+    "toy-granite-4-h": (None, _hub("granitemoehybrid", "GraniteMoeHybridForCausalLM", 128, 4, 4, 2, 384, 512,
+                                   _TOY, **_granite4(["mamba", "mamba", "attention", "mamba"], "nope"),
+                                   **_mamba(8, 32, 32, 1, 32), attention_multiplier=0.03125,
+                                   logits_scaling=4.0, initializer_range=0.05)),
+    "toy-nemotron-h": (None, _hub("nemotron_h", "NemotronHForCausalLM", 128, 8, 4, 2, 512, 512, _TOY,
+                                  **_NEMOTRON, head_dim=32, attention_head_dim=32,
+                                  hybrid_override_pattern="M-M-*-M-", mamba_num_heads=8, mamba_head_dim=32,
+                                  ssm_state_size=32, n_groups=2, chunk_size=32,
                                   max_position_embeddings=4096)),
 }
 PRESETS["toy"] = PRESETS["toy-llama"]
@@ -245,11 +261,12 @@ PRESETS["toy-h"] = PRESETS["toy-granite-4-h"]
 def preset(name, flag="--model"):
     """The Arch of a named preset; InputError with the nearest names otherwise."""
     if name not in PRESETS:
-        raise InputError(f"{flag}: unknown model {name!r}{did_you_mean(name, PRESETS)} (known: {', '.join(PRESETS)})")
+        raise InputError(f"{flag}: unknown model {name!r}{did_you_mean(name, PRESETS)} "
+                         f"(known: {', '.join(PRESETS)})")
     return read_config(PRESETS[name][1])
 
 
-# -- the sublayers ---------------------------------------------------------------------------------------------------
+# -- the sublayers -----------------------------------------------------------------------------------------
 
 class Shared(NamedTuple):
     """What every sublayer of one forward pass shares."""
@@ -260,7 +277,8 @@ class Shared(NamedTuple):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over groups of channels, computed in fp32. Optional gate: rms(x * silu(gate)) (Mamba-2)."""
+    """x / rms(x) * weight over groups of channels, computed in fp32. Optional gate: rms(x * silu(gate))
+    (Mamba-2)."""
 
     def __init__(self, size, eps, groups=1):
         super().__init__()
@@ -271,7 +289,8 @@ class RMSNorm(nn.Module):
 
 
 def rope_frequencies(arch, device=None):
-    """Angles per position, (D/2) fp32; Llama-3.1 divides the low frequencies by `factor` and blends between."""
+    """Angles per position, (D/2) fp32; Llama-3.1 divides the low frequencies by `factor` and blends
+    between."""
     inv = 1.0 / arch.theta ** (torch.arange(0, arch.D, 2, dtype=torch.float32, device=device) / arch.D)
     if arch.rope_scaling is None:
         return inv
@@ -283,15 +302,16 @@ def rope_frequencies(arch, device=None):
 
 
 def attend(q, k, v, scale, window, lengths):
-    """Causal attention inside each document. q (B, T, H, D), k and v (B, T, K, D); lengths of the documents over the
-    flattened B T tokens, or None for one document a row. Query i sees keys j with i - window < j <= i."""
+    """Causal attention inside each document. q (B, T, H, D), k and v (B, T, K, D); lengths of the documents
+    over the flattened B T tokens, or None for one document a row. Query i sees keys j with
+    i - window < j <= i."""
     B, T, H, D = q.shape
     if flash_attn_varlen_func is not None and q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
         sizes = torch.tensor([0] + (lengths or [T] * B), dtype=torch.int32, device=q.device)
         cu, longest = sizes.cumsum(0, dtype=torch.int32), max(lengths or [T])
         return flash_attn_varlen_func(
-            q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), cu, cu, longest, longest, softmax_scale=scale, causal=True,
-            window_size=(window - 1, 0) if window else (-1, -1)).view(B, T, H, D)
+            q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), cu, cu, longest, longest, softmax_scale=scale,
+            causal=True, window_size=(window - 1, 0) if window else (-1, -1)).view(B, T, H, D)
 
     def one(q, k, v):                                     # (B, T, heads, D) of whole documents of one length
         t, mask = q.shape[1], None
@@ -326,14 +346,15 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU as gate/up/down (Llama, Mistral, Granite 3) or with gate and up in one matrix (Granite 4); relu(x)^2 without
-    a gate (Nemotron-H). The hub's layout is the layout in memory."""
+    """SwiGLU as gate/up/down (Llama, Mistral, Granite 3) or with gate and up in one matrix (Granite 4);
+    relu(x)^2 without a gate (Nemotron-H). The hub's layout is the layout in memory."""
 
     def __init__(self, arch):
         super().__init__()
         C, F_ = arch.C, arch.F
         if arch.family == "granitemoehybrid":
-            self.input_linear, self.output_linear = nn.Linear(C, 2 * F_, bias=False), nn.Linear(F_, C, bias=False)
+            self.input_linear, self.output_linear = (nn.Linear(C, 2 * F_, bias=False),
+                                                     nn.Linear(F_, C, bias=False))
         else:
             if arch.family != "nemotron_h":
                 self.gate_proj = nn.Linear(C, F_, bias=False)
@@ -350,7 +371,8 @@ class MLP(nn.Module):
 
 
 class Mamba(nn.Module):
-    """Mamba-2: in_proj -> (z, x B C, dt); short convolution over x B C; state-space scan; gated norm; out_proj."""
+    """Mamba-2: in_proj -> (z, x B C, dt); short convolution over x B C; state-space scan; gated norm;
+    out_proj."""
 
     def __init__(self, arch):
         super().__init__()
@@ -358,7 +380,8 @@ class Mamba(nn.Module):
         self.heads, self.P, self.S, self.G, self.E = heads, P, S, G, heads * P
         conv = self.E + 2 * G * S
         self.in_proj = nn.Linear(arch.C, self.E + conv + heads, bias=False)
-        self.conv1d = nn.Conv1d(conv, conv, width, groups=conv, bias=bias)        # holds the weights; see causal_conv1d
+        # holds the weights; see causal_conv1d
+        self.conv1d = nn.Conv1d(conv, conv, width, groups=conv, bias=bias)
         self.dt_bias, self.A_log, self.D = (nn.Parameter(torch.ones(heads)) for _ in range(3))
         self.norm = RMSNorm(self.E, arch.eps, groups=G)
         self.out_proj = nn.Linear(self.E, arch.C, bias=False)
@@ -368,26 +391,29 @@ class Mamba(nn.Module):
         z, xbc, dt = self.in_proj(x).split([self.E, self.E + 2 * gs, self.heads], -1)
         xbc = causal_conv1d(xbc, self.conv1d.weight, self.conv1d.bias, shared.docs)
         x, B, C = xbc.split([self.E, gs, gs], -1)
-        # transformers clamps Nemotron-H's dt at time_step_min in this path only; mamba-ssm, vLLM and the config's
-        # time_step_limit (0, inf) do not, and neither do we: log-probs must agree with generation
+        # transformers clamps Nemotron-H's dt at time_step_min in this path only; mamba-ssm, vLLM and the
+        # config's time_step_limit (0, inf) do not, and neither do we: log-probs must agree with generation
         dt = F.softplus(dt.float() + self.dt_bias.float())
         if self.dt_limit != (0.0, math.inf):
             dt = dt.clamp(*self.dt_limit)
         y = ssd(x.unflatten(-1, (self.heads, self.P)), dt, -torch.exp(self.A_log.float()),
-                B.unflatten(-1, (self.G, self.S)), C.unflatten(-1, (self.G, self.S)), self.D.float(), shared.docs)
+                B.unflatten(-1, (self.G, self.S)), C.unflatten(-1, (self.G, self.S)), self.D.float(),
+                shared.docs)
         return self.out_proj(self.norm(y.flatten(-2), gate=z))
 
 
 SUBLAYERS = {"a": Attention, "f": MLP, "m": Mamba}
-_SAVED = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default,   # selective recompute
-          torch.ops.aten._scaled_dot_product_flash_attention.default,                            # keeps these outputs
+# selective recompute keeps these outputs
+_SAVED = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default,
+          torch.ops.aten._scaled_dot_product_flash_attention.default,
           torch.ops.aten._scaled_dot_product_efficient_attention.default,
           torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default}
 
 
 def _selective():
     return create_selective_checkpoint_contexts(
-        lambda ctx, op, *args, **kw: CheckpointPolicy.MUST_SAVE if op in _SAVED else CheckpointPolicy.PREFER_RECOMPUTE)
+        lambda ctx, op, *args, **kw: (CheckpointPolicy.MUST_SAVE if op in _SAVED else
+                                      CheckpointPolicy.PREFER_RECOMPUTE))
 
 
 class Layer(nn.Module):
@@ -395,8 +421,8 @@ class Layer(nn.Module):
 
     def __init__(self, arch, kinds):
         super().__init__()
-        self.sublayers = [NAMES[arch.family][kind] for kind in kinds]             # (norm, mixer) names, in order
-        self.scale, self.recompute = arch.residual_scale, "off"                   # off | full | selective
+        self.sublayers = [NAMES[arch.family][kind] for kind in kinds]          # (norm, mixer) names, in order
+        self.scale, self.recompute = arch.residual_scale, "off"                # off | full | selective
         for kind, (norm, mixer) in zip(kinds, self.sublayers, strict=True):
             setattr(self, norm, RMSNorm(arch.C, arch.eps))
             setattr(self, mixer, SUBLAYERS[kind](arch))
@@ -418,7 +444,8 @@ class Layer(nn.Module):
 
 
 def project(h, weight, scale, targets):
-    """Logits (B, T, V) fp32, or with targets (B, T) the summed loss in nats over targets >= 0 (never holds the logits)."""
+    """Logits (B, T, V) fp32, or with targets (B, T) the summed loss in nats over targets >= 0 (never holds
+    the logits)."""
     if targets is not None:
         return linear_cross_entropy(h.flatten(0, 1), weight, targets.flatten(), scale)
     logits = (h @ weight.T).float()
@@ -432,7 +459,7 @@ class Head(nn.Linear):
         return project(h, self.weight, scale, targets)
 
 
-# -- the model -------------------------------------------------------------------------------------------------------
+# -- the model ---------------------------------------------------------------------------------------------
 
 class Model(nn.Module):
     """The residual stack. Parameter names are the hub's; `trunk` holds the same modules in order of use."""
@@ -456,7 +483,8 @@ class Model(nn.Module):
         self.trunk = (embed, list(layers), norm, head)    # a tuple, so that nothing is registered twice
 
     def stream(self, tokens, docs=None):
-        """Yields the residual stream after the embedding and after each layer, then the final norm's output."""
+        """Yields the residual stream after the embedding and after each layer, then the final norm's
+        output."""
         embed, layers, norm, _ = self.trunk
         B, T = tokens.shape
         x = embed(tokens)
@@ -469,7 +497,7 @@ class Model(nn.Module):
             first = torch.ones_like(docs, dtype=torch.bool)
             first[:, 1:] = docs[:, 1:] != docs[:, :-1]
             start = torch.where(first, index, 0).cummax(1).values
-            edges = first.flatten().nonzero()[:, 0].tolist() + [B * T]            # the pass's only wait for the device
+            edges = first.flatten().nonzero()[:, 0].tolist() + [B * T]   # the pass's only wait for the device
             lengths = [b - a for a, b in zip(edges, edges[1:], strict=False)]
         if self.arch.theta is not None:
             angles = ((index - start)[..., None] * rope_frequencies(self.arch, tokens.device))[:, :, None]
@@ -483,15 +511,17 @@ class Model(nn.Module):
 
     def forward(self, tokens, docs=None, targets=None):
         """tokens, docs (B, T) int64; docs are document ids, each a contiguous run, None = one document a row.
-        Returns logits (B, T, V) fp32; with targets (B, T) int64, -100 where not counted, the summed loss in nats."""
-        for x in self.stream(tokens, docs):
-            pass
+        Returns logits (B, T, V) fp32; with targets (B, T) int64, -100 where not counted, the summed loss in
+        nats."""
+        for h in self.stream(tokens, docs):
+            x = h
         embed, _, _, head = self.trunk
         scale = self.arch.logits_scale
         return project(x, embed.weight, scale, targets) if head is None else head(x, scale, targets)
 
     def hidden_states(self, tokens, docs=None):
-        """L + 1 residual streams (B, T, C): after the embedding and each layer; then the final norm's output."""
+        """L + 1 residual streams (B, T, C): after the embedding and each layer; then the final norm's
+        output."""
         return list(self.stream(tokens, docs))
 
 
@@ -502,16 +532,20 @@ def attention_kernel(device):
     return "torch SDPA, document by document"
 
 
-# -- sizes and work --------------------------------------------------------------------------------------------------
+# -- sizes and work ----------------------------------------------------------------------------------------
 
 def parameter_counts(arch):
-    """Parameters by part, tied heads once: {"embed", "head", "attention", "MLP", "Mamba", "norms"} (MODELS.md, section 2).
-    Built on the meta device, so 24B costs nothing. A Mamba layer's gated norm counts as Mamba."""
+    """Parameters by part, tied heads once: {"embed", "head", "attention", "MLP", "Mamba", "norms"}
+    (MODELS.md, section 2). Built on the meta device, so 24B costs nothing. A Mamba layer's gated norm counts
+    as Mamba."""
     with torch.device("meta"):
         model = Model(arch)
     counts = dict.fromkeys(("embed", "head", "attention", "MLP", "Mamba", "norms"), 0)
     embed, layers, norm, head = model.trunk
-    size = lambda module: sum(p.numel() for p in module.parameters())
+
+    def size(module):
+        return sum(p.numel() for p in module.parameters())
+
     counts["embed"], counts["head"], counts["norms"] = size(embed), size(head) if head else 0, size(norm)
     for layer, kinds in zip(layers, arch.layers, strict=True):
         for kind, (name, mixer) in zip(kinds, layer.sublayers, strict=True):
@@ -522,9 +556,9 @@ def parameter_counts(arch):
 
 def flops_per_token(arch, T, attended=None):
     """Training FLOPs a token (forward x 3, no recomputation), every matrix product counted once.
-    attended: mean number of keys a query meets. None = T, the undiscounted convention of nanoGPT and PaLM; pass
-    (T + 1) / 2 or, with documents, sum(l (l + 1) / 2) / T, for the work really done. The Mamba-2 scan counts its chunked
-    form, undiscounted within the chunk."""
+    attended: mean number of keys a query meets. None = T, the undiscounted convention of nanoGPT and PaLM;
+    pass (T + 1) / 2 or, with documents, sum(l (l + 1) / 2) / T, for the work really done. The Mamba-2 scan
+    counts its chunked form, undiscounted within the chunk."""
     attended = T if attended is None else attended
     C, total = arch.C, 2 * arch.C * arch.V                                        # the head
     for kind in "".join(arch.layers):
@@ -536,24 +570,26 @@ def flops_per_token(arch, T, attended=None):
         else:
             heads, P, S, G, width, *_ = arch.mamba
             E, Q = heads * P, min(chunk_length(P, S), T)
-            total += 2 * C * (2 * E + 2 * G * S + heads) + 2 * E * C              # in_proj, out_proj
-            total += 2 * width * (E + 2 * G * S)                                  # convolution
-            total += 2 * Q * G * S + 2 * Q * heads * P + 4 * heads * P * S        # C B^T, mix x, state in and out
+            total += 2 * C * (2 * E + 2 * G * S + heads) + 2 * E * C         # in_proj, out_proj
+            total += 2 * width * (E + 2 * G * S)                             # convolution
+            total += 2 * Q * G * S + 2 * Q * heads * P + 4 * heads * P * S   # C B^T, mix x, state in and out
     return 3 * total
 
 
-# -- checkpoints are vectors -----------------------------------------------------------------------------------------
+# -- checkpoints are vectors -------------------------------------------------------------------------------
 
 class Folder:
-    """A hub-format checkpoint on disk: config.json, model*.safetensors (with an index when sharded), tokenizer."""
+    """A hub-format checkpoint on disk: config.json, model*.safetensors (with an index when sharded),
+    tokenizer."""
 
     def __init__(self, path):
         self.path, config = path, os.path.join(path, "config.json")
         try:
             with open(config) as f:
-                raw = dict(json.load(f))                  # Python's json reads the bare Infinity of Nemotron-H
+                raw = dict(json.load(f))                 # Python's json reads the bare Infinity of Nemotron-H
         except FileNotFoundError:
-            raise InputError(f"--init: {path!r} has no config.json, so it is no checkpoint in hub format") from None
+            raise InputError(f"--init: {path!r} has no config.json, so it is no checkpoint in hub format"
+                             ) from None
         except (ValueError, TypeError) as e:
             raise InputError(f"--init: {config} is damaged ({e}); download the checkpoint again") from None
         self.arch = read_config(raw)
@@ -563,7 +599,8 @@ class Folder:
                 with open(index) as f:
                     self.files = dict(json.load(f)["weight_map"])
             except (ValueError, KeyError, TypeError) as e:
-                raise InputError(f"--init: {index} is damaged ({e!r}); download the checkpoint again") from None
+                raise InputError(f"--init: {index} is damaged ({e!r}); download the checkpoint again"
+                                 ) from None
         else:
             self.files = dict.fromkeys(self._open("model.safetensors").keys(), "model.safetensors")
 
@@ -574,13 +611,14 @@ class Folder:
             try:
                 self._handles[name] = safe_open(file, framework="pt")
             except FileNotFoundError:
-                raise InputError(f"--init: {file} is missing; download or export the checkpoint again") from None
+                raise InputError(f"--init: {file} is missing; download or export the checkpoint again"
+                                 ) from None
             except SafetensorError as e:
                 raise InputError(f"--init: {file} is truncated or corrupted ({e}); fetch it again") from None
         return self._handles[name]
 
     def names(self):
-        return {n for n in self.files if not n.endswith("rotary_emb.inv_freq")}   # a buffer of old Llama files
+        return {n for n in self.files if not n.endswith("rotary_emb.inv_freq")}  # a buffer of old Llama files
 
     def shape(self, name):
         return tuple(self._slice(name).get_shape())
@@ -602,7 +640,8 @@ class Folder:
 
 
 class Random:
-    """A preset with fresh weights. Each tensor has its own seed, so a rank can draw any slice of any tensor."""
+    """A preset with fresh weights. Each tensor has its own seed, so a rank can draw any slice of any
+    tensor."""
 
     def __init__(self, name, seed=0):
         self.arch, self.seed, self.path = preset(name, "--init"), seed, f"random:{name}"
@@ -620,28 +659,30 @@ class Random:
         seed = hashlib.sha256(f"{self.seed} {name}".encode()).digest()
         rng = torch.Generator().manual_seed(int.from_bytes(seed[:8], "little", signed=True))
         if leaf == "A_log":
-            return torch.arange(1, shape[0] + 1).float().log()[start:stop]        # Mamba-2's own initialisation
-        if leaf == "dt_bias":                                                     # softplus(dt_bias) in 0.001 .. 0.1
+            return torch.arange(1, shape[0] + 1).float().log()[start:stop]  # Mamba-2's own initialisation
+        if leaf == "dt_bias":                                               # softplus of it in 0.001 .. 0.1
             dt = torch.exp(torch.rand(shape, generator=rng) * math.log(100) + math.log(1e-3))
             return (dt + torch.log(-torch.expm1(-dt)))[start:stop]
         if leaf == "bias":
             return torch.zeros(shape)[start:stop]
-        if len(shape) == 1:                                                       # norms, D
+        if len(shape) == 1:                                                 # norms, D
             return torch.ones(shape)[start:stop]
         if leaf == "conv1d":
             return (torch.rand(shape, generator=rng) * 2 - 1)[start:stop] * shape[-1] ** -0.5
         std = self.arch.init_std
-        if leaf in ("o_proj", "down_proj", "output_linear", "out_proj"):          # GPT-2: residual outputs start small
+        # GPT-2: residual outputs start small
+        if leaf in ("o_proj", "down_proj", "output_linear", "out_proj"):
             std /= math.sqrt(self.arch.depth)
         return torch.empty(shape).normal_(0, std, generator=rng)[start:stop]
 
     def tokenizer(self):
         if PRESETS[self.path.removeprefix("random:")][0] is None:
             return toy_tokenizer()
-        raise InputError(f"--init={self.path}: a real model's tokenizer comes with its checkpoint; give --tokenizer=FOLDER")
+        raise InputError(f"--init={self.path}: a real model's tokenizer comes with its checkpoint; give "
+                         f"--tokenizer=FOLDER")
 
 
-HUB_FILES = ["model*.safetensors", "*.json", "tokenizer*", "*.jinja"]             # never consolidated.* or *.bin
+HUB_FILES = ["model*.safetensors", "*.json", "tokenizer*", "*.jinja"]          # never consolidated.* or *.bin
 
 
 def _term(name):
@@ -656,9 +697,9 @@ def _term(name):
         try:
             return Folder(snapshot_download(PRESETS[name][0], allow_patterns=HUB_FILES))
         except (HfHubHTTPError, OSError) as e:
-            raise InputError(f"--init={name}: cannot fetch {PRESETS[name][0]} from the hub ({type(e).__name__}: "
-                             f"{str(e).splitlines()[0]}). Gated models need HF_TOKEN; offline, give a folder: --init=PATH"
-                             ) from None
+            raise InputError(f"--init={name}: cannot fetch {PRESETS[name][0]} from the hub "
+                             f"({type(e).__name__}: {str(e).splitlines()[0]}). Gated models need HF_TOKEN; "
+                             f"offline, give a folder: --init=PATH") from None
     if os.path.isdir(name):
         return Folder(name)
     raise InputError(f"--init: {name!r} is neither a folder nor a preset{did_you_mean(name, PRESETS)} "
@@ -666,8 +707,8 @@ def _term(name):
 
 
 class Init:
-    """A parsed --init: a linear combination of checkpoints of one architecture. Opens every term and checks every tensor's
-    name and shape against the architecture; reads nothing yet."""
+    """A parsed --init: a linear combination of checkpoints of one architecture. Opens every term and checks
+    every tensor's name and shape against the architecture; reads nothing yet."""
 
     def __init__(self, text):
         self.text, self.terms = text, []
@@ -681,7 +722,8 @@ class Init:
             self.terms.append((weight if sign == "+" else -weight, _term(match[2])))
         total = math.fsum(w for w, _ in self.terms)
         if abs(total - 1) > 1e-6:
-            raise InputError(f"--init={text!r}: the coefficients sum to {total:g}, not 1: the weights would be scaled by it")
+            raise InputError(f"--init={text!r}: the coefficients sum to {total:g}, not 1: the weights would "
+                             f"be scaled by it")
         self.arch = self.terms[0][1].arch
         with torch.device("meta"):
             expected = {n: tuple(p.shape) for n, p in Model(self.arch).named_parameters()}
@@ -692,20 +734,24 @@ class Init:
         if term.arch != self.arch:
             raise InputError(f"--init: {term.path} and {self.terms[0][1].path} are different architectures")
         names = term.names()
-        if self.arch.tied and "lm_head.weight" in names:  # some files repeat the tied matrix: it must be the same one
+        # some files repeat the tied matrix: it must be the same one
+        if self.arch.tied and "lm_head.weight" in names:
             embed = NAMES[self.arch.family]["embed"] + ".weight"
             if not torch.equal(*(term.read(n, 0, term.shape(n)[0]) for n in ("lm_head.weight", embed))):
-                raise InputError(f"--init: {term.path}: config.json ties the head, but lm_head.weight differs from {embed}")
+                raise InputError(f"--init: {term.path}: config.json ties the head, but lm_head.weight "
+                                 f"differs from {embed}")
             names.discard("lm_head.weight")
         missing, extra = sorted(expected.keys() - names), sorted(names - expected.keys())
         if missing or extra:
-            say = lambda what, which: f"{len(which)} tensors {what}: {', '.join(which[:4])}{' ...' * (len(which) > 4)}"
+            def say(what, which):
+                return f"{len(which)} tensors {what}: {', '.join(which[:4])}{' ...' * (len(which) > 4)}"
+
             raise InputError(f"--init: {term.path} does not fit its config.json: " + "; ".join(
                 say(what, which) for what, which in (("missing", missing), ("unexpected", extra)) if which))
         for name, shape in expected.items():
             if term.shape(name) != shape:
-                raise InputError(f"--init: {term.path}: {name} has shape {list(term.shape(name))}, its config.json says "
-                                 f"{list(shape)}")
+                raise InputError(f"--init: {term.path}: {name} has shape {list(term.shape(name))}, its "
+                                 f"config.json says {list(shape)}")
 
     def tokenizer(self):
         return self.terms[0][1].tokenizer()
@@ -718,7 +764,8 @@ class Init:
 
     @torch.no_grad()
     def fill(self, model):
-        """Into the parameters of a model, tensor by tensor; of a sharded one each rank reads only its own rows."""
+        """Into the parameters of a model, tensor by tensor; of a sharded one each rank reads only its own
+        rows."""
         for name, p in model.named_parameters():
             start, stop, local = 0, p.shape[0], p
             if isinstance(p, DTensor):
@@ -726,7 +773,7 @@ class Init:
                 _, (start, *_) = _local_rows(p)
                 stop = start + local.shape[0]
             if stop > start:
-                local.copy_(self.read(name, start, stop))                         # rounds to the parameter's dtype, once
+                local.copy_(self.read(name, start, stop))        # rounds to the parameter's dtype, once
         return model
 
 
@@ -737,8 +784,9 @@ def _local_rows(p):
 
 
 def load(init, *, dtype=torch.float32, device="cpu"):
-    """A Model with weights and tokenizer. init: a preset ("granite-4-h-micro"), a folder, "random:toy-h", or a linear
-    combination "0.15*A + 0.85*B", summed in float32 and rounded to dtype once. InputError names what does not fit."""
+    """A Model with weights and tokenizer. init: a preset ("granite-4-h-micro"), a folder, "random:toy-h", or
+    a linear combination "0.15*A + 0.85*B", summed in float32 and rounded to dtype once. InputError names what
+    does not fit."""
     init = Init(init)
     with torch.device("meta"):
         model = Model(init.arch)
@@ -748,16 +796,17 @@ def load(init, *, dtype=torch.float32, device="cpu"):
 
 
 def save(model, folder, dtype=None, shard_bytes=4 << 30):
-    """Hub format (safetensors, index, config.json, tokenizer), read by transformers and vLLM. Of a sharded model all ranks
-    call it: tensors are gathered one at a time and rank 0 writes, holding one file's worth. dtype: of the file, default the
-    parameters' own. The folder is replaced when the new one is complete; InputError when it cannot be written."""
+    """Hub format (safetensors, index, config.json, tokenizer), read by transformers and vLLM. Of a sharded
+    model all ranks call it: tensors are gathered one at a time and rank 0 writes, holding one file's worth.
+    dtype: of the file, default the parameters' own. The folder is replaced when the new one is complete;
+    InputError when it cannot be written."""
     rank0 = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     temporary = f"{folder.rstrip('/')}.tmp-save"
     try:
         if rank0:
             shutil.rmtree(temporary, ignore_errors=True)
             os.makedirs(temporary)
-        weight_map, batch, size, files = {}, {}, 0, 0     # batch: the tensors of the next file, size: its bytes
+        weight_map, batch, size, files = {}, {}, 0, 0   # batch: the tensors of the next file, size: its bytes
 
         def flush():
             nonlocal batch, size, files
@@ -778,17 +827,20 @@ def save(model, folder, dtype=None, shard_bytes=4 << 30):
             _finish_save(model, folder, temporary, weight_map, files, dtype or p.dtype)
     except (OSError, SafetensorError) as e:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise InputError(f"{folder}: the model could not be written there ({e}); free space or name another folder") from None
+        raise InputError(f"{folder}: the model could not be written there ({e}); free space or name another "
+                         f"folder") from None
 
 
 def _finish_save(model, folder, temporary, weight_map, files, dtype):
     """Names the files as the hub does, adds index, config and tokenizer, and puts the folder in its place."""
-    names = {i: "model.safetensors" if files == 1 else f"model-{i + 1:05d}-of-{files:05d}.safetensors" for i in range(files)}
+    names = {i: "model.safetensors" if files == 1 else f"model-{i + 1:05d}-of-{files:05d}.safetensors"
+             for i in range(files)}
     for i, name in names.items():
         os.rename(os.path.join(temporary, f"{i}"), os.path.join(temporary, name))
     if files > 1:
         size = sum(p.numel() for p in model.parameters()) * dtype.itemsize
-        index = {"metadata": {"total_size": size}, "weight_map": {name: names[i] for name, i in weight_map.items()}}
+        index = {"metadata": {"total_size": size},
+                 "weight_map": {name: names[i] for name, i in weight_map.items()}}
         write_atomic(os.path.join(temporary, "model.safetensors.index.json"), json.dumps(index, indent=1))
     config = dict(model.arch.raw)
     config["dtype" if "dtype" in config else "torch_dtype"] = str(dtype).removeprefix("torch.")

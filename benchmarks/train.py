@@ -3,12 +3,13 @@
     make bench                                     # two CPU cores: about two minutes
     python benchmarks/train.py --device=cuda       # on a GPU (not yet measured)
 
-A step is forward, loss, backward, global clipping, AdamW, on float32 master weights: ours sharded as in midtrain.py
-(FSDP2, here over one process), transformers with SDPA attention under torch.autocast. Each side is a process of its
-own, as it would be in use (one allocator's habits would colour the other); while one steps the other waits. Medians.
-The share of the machine is FLOPs (every matrix product once, causal attention halved, no recomputation) over the rate
-of a 1024^3 matrix product (GPU: 8192^3) timed between the steps. transformers scans in chunks of the config's
-chunk_size: 256 in the hub's Granite-4-H, and beside it 32, its best here; ours takes its own, the result is the same.
+A step is forward, loss, backward, global clipping, AdamW, on float32 master weights: ours sharded as in
+midtrain.py (FSDP2, here over one process), transformers with SDPA attention under torch.autocast. Each side
+is a process of its own, as it would be in use (one allocator's habits would colour the other); while one
+steps the other waits. Medians. The share of the machine is FLOPs (every matrix product once, causal attention
+halved, no recomputation) over the rate of a 1024^3 matrix product (GPU: 8192^3) timed between the steps.
+transformers scans in chunks of the config's chunk_size: 256 in the hub's Granite-4-H, and beside it 32, its
+best here; ours takes its own, the result is the same.
 """
 
 import multiprocessing
@@ -23,13 +24,13 @@ import torch
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import midtrain  # noqa: E402
-from model import Arch, Init, Model, _hub, _granite4, _mamba, flops_per_token, read_config, save  # noqa: E402
+from model import Arch, Init, Model, _granite4, _hub, _mamba, flops_per_token, read_config, save  # noqa: E402
 from runtime import grad_norm, ranks, reduce_vectors, shard  # noqa: E402
 
 B, T = 16, 256
 CONFIGS = {
-    "dense": _hub("llama", "LlamaForCausalLM", 256, 4, 4, 2, 704, 4096, (0, 0, 0), rms_norm_eps=1e-5, rope_theta=1e4,
-                  tie_word_embeddings=True, max_position_embeddings=4096),
+    "dense": _hub("llama", "LlamaForCausalLM", 256, 4, 4, 2, 704, 4096, (0, 0, 0), rms_norm_eps=1e-5,
+                  rope_theta=1e4, tie_word_embeddings=True, max_position_embeddings=4096),
 } | {
     f"hybrid, chunk_size {chunk}": _hub(
         "granitemoehybrid", "GraniteMoeHybridForCausalLM", 256, 4, 4, 2, 704, 4096, (0, 0, 0),
@@ -80,8 +81,10 @@ def ours(folder, cfg, me):
 
 def theirs(folder, cfg, device):
     from transformers import AutoModelForCausalLM
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, (cfg.beta1, cfg.beta2), cfg.eps, cfg.weight_decay, fused=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32,
+                                                 attn_implementation="sdpa").to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, (cfg.beta1, cfg.beta2), cfg.eps,
+                                  cfg.weight_decay, fused=True)
 
     def step(tokens, targets):
         with torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == "bfloat16"):
@@ -103,7 +106,8 @@ def clock(f, *args):
 
 
 def worker(pipe, side, device):
-    """Serves one side: ("build", folder, dtype) makes its model, "step" runs a step and answers (seconds, loss)."""
+    """Serves one side: ("build", folder, dtype) makes its model, "step" runs a step and answers
+    (seconds, loss)."""
     if side == "transformers":
         import transformers
         transformers.logging.set_verbosity_error()
@@ -114,7 +118,8 @@ def worker(pipe, side, device):
                 _, folder, dtype = message
                 cfg = midtrain.Config(dtype=dtype, lr=1e-4)
                 step = ours(folder, cfg, me) if side == "ours" else theirs(folder, cfg, me.device)
-                row = torch.randint(0, 4096, (B, T + 1), generator=torch.Generator().manual_seed(1)).to(me.device)
+                row = torch.randint(0, 4096, (B, T + 1),
+                                    generator=torch.Generator().manual_seed(1)).to(me.device)
                 pipe.send("ready")
             else:
                 pipe.send(clock(step, row[:, :-1].contiguous(), row[:, 1:].contiguous()))
@@ -141,9 +146,10 @@ def compare(name, dtype, pipes, device, repeats=9):
     rate = 2 * n ** 3 / min(products)
     share = flops_per_token(arch, T, (T + 1) / 2) * B * T / ms[0] * 1e3 / rate
     if abs(losses[0][0] - losses[1][0]) > (1e-3 if dtype == "bfloat16" else 1e-5) * losses[1][0]:
-        sys.exit(f"{name} {dtype}: first losses {losses[0][0]} and {losses[1][0]} differ: not the same computation")
-    print(f"{name:22s} {dtype:8s}  {ms[0]:6.0f} ms  {ms[1]:6.0f} ms  {ms[1] / ms[0]:5.2f}  {B * T / ms[0] * 1e3:7.0f} tok/s  "
-          f"{share:4.0%} of {rate / 1e12:.2f} TFLOP/s", flush=True)
+        sys.exit(f"{name} {dtype}: first losses {losses[0][0]} and {losses[1][0]} differ: not the same "
+                 f"computation")
+    print(f"{name:22s} {dtype:8s}  {ms[0]:6.0f} ms  {ms[1]:6.0f} ms  {ms[1] / ms[0]:5.2f}  "
+          f"{B * T / ms[0] * 1e3:7.0f} tok/s  {share:4.0%} of {rate / 1e12:.2f} TFLOP/s", flush=True)
 
 
 if __name__ == "__main__":
@@ -154,8 +160,8 @@ if __name__ == "__main__":
         here, there = spawn.Pipe()
         spawn.Process(target=worker, args=(there, side, device), daemon=True).start()
         pipes.append(here)
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.get_num_threads()} threads, "
-          f"{B} x {T} tokens a step\n{'':32s}  {'ours':9s}  {'theirs':9s}  ratio")
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.get_num_threads()} "
+          f"threads, {B} x {T} tokens a step\n{'':32s}  {'ours':9s}  {'theirs':9s}  ratio")
     for dtype in ("bfloat16", "float32"):
         for name in CONFIGS:
             compare(name, dtype, pipes, device)

@@ -1,8 +1,10 @@
-"""Causal depthwise convolution of width K with bias and SiLU, reset at document boundaries (Mamba-2's short filter).
+"""Causal depthwise convolution of width K with bias and SiLU, reset at document boundaries (Mamba-2's short
+filter).
 
     y_t = silu(bias + sum_s w_{K-1-s} x_{t-s}),   s = 0 .. K-1,   x of another document counts as zero
 
-Written as K shifted multiply-adds: on a CPU faster than conv1d, and the document mask costs one multiply a shift.
+Written as K shifted multiply-adds: on a CPU faster than conv1d, and the document mask costs one multiply a
+shift.
 """
 
 import torch
@@ -13,7 +15,8 @@ def reference(x, weight, bias, docs=None):
     """One position at a time, with torch's own convolution when there is a single document: the oracle."""
     k = weight.shape[-1]
     if docs is None:
-        return F.silu(F.conv1d(F.pad(x.transpose(1, 2), (k - 1, 0)), weight, bias, groups=x.shape[-1]).transpose(1, 2))
+        return F.silu(F.conv1d(F.pad(x.transpose(1, 2), (k - 1, 0)), weight, bias,
+                               groups=x.shape[-1]).transpose(1, 2))
     rows = [torch.cat([reference(piece[None], weight, bias)[0] for piece in
                        row.split(torch.unique_consecutive(d, return_counts=True)[1].tolist())])
             for row, d in zip(x, docs, strict=True)]
@@ -28,7 +31,7 @@ def _shifts(docs, k, t):
 
 class _Conv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, taps, bias, docs):                # taps (K, C), contiguous: the newest position's last
+    def forward(ctx, x, taps, bias, docs):               # taps (K, C), contiguous: the newest position's last
         k = len(taps)
         pre = x * taps[-1] if bias is None else torch.addcmul(bias, x, taps[-1])
         for s, same in _shifts(docs, k, x.shape[1]):
@@ -53,6 +56,7 @@ class _Conv(torch.autograd.Function):
 
 
 def causal_conv1d(x, weight, bias, docs=None):
-    """x (B, T, C), weight (C, 1, K) as on the hub, bias (C) or None, docs (B, T) int64 or None. Returns (B, T, C)."""
+    """x (B, T, C), weight (C, 1, K) as on the hub, bias (C) or None, docs (B, T) int64 or None.
+    Returns (B, T, C)."""
     taps = weight[:, 0].T.to(x.dtype).contiguous()
     return _Conv.apply(x, taps, None if bias is None else bias.to(x.dtype), docs)

@@ -1,9 +1,10 @@
 """RMSNorm, optionally gated and over groups of channels (Mamba-2), with the backward pass written out.
 
-    u = x * silu(gate)  (or x)        y = u / rms(u) * weight,   rms over the last dimension or over each of G groups
+    u = x * silu(gate)  (or x)   y = u / rms(u) * weight, rms over the last dimension or over each of G groups
 
-All in fp32 whatever the input's dtype, rounded once at the end. Autograd of the plain formula walks over the rows about
-twice as often and keeps three copies of them; here only x (and gate) and one number a row are kept. With r = 1 / rms(u):
+All in fp32 whatever the input's dtype, rounded once at the end. Autograd of the plain formula walks over the
+rows about twice as often and keeps three copies of them; here only x (and gate) and one number a row are
+kept. With r = 1 / rms(u):
 
     du = r (g w - u r mean(g w u r)),   dw = sum over rows of g u r
 """

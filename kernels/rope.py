@@ -33,6 +33,6 @@ def _rotate(x, cos, sin, sign):
 
 def rotate(x, cos, sin):
     """x (B, T, heads, D), cos and sin (1 or B, T, 1, D/2) of x's dtype, no gradient. Returns x's shape."""
-    if torch.compiler.is_compiling():                     # derives and fuses the plain formula itself; out= into a view breaks it
+    if torch.compiler.is_compiling():       # fuses the plain formula itself, and fails on out= into a view
         return reference(x, cos, sin)
     return _Rotate.apply(x, cos, sin)

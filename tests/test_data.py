@@ -77,7 +77,7 @@ def same(one, other):
         np.testing.assert_array_equal(getattr(one, field), getattr(other, field), field)
 
 
-# -- mixtures ------------------------------------------------------------------------------------------------
+# -- mixtures ----------------------------------------------------------------------------------------------
 
 def test_mixtures_are_the_papers():
     for i, name in enumerate(PAPER):
@@ -159,7 +159,7 @@ def test_bad_mixtures_are_refused(text, says):
     assert "--mixture" in str(e.value)
 
 
-# -- the order of rows ---------------------------------------------------------------------------------------
+# -- the order of rows -------------------------------------------------------------------------------------
 
 def test_golden_order():
     """A release that changes one of these numbers changes every run under way."""
@@ -284,7 +284,7 @@ def test_slow_reads_and_an_abandoned_reader_keep_the_order(tiny, toy):
         reader.close()
 
 
-# -- shards and rows -----------------------------------------------------------------------------------------
+# -- shards and rows ---------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("shard_tokens", [1, 30, 200, 10 ** 9])
 @pytest.mark.parametrize("T", [1, 2, 7, 16, 61, 300])
@@ -354,7 +354,7 @@ def test_collate_by_hand():
     assert rows[0][0].tolist() == [5, 6, 7, 8]                               # what was given stays as it was
 
 
-# -- writing -------------------------------------------------------------------------------------------------
+# -- writing -----------------------------------------------------------------------------------------------
 
 def state(folder):
     """{file: (time of the last change, content)} of everything below."""
@@ -402,7 +402,7 @@ def test_leftovers_of_another_process_are_no_source(tmp_path, toy):
         data.Source(str(tmp_path), "y", toy, toy.vocab_size)
 
 
-# -- the embedded world --------------------------------------------------------------------------------------
+# -- the embedded world ------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, toy):
@@ -487,10 +487,11 @@ def test_heldout_takes_what_there_is(tmp_path, toy, little_world):
     assert list(held) == ["chat", "science"]             # ocr2 has none, the others are not there
     size = data.Source(str(tmp_path), "chat", toy, toy.vocab_size).tokens("heldout")
     assert len(held["chat"].tokens) == (size - 1) // 50
-    data.write_source(str(tmp_path), "my-notes", {"train": ["a"], "heldout": ["some words of my own " * 20]}, toy)
+    data.write_source(str(tmp_path), "my-notes", {"train": ["a"], "heldout": ["some words of my own " * 20]},
+                      toy)
     data.write_source(str(tmp_path), "tiny", {"train": ["a"], "heldout": ["b"]}, toy)
     held = data.heldout(str(tmp_path), toy, toy.vocab_size, 50, 4)
-    assert list(held) == ["chat", "science", "my-notes"]     # a source of one's own is a domain; tiny has no row
+    assert list(held) == ["chat", "science", "my-notes"]  # a source of one's own is a domain; tiny has no row
 
 
 def test_the_toy_world_is_prepared_again_when_it_changed(tmp_path, toy, little_world, monkeypatch):
@@ -504,7 +505,7 @@ def test_the_toy_world_is_prepared_again_when_it_changed(tmp_path, toy, little_w
     assert path.stat().st_mtime_ns != before
 
 
-# -- refusals ------------------------------------------------------------------------------------------------
+# -- refusals ----------------------------------------------------------------------------------------------
 
 def flip(path, at=-1, bit=0):
     content = bytearray(path.read_bytes())
@@ -633,7 +634,7 @@ def test_too_short_for_one_row_is_refused(tmp_path):
         data.heldout(str(tmp_path), Numbers(), 70_000, 8, 1)
 
 
-# -- the fingerprint -----------------------------------------------------------------------------------------
+# -- the fingerprint ---------------------------------------------------------------------------------------
 
 def test_fingerprint(tmp_path, toy):
     def write(folder, **seeds):

@@ -1,5 +1,6 @@
-"""Every op against its plain-torch reference in float64, outputs and all gradients: 1e-11 (rounding only). Odd sizes,
-document borders inside and at chunk edges, one-token rows. bf16 against float64 of the same rounded inputs."""
+"""Every op against its plain-torch reference in float64, outputs and all gradients: 1e-11 (rounding only).
+Odd sizes, document borders inside and at chunk edges, one-token rows. bf16 against float64 of the same
+rounded inputs."""
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from kernels import conv1d, loss, norm, rope, ssd
 
 
 def leaf(*shape, low=None, dtype=torch.float64):
-    x = torch.randn(*shape, dtype=torch.float64) if low is None else torch.rand(*shape, dtype=torch.float64) + low
+    x = (torch.randn(*shape, dtype=torch.float64) if low is None else
+         torch.rand(*shape, dtype=torch.float64) + low)
     return x.to(dtype).requires_grad_()
 
 
@@ -34,8 +36,8 @@ def seed():
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("b, t, h, p, g, n, chunk", [
-    (2, 37, 4, 8, 2, 5, 8), (1, 16, 4, 8, 1, 5, 16), (2, 5, 6, 3, 3, 4, 8), (1, 64, 2, 4, 2, 3, 16), (1, 1, 2, 4, 2, 3, 16),
-    (2, 33, 4, 8, 1, 8, None)])
+    (2, 37, 4, 8, 2, 5, 8), (1, 16, 4, 8, 1, 5, 16), (2, 5, 6, 3, 3, 4, 8), (1, 64, 2, 4, 2, 3, 16),
+    (1, 1, 2, 4, 2, 3, 16), (2, 33, 4, 8, 1, 8, None)])
 def test_ssd_is_the_recurrence(b, t, h, p, g, n, chunk, packed):
     x, B, C, D = leaf(b, t, h, p), leaf(b, t, g, n), leaf(b, t, g, n), leaf(h)
     dt, A = leaf(b, t, h, low=0.01), (-torch.rand(h, dtype=torch.float64) * 3).requires_grad_()
@@ -63,7 +65,7 @@ def test_rms_norm(groups, gated):
 def test_rotate():
     x, angle = leaf(2, 9, 3, 8), torch.randn(1, 9, 1, 4, dtype=torch.float64)
     agree(rope.rotate(x, angle.cos(), angle.sin()), rope.reference(x, angle.cos(), angle.sin()), [x])
-    assert torch.allclose(rope.rotate(x, angle.cos(), angle.sin()).norm(dim=-1), x.norm(dim=-1))    # a rotation
+    assert torch.allclose(rope.rotate(x, angle.cos(), angle.sin()).norm(dim=-1), x.norm(dim=-1))  # a rotation
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -80,20 +82,22 @@ def test_linear_cross_entropy(chunk):
     h, w, targets = leaf(50, 16), leaf(31, 16), torch.randint(0, 31, (50,))
     targets[::7] = loss.IGNORE
     for scale in (1.0, 0.125):
-        for ours in (loss.linear_cross_entropy(h, w, targets, scale, chunk), loss.reference(h, w, targets, scale)):
-            exact = torch.nn.functional.cross_entropy(h @ w.T * scale, targets, ignore_index=-100, reduction="sum")
-            agree(ours, exact, [h, w], 2e-6)                                                    # the softmax is fp32
+        for ours in (loss.linear_cross_entropy(h, w, targets, scale, chunk),
+                     loss.reference(h, w, targets, scale)):
+            exact = torch.nn.functional.cross_entropy(h @ w.T * scale, targets, ignore_index=-100,
+                                                      reduction="sum")
+            agree(ours, exact, [h, w], 2e-6)                                             # the softmax is fp32
 
 
 def test_linear_cross_entropy_at_the_edges():
     h, w = leaf(4, 8, dtype=torch.float32), leaf(9, 8, dtype=torch.float32)
     none = loss.linear_cross_entropy(h, w, torch.full((4,), -100))
     assert none == 0 and all(g.abs().max() == 0 for g in torch.autograd.grad(none, (h, w)))
-    big = loss.linear_cross_entropy(h * 1e4, w, torch.randint(0, 9, (4,)))                      # logits of +-1e5
+    big = loss.linear_cross_entropy(h * 1e4, w, torch.randint(0, 9, (4,)))                   # logits of +-1e5
     assert torch.isfinite(big) and all(torch.isfinite(g).all() for g in torch.autograd.grad(big, (h, w)))
     with torch.no_grad():
         assert loss.linear_cross_entropy(h, w, torch.zeros(4, dtype=torch.int64)) > 0
-    frozen = loss.linear_cross_entropy(h.detach(), w, torch.zeros(4, dtype=torch.int64))        # a frozen trunk
+    frozen = loss.linear_cross_entropy(h.detach(), w, torch.zeros(4, dtype=torch.int64))     # a frozen trunk
     assert torch.autograd.grad(frozen, w)[0].norm() > 0
 
 
@@ -101,8 +105,12 @@ def test_bfloat16_rounds_once():
     """Element-wise ops: at most 5e-3 of the float64 result of the same rounded inputs; with products 1e-2."""
     def relative(a, b):
         return ((a.double() - b).norm() / b.norm()).item()
-    x, w, z = leaf(4, 9, 64, dtype=torch.bfloat16), leaf(64, dtype=torch.float32), leaf(4, 9, 64, dtype=torch.bfloat16)
-    wide = lambda *a: [i.detach().double() for i in a]
+    x, w, z = (leaf(4, 9, 64, dtype=torch.bfloat16), leaf(64, dtype=torch.float32),
+               leaf(4, 9, 64, dtype=torch.bfloat16))
+
+    def wide(*a):
+        return [i.detach().double() for i in a]
+
     xd, wd, zd = wide(x, w, z)
     assert norm.rms_norm(x, w, 1e-5, 4, z).dtype == torch.bfloat16
     assert relative(norm.rms_norm(x, w, 1e-5, 4, z), norm.reference(xd, wd, 1e-5, 4, zd)) < 5e-3

@@ -1,5 +1,6 @@
-"""The seven models against transformers, on tiny random checkpoints: logits, streams, loss, gradients, packed documents,
-greedy text, both config spellings, three shards. fp32; dense 1e-5, hybrids 2e-4 (another order of the scan's sums)."""
+"""The seven models against transformers, on tiny random checkpoints: logits, streams, loss, gradients, packed
+documents, greedy text, both config spellings, three shards. fp32; dense 1e-5, hybrids 2e-4 (another order of
+the scan's sums)."""
 
 import json
 import os
@@ -73,14 +74,16 @@ def test_parity(name, spelling, checkpoints, tmp_path):
     reference.backward()
     theirs = {k.replace("model.", "backbone.", 1) if "nemotron" in name and k.startswith("model.") else k: p
               for k, p in oracle.named_parameters()}
-    theirs = {k.replace("backbone.embed_tokens", "backbone.embeddings").replace("backbone.norm.", "backbone.norm_f."): p
-              for k, p in theirs.items()}
+    theirs = {k.replace("backbone.embed_tokens", "backbone.embeddings")
+              .replace("backbone.norm.", "backbone.norm_f."): p for k, p in theirs.items()}
     own = dict(ours.named_parameters())
     assert own.keys() == theirs.keys()
     for key, p in own.items():
         grad, expected = p.grad, theirs[key].grad
-        if key.endswith(("embeddings.weight", "embed_tokens.weight")) and oracle.config.pad_token_id is not None:
-            keep = torch.arange(131) != oracle.config.pad_token_id   # transformers' padding_idx drops that row's gradient
+        if (key.endswith(("embeddings.weight", "embed_tokens.weight"))
+                and oracle.config.pad_token_id is not None):
+            # transformers' padding_idx drops that row's gradient
+            keep = torch.arange(131) != oracle.config.pad_token_id
             grad, expected = grad[keep], expected[keep]
         norm = expected.norm().item()
         assert (grad - expected).norm().item() <= (2e-4 if name in HYBRID else 1e-5) * max(norm, 1e-3), key
@@ -95,7 +98,8 @@ def test_parity(name, spelling, checkpoints, tmp_path):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_packed_documents_equal_documents_alone(name, checkpoints):
-    """A packed row against transformers on each document by itself; 17 and 11 are no multiples of any chunk or window."""
+    """A packed row against transformers on each document by itself; 17 and 11 are no multiples of any chunk
+    or window."""
     folder, oracle = checkpoints(name)
     ours = load(folder)
     lengths = [17, 1, 11, 40]
@@ -108,7 +112,8 @@ def test_packed_documents_equal_documents_alone(name, checkpoints):
 
 @pytest.mark.parametrize("name", [n for n in PRESETS if n.startswith("toy")])
 def test_one_document_never_touches_another(name):
-    """Bit by bit, forward, with other tokens in the middle document; rows long enough for several scan chunks."""
+    """Bit by bit, forward, with other tokens in the middle document; rows long enough for several scan
+    chunks."""
     model = load(f"random:{name}")
     tokens = torch.randint(0, 512, (2, 300), generator=torch.Generator().manual_seed(3))
     docs = torch.stack([torch.bucketize(torch.arange(300), torch.tensor(edges), right=True) for edges in
@@ -122,7 +127,8 @@ def test_one_document_never_touches_another(name):
     assert not torch.equal(before[here], after[here])
 
 
-# parameters by part, to the digit (MODELS.md, section 2; the Nemotron-H total equals a published weight-by-weight analysis)
+# parameters by part, to the digit (MODELS.md, section 2; the Nemotron-H total equals a published
+# weight-by-weight analysis)
 COUNTS = {
     "granite-3.3-8b": (8_170_835_968, 201_326_592, 0, 1_677_721_600, 6_291_456_000, 0, 331_776),
     "granite-4-micro": (3_402_836_480, 256_901_120, 0, 629_145_600, 2_516_582_400, 0, 207_360),
@@ -130,7 +136,8 @@ COUNTS = {
     "llama-3.1-8b": (8_030_261_248, 525_336_576, 525_336_576, 1_342_177_280, 5_637_144_576, 0, 266_240),
     "mistral-7b": (7_241_732_096, 131_072_000, 131_072_000, 1_342_177_280, 5_637_144_576, 0, 266_240),
     "mistral-24b": (23_572_403_200, 671_088_640, 671_088_640, 2_097_152_000, 20_132_659_200, 0, 414_720),
-    "nemotron-h-8b": (8_100_852_736, 536_870_912, 536_870_912, 167_772_160, 4_227_858_432, 2_631_263_232, 217_088),
+    "nemotron-h-8b": (8_100_852_736, 536_870_912, 536_870_912, 167_772_160, 4_227_858_432, 2_631_263_232,
+                      217_088),
 }
 
 
@@ -148,7 +155,8 @@ def test_toys_are_small():
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_export_reads_back(name, checkpoints, tmp_path):
-    """What save writes loads in transformers with equal logits, in one file and in shards, and in ours bit by bit."""
+    """What save writes loads in transformers with equal logits, in one file and in shards, and in ours bit by
+    bit."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     folder, _ = checkpoints(name)
     ours = load(folder)
@@ -172,12 +180,13 @@ def test_toys_are_read_by_transformers(name, tmp_path):
     save(ours, str(tmp_path / "m"))
     oracle = AutoModelForCausalLM.from_pretrained(str(tmp_path / "m")).eval()
     tokens = torch.randint(0, 508, (1, 150), generator=torch.Generator().manual_seed(5))
-    # Nemotron-H's dt falls under transformers' clamp here (0.001, in this path only): compare the others exactly
+    # Nemotron-H's dt falls under transformers' clamp here (0.001, in this path only): compare the others
+    # exactly
     bound = 1e-1 if "nemotron" in name else 2e-4
     assert (ours(tokens) - oracle(tokens).logits).abs().max() < bound
 
 
-# -- checkpoint arithmetic -------------------------------------------------------------------------------------------
+# -- checkpoint arithmetic ---------------------------------------------------------------------------------
 
 def test_linear_combination_is_summed_in_float32_and_rounded_once(checkpoints, tmp_path):
     a = load("random:toy", dtype=torch.bfloat16)
@@ -189,11 +198,14 @@ def test_linear_combination_is_summed_in_float32_and_rounded_once(checkpoints, t
     save(b, str(tmp_path / "b"))
     merged = load(f"0.15*{tmp_path / 'a'} + 0.85*{tmp_path / 'b'}", dtype=torch.bfloat16)
     back = load(f"2*{tmp_path / 'a'} - 1*{tmp_path / 'b'}")
-    for (name, m), n, p, q in zip(merged.named_parameters(), back.parameters(), a.parameters(), b.parameters(), strict=True):
-        assert m.dtype == torch.bfloat16 and torch.equal(m, (0.15 * p.float() + 0.85 * q.float()).bfloat16()), name
-        exact = 0.15 * p.double() + 0.85 * q.double()     # mergekit's bf16 sum is 0.196 % too large, 38 % of entries differ
+    for (name, m), n, p, q in zip(merged.named_parameters(), back.parameters(), a.parameters(),
+                                  b.parameters(), strict=True):
+        assert (m.dtype == torch.bfloat16
+                and torch.equal(m, (0.15 * p.float() + 0.85 * q.float()).bfloat16())), name
+        # mergekit's bf16 sum is 0.196 % too large, 38 % of entries differ
+        exact = 0.15 * p.double() + 0.85 * q.double()
         assert p.ndim == 1 or abs((m.double() * exact).sum() / exact.square().sum() - 1) < 1e-4
-        assert (m != exact.bfloat16()).double().mean() < 0.01                      # near-ties of the float32 sum
+        assert (m != exact.bfloat16()).double().mean() < 0.01                   # near-ties of the float32 sum
         assert torch.allclose(n.double(), 2 * p.double() - q.double(), atol=1e-6)
     close_to = load(f"1.0*{tmp_path / 'a'}", dtype=torch.bfloat16)
     assert all(torch.equal(x, y) for x, y in zip(close_to.parameters(), a.parameters(), strict=True))
@@ -206,7 +218,7 @@ def test_random_weights_are_a_function_of_name_and_seed():
     assert all(not torch.equal(x[:4, :4], y[:4, :4]) for x, y in zip(weights, weights[1:], strict=False))
 
 
-# -- refusals --------------------------------------------------------------------------------------------------------
+# -- refusals ----------------------------------------------------------------------------------------------
 
 def _edit(folder, change):
     file = os.path.join(folder, "model.safetensors")
@@ -216,9 +228,11 @@ def _edit(folder, change):
 
 
 @pytest.mark.parametrize("change, says", [
-    (lambda t: t.pop("model.layers.2.mlp.up_proj.weight"), "1 tensors missing: model.layers.2.mlp.up_proj.weight"),
+    (lambda t: t.pop("model.layers.2.mlp.up_proj.weight"),
+     "1 tensors missing: model.layers.2.mlp.up_proj.weight"),
     (lambda t: t.update(surprise=torch.ones(2)), "1 tensors unexpected: surprise"),
-    (lambda t: t.update({"model.norm.weight": torch.ones(7)}), "model.norm.weight has shape [7], its config.json says [128]"),
+    (lambda t: t.update({"model.norm.weight": torch.ones(7)}),
+     "model.norm.weight has shape [7], its config.json says [128]"),
 ])
 def test_wrong_tensors_are_refused_by_name(change, says, tmp_path):
     save(load("random:toy"), str(tmp_path / "m"))
