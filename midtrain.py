@@ -1,13 +1,14 @@
-"""Mid-training on weighted mixtures (PRISM, arXiv 2603.17074, section 4 and table 16), from a laptop to 128 GPUs.
+"""Mid-training on weighted mixtures (PRISM, arXiv 2603.17074, section 4 and table 16), from a laptop to 128
+GPUs.
 
-    python midtrain.py --model=toy --mixture=base --out=runs/base                 # two CPU cores, the embedded world
-    python midtrain.py --model=toy --init=runs/base/model --out=runs/mt           # mid-train what came out
+    python midtrain.py --model=toy --mixture=base --out=runs/base         # two CPU cores, the embedded world
+    python midtrain.py --model=toy --init=runs/base/model --out=runs/mt   # mid-train what came out
     torchrun --nproc_per_node=8 midtrain.py --model=mistral-24b --data=data/mcs   # the same lines
-    python midtrain.py --model=mistral-24b --dry_run=True                         # parameters, memory, tokens, days
+    python midtrain.py --model=mistral-24b --dry_run=True                 # parameters, memory, tokens, days
 
-The recipe of a preset is its default; every flag can be overridden with --key=value, and the same command run again goes on
-where it stopped. Each step: take the step's rows (a pure function of seed and step), sum the loss over this rank's tokens,
-divide by the global token count, reduce, clip, AdamW.
+The recipe of a preset is its default; every flag can be overridden with --key=value, and the same command run
+again goes on where it stopped. Each step: take the step's rows (a pure function of seed and step), sum the
+loss over this rank's tokens, divide by the global token count, reduce, clip, AdamW.
 """
 
 import collections
@@ -47,40 +48,40 @@ from runtime import (
 )
 from tokenizer import load_tokenizer
 
-# -- config ----------------------------------------------------------------------------------------------------------
+# -- config -------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Config:
     model: str = "toy"                   # preset: architecture and recipe (see model.py)
-    init: str = ""                       # weights: preset, folder, random:NAME or "0.15*A + 0.85*B"; empty = --model's own
-    run: str = "runs/midtrain"           # folder of this run, also --out (torchrun keeps --run for itself); goes on from it
-    data: str = "toy"                    # folder of prepared sources; toy = the embedded world, prepared in data/toy
+    init: str = ""                       # weights: preset, folder, random:NAME, 0.15*A + 0.85*B; else --model
+    run: str = "runs/midtrain"           # run folder, also --out (torchrun keeps --run); goes on from it
+    data: str = "toy"                    # folder of prepared sources; toy = the embedded world, in data/toy
     tokenizer: str = ""                  # folder of a tokenizer; empty = the checkpoint's own
-    mixture: str = "math+code+science"   # math, math+code, math+code+science, base, or source:percent,source:percent
+    mixture: str = "math+code+science"   # math, math+code, math+code+science, base, or source:percent,...
     seed: int = 1                        # of the order of rows
     steps: int = 25_000                  # paper, table 16
     seq_len: int = 8192                  # tokens a row; paper, table 16
     batch: int = 128                     # rows a step over all ranks; paper: 128 devices x 1
     micro_batch: int = 1                 # rows a forward pass of one rank; paper, table 16
-    doc_mask: bool = True                # isolate documents in attention, convolution and state; paper silent, ours
+    doc_mask: bool = True                # isolate documents in attention, conv and state; paper silent, ours
     lr: float = 5e-5                     # peak learning rate; paper, table 16
     warmup: int = 500                    # steps of linear warm-up; paper, table 16
-    schedule: str = "cosine"             # cosine (paper, table 16) or exponential (long-context stage, table 17)
+    schedule: str = "cosine"             # cosine (paper, table 16), exponential (long context, table 17)
     final_lr: float = 0.1                # last learning rate as a fraction of lr; paper, table 16
     weight_decay: float = 0.1            # paper, table 16; on matrices only (ours)
     beta1: float = 0.9                   # paper, table 16
     beta2: float = 0.95                  # paper, table 16
     eps: float = 1e-10                   # paper, table 16
-    clip: float = 1.0                    # global gradient norm, after the reduction; ours, the paper gives none
+    clip: float = 1.0                    # global gradient norm, after reduction; ours, the paper gives none
     max_skips: int = 5                   # non-finite steps in a row before the run stops; ours
-    train: str = "all"                   # all parameters, or attention only (long-context restoration, section 8.1)
-    dtype: str = "bfloat16"              # compute: bfloat16 (paper) or float32; masters and reductions are float32
+    train: str = "all"                   # all, or attention only (long-context restoration, section 8.1)
+    dtype: str = "bfloat16"              # compute: bfloat16 (paper), float32; masters, reductions are float32
     replicate: int = 1                   # HSDP: copies of the sharded model; paper: 16
     shard: int = 0                       # HSDP: ranks a copy is sharded over; paper: 8; 0 = world / replicate
-    recompute: str = "full"              # activation checkpointing a layer: off, full, selective (keeps matrix products)
+    recompute: str = "full"              # a layer's activations: off, full, selective (keeps matrix products)
     compile: bool = False                # torch.compile each layer
-    eval_every: int = 500                # steps between held-out losses; also before and after; 0 = only those two
+    eval_every: int = 500                # steps between held-out losses; also before, after; 0 = only those
     eval_rows: int = 16                  # held-out rows a source
     checkpoint_every: int = 500          # steps between resumable checkpoints; 0 = only at the end
     keep: int = 2                        # checkpoints kept; 0 = all
@@ -88,16 +89,17 @@ class Config:
     prefetch: int = 2                    # steps of rows read ahead
     export_dtype: str = "bfloat16"       # of runs/.../model, the hub-format result
     device: str = "auto"                 # auto, cpu, cuda
-    peak_tflops: float = 0.0             # a device's rate for MFU; 0 = its data sheet, or a CPU's measured matrix product
+    peak_tflops: float = 0.0             # device rate for MFU; 0 = its data sheet, or a CPU's timed product
     mfu: float = 0.4                     # MFU that --dry_run reckons the days with
     allow_changed: bool = False          # go on with a run although its config changed
     dry_run: bool = False                # print the plan and stop
 
 
-TOY = dict(steps=300, seq_len=256, batch=16, micro_batch=16, lr=3e-3, warmup=30, recompute="off", eval_every=50,
-           checkpoint_every=200, log_every=20, eval_rows=4, export_dtype="float32")
-FREE = ("replicate", "shard", "micro_batch", "recompute", "compile", "checkpoint_every", "keep", "log_every", "prefetch",
-        "device", "peak_tflops", "mfu", "allow_changed", "dry_run", "run")          # cannot change what is trained
+TOY = dict(steps=300, seq_len=256, batch=16, micro_batch=16, lr=3e-3, warmup=30, recompute="off",
+           eval_every=50, checkpoint_every=200, log_every=20, eval_rows=4, export_dtype="float32")
+# FREE: cannot change what is trained
+FREE = ("replicate", "shard", "micro_batch", "recompute", "compile", "checkpoint_every", "keep", "log_every",
+        "prefetch", "device", "peak_tflops", "mfu", "allow_changed", "dry_run", "run")
 FIXED = ("model", "mixture", "seed", "batch", "seq_len", "train")        # a checkpoint is of these
 
 
@@ -109,9 +111,10 @@ def recipe(model):
 def check(cfg, world):
     """Refuses what cannot run, naming the flag."""
     preset(cfg.model)
-    for name, least in (("steps", 1), ("seq_len", 2), ("batch", 1), ("micro_batch", 1), ("warmup", 0), ("eval_every", 0),
-                        ("eval_rows", 1), ("checkpoint_every", 0), ("keep", 0), ("log_every", 1), ("prefetch", 1),
-                        ("max_skips", 0), ("lr", 0), ("clip", 0), ("eps", 0), ("weight_decay", 0), ("final_lr", 0)):
+    for name, least in (("steps", 1), ("seq_len", 2), ("batch", 1), ("micro_batch", 1), ("warmup", 0),
+                        ("eval_every", 0), ("eval_rows", 1), ("checkpoint_every", 0), ("keep", 0),
+                        ("log_every", 1), ("prefetch", 1), ("max_skips", 0), ("lr", 0), ("clip", 0),
+                        ("eps", 0), ("weight_decay", 0), ("final_lr", 0)):
         if not least <= getattr(cfg, name) < math.inf:    # refuses nan as well
             raise InputError(f"--{name}={getattr(cfg, name)} must be a finite number, at least {least}")
     for name, known in (("dtype", DTYPES), ("export_dtype", DTYPES), ("schedule", ("cosine", "exponential")),
@@ -119,15 +122,22 @@ def check(cfg, world):
         if getattr(cfg, name) not in known:
             raise InputError(f"--{name}={getattr(cfg, name)!r} is not one of {', '.join(known)}")
     if cfg.warmup >= cfg.steps:
-        raise InputError(f"--warmup={cfg.warmup} leaves nothing of --steps={cfg.steps}; give fewer warm-up steps")
+        raise InputError(f"--warmup={cfg.warmup} leaves nothing of --steps={cfg.steps}; give fewer warm-up "
+                         f"steps")
     for name in ("beta1", "beta2"):
         if not 0 <= getattr(cfg, name) < 1:
             raise InputError(f"--{name}={getattr(cfg, name)} must be in [0, 1)")
     if cfg.batch % world:
         raise InputError(f"--batch={cfg.batch} does not divide by {world} ranks; take a multiple of {world}")
-    if cfg.batch // world % cfg.micro_batch:
-        raise InputError(f"--batch={cfg.batch} over {world} ranks is {cfg.batch // world} rows a rank, which does not divide by "
-                         f"--micro_batch={cfg.micro_batch}; take a divisor of {cfg.batch // world}")
+    if cfg.batch // world % micro_rows(cfg, world):
+        raise InputError(f"--batch={cfg.batch} over {world} ranks is {cfg.batch // world} rows a rank, which "
+                         f"does not divide by --micro_batch={cfg.micro_batch}; take a divisor of "
+                         f"{cfg.batch // world}")
+
+
+def micro_rows(cfg, world):
+    """Rows of one forward pass: --micro_batch, or all a rank has where that is less."""
+    return min(cfg.micro_batch, cfg.batch // world)
 
 
 def sizes(arch):
@@ -138,25 +148,26 @@ def sizes(arch):
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-# -- the recipe as functions -----------------------------------------------------------------------------------------
+# -- the recipe as functions -------------------------------------------------------------------------------
 
 def lr_at(step, cfg):
     """Learning rate of step 0, 1, ...: linear warm-up, then cosine or exponential decay to final_lr * lr."""
     if step < cfg.warmup:
         return cfg.lr * (step + 1) / cfg.warmup
     t = (step - cfg.warmup) / max(1, cfg.steps - cfg.warmup)
-    if cfg.schedule == "exponential":                     # a factor of 0 is out of reach; 1e-3 stands for it, ours
+    if cfg.schedule == "exponential":                     # factor 0 is out of reach; 1e-3 stands for it, ours
         return cfg.lr * max(cfg.final_lr, 1e-3) ** t
     return cfg.lr * (cfg.final_lr + (1 - cfg.final_lr) * 0.5 * (1 + math.cos(math.pi * t)))
 
 
 def make_optimizer(model, cfg):
-    """AdamW; decay on matrices only. State exists from the start, so that a checkpoint can be loaded into it."""
+    """AdamW; decay on matrices only. State exists from the start, so that a checkpoint can be loaded into
+    it."""
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     groups = [{"params": [p for _, p in trained if p.ndim >= 2], "weight_decay": cfg.weight_decay},
               {"params": [p for _, p in trained if p.ndim < 2], "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps,
-                                  fused=True)
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=cfg.lr, betas=(cfg.beta1, cfg.beta2),
+                                  eps=cfg.eps, fused=True)
     for _, p in trained:
         optimizer.state[p] = {"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p),
                               "exp_avg_sq": torch.zeros_like(p)}
@@ -164,19 +175,24 @@ def make_optimizer(model, cfg):
 
 
 def choose_trained(model, which):
-    """which = attention: freezes all but the attention projections. Of the hybrids that leaves four layers."""
+    """which = attention: freezes all but the attention projections. Of the hybrids that leaves four
+    layers."""
     if which == "attention":
-        trained = [name for name, _ in model.named_parameters() if name.split(".")[-2] in ("q_proj", "k_proj", "v_proj", "o_proj")]
         for name, p in model.named_parameters():
-            p.requires_grad_(name in trained)
+            p.requires_grad_(name.split(".")[-2] in ("q_proj", "k_proj", "v_proj", "o_proj"))
 
 
 def batches(stream, cfg, ranks, start):
-    """This rank's rows of steps start, start + 1, ...; read ahead in a thread, which cannot change their order."""
+    """This rank's rows of steps start, start + 1, ...; read ahead in a thread, which cannot change their
+    order."""
     local = cfg.batch // ranks.world
-    read = lambda step: stream.read(step * cfg.batch + ranks.rank * local, local)
+
+    def read(step):
+        return stream.read(step * cfg.batch + ranks.rank * local, local)
+
     with ThreadPoolExecutor(1) as pool:
-        ahead = collections.deque(pool.submit(read, s) for s in range(start, min(start + cfg.prefetch, cfg.steps)))
+        ahead = collections.deque(pool.submit(read, s)
+                                  for s in range(start, min(start + cfg.prefetch, cfg.steps)))
         for step in range(start, cfg.steps):
             if step + cfg.prefetch < cfg.steps:
                 ahead.append(pool.submit(read, step + cfg.prefetch))
@@ -185,26 +201,24 @@ def batches(stream, cfg, ranks, start):
 
 @torch.no_grad()
 def domain_losses(model, held, cfg, ranks):
-    """Held-out loss in nats a token by domain: the retention curve. Rows are dealt to the ranks; every rank makes the same
-    number of passes (sharded layers are gathered by all), the surplus ones count nothing."""
-    losses = {}
+    """Held-out loss in nats a token by domain: the retention curve. Rows are dealt to the ranks; every rank
+    makes the same number of passes (sharded layers are gathered by all), the surplus ones count nothing."""
+    losses, together = {}, ranks.world * micro_rows(cfg, ranks.world)
     for domain, b in held.items():
         total, counted, n = 0.0, 0, len(b.tokens)
-        for i in range(0, n, ranks.world * cfg.micro_batch):
-            mine = np.arange(i + ranks.rank, i + ranks.world * cfg.micro_batch, ranks.world)
-            rows = np.minimum(mine, n - 1)
-            tokens, docs, targets = (torch.from_numpy(z[rows]) for z in (b.tokens, b.docs, b.targets))
-            targets[torch.from_numpy(mine >= n)] = -100
+        for i in range(0, n, together):
+            mine = np.arange(i + ranks.rank, i + together, ranks.world)
+            tokens, docs, targets = (z[np.minimum(mine, n - 1)] for z in (b.tokens, b.docs, b.targets))
+            targets[mine >= n] = -100
             counted += int((targets >= 0).sum())
-            total += float(model(*(z.to(ranks.device) for z in (tokens, docs if cfg.doc_mask else None, targets)
-                                   if z is not None)) if cfg.doc_mask else
-                           model(tokens.to(ranks.device), None, targets.to(ranks.device)))
+            tokens, docs, targets = (torch.from_numpy(z).to(ranks.device) for z in (tokens, docs, targets))
+            total += float(model(tokens, docs if cfg.doc_mask else None, targets))
         total, counted = ranks.sum(total, counted)
         losses[domain] = total / counted
     return losses
 
 
-# -- plan, table, picture --------------------------------------------------------------------------------------------
+# -- plan, table, picture ----------------------------------------------------------------------------------
 
 def human(n, unit=""):
     for size, letter in ((1e12, "T"), (1e9, "G" if unit == "B" else "B"), (1e6, "M"), (1e3, "k")):
@@ -220,49 +234,60 @@ def duration(s):
 
 
 def plan(cfg, world):
-    """What --dry_run prints: parameters, memory a device by part, tokens and epochs a source, FLOPs, days. Nothing is loaded."""
+    """What --dry_run prints: parameters, memory a device by part, tokens and epochs a source, FLOPs, days."""
     arch, counts = preset(cfg.model), parameter_counts(preset(cfg.model))
     n, width = sum(counts.values()), (cfg.shard or world // cfg.replicate)
-    bytes_, T, rows = (2 if cfg.dtype == "bfloat16" else 4), cfg.seq_len, cfg.micro_batch
-    whole = counts["norms"]
-    layer = max(sum(parameter_counts(_only(arch, i)).values()) for i in {arch.layers.index(k) for k in set(arch.layers)})
+    bytes_, T, rows = (2 if cfg.dtype == "bfloat16" else 4), cfg.seq_len, micro_rows(cfg, world)
+    whole, table_ = counts["norms"], arch.V * arch.C
+    kinds = {arch.layers.index(k) for k in set(arch.layers)}
+    layer = max(sum(parameter_counts(_only(arch, i)).values()) for i in kinds)
     inner = max(activations(arch, kinds) for kinds in set(arch.layers)) * T * rows * bytes_
     stack = sum(activations(arch, kinds) for kinds in arch.layers) * T * rows * bytes_
     saved = {"full": len(arch.layers) * T * rows * arch.C * bytes_ + inner, "off": stack,
              "selective": stack / 2}[cfg.recompute]       # about half are products' outputs, which it keeps
     memory = {
-        "weights, fp32, sharded": 4 * n / width + 4 * whole, "Adam moments, fp32, sharded": 8 * n / width + 8 * whole,
+        "weights, fp32, sharded": 4 * n / width + 4 * whole,
+        "Adam moments, fp32, sharded": 8 * n / width + 8 * whole,
         "gradients, fp32, sharded": 4 * n / width + 4 * whole,
-        f"gathered in {cfg.dtype}: two layers, embedding, head": bytes_ * (2 * layer + arch.V * arch.C * (1 if arch.tied else 2)),
+        f"gathered in {cfg.dtype}: two layers, embedding, head":
+            bytes_ * (2 * layer + table_ * (2 - arch.tied)),
         f"activations, recompute={cfg.recompute} (estimate)": saved,
-        "loss: one chunk of logits, gradient of the head": min(2048, T * rows) * arch.V * (4 + bytes_) + 4 * arch.V * arch.C,
+        "loss: a chunk of logits, gradient of the head":
+            min(2048, T * rows) * arch.V * (4 + bytes_) + 4 * table_,
     }
     tokens = cfg.steps * cfg.batch * T
     exact, full = (flops_per_token(arch, T, a) * tokens for a in ((T + 1) / 2, None))
     peak = (cfg.peak_tflops or 989) * 1e12
     lines = [f"{cfg.model}: {n:,} parameters ({', '.join(f'{k} {v:,}' for k, v in counts.items() if v)})",
-             f"{cfg.steps:,} steps x {cfg.batch} rows x {T:,} tokens = {human(tokens)} tokens on {world} devices "
-             f"({cfg.replicate} x {width}), {cfg.batch // world // cfg.micro_batch} micro-batches a step", "",
+             f"{cfg.steps:,} steps x {cfg.batch} rows x {T:,} tokens = {human(tokens)} tokens on {world} "
+             f"devices ({cfg.replicate} x {width}), {cfg.batch // world // rows} micro-batches a step", "",
              "memory a device:"]
-    lines += [f"  {k:58s} {v / 1e9:8.2f} GB" for k, v in memory.items()] + [f"  {'sum':58s} {sum(memory.values()) / 1e9:8.2f} GB", ""]
+    memory["sum"] = sum(memory.values())
+    lines += [f"  {k:58s} {v / 1e9:8.2f} GB" for k, v in memory.items()] + [""]
     mixture = data.read_mixture(cfg.mixture)
     lines += [f"{cfg.mixture}: {int(data.period_rows(mixture).sum())} rows a period",
               f"  {'source':24s} {'%':>6s} {'tokens':>9s} {'epochs':>7s}"]
-    for (name, percent), k in zip(mixture.items(), data.planned_rows(mixture, cfg.seed, cfg.steps * cfg.batch), strict=True):
+    planned = data.planned_rows(mixture, cfg.seed, cfg.steps * cfg.batch)
+    for (name, percent), k in zip(mixture.items(), planned, strict=True):
         size = data.SOURCES.get(name, ("", None))[1]      # paper, table 1; a prepared source may differ
         epochs = k * T / (size * 1e9) if size else None
-        lines.append(f"  {name:24s} {percent:6.2f} {human(k * T):>9s} {f'{epochs:.3g}' if epochs else '?':>7s}"
+        lines.append(f"  {name:24s} {percent:6.2f} {human(k * T):>9s} "
+                     f"{f'{epochs:.3g}' if epochs else '?':>7s}"
                      + ("  repeats more than 4 times" if (epochs or 0) > 4 else ""))
     lines += ["  (epochs with the paper's table 1, Granite-3.3 tokenizer)", "",
-              f"{exact:.3e} FLOPs with causal attention halved, {full:.3e} undiscounted (attention over {T:,} keys)",
-              f"{exact / (peak * cfg.mfu * world) / 86400:.2f} days at {cfg.mfu:.0%} of {peak / 1e12:.0f} TFLOP/s a device"
+              f"{exact:.3e} FLOPs with causal attention halved, {full:.3e} undiscounted "
+              f"(attention over {T:,} keys)",
+              f"{exact / (peak * cfg.mfu * world) / 86400:.2f} days at {cfg.mfu:.0%} of "
+              f"{peak / 1e12:.0f} TFLOP/s a device"
               + ("" if cfg.peak_tflops else " (H100, bf16; --peak_tflops=... for another)")]
     return "\n".join(lines)
 
 
 def activations(arch, kinds):
-    """Numbers a token that the sublayers of one layer keep for their backward pass (estimate; the scan's fp32 counts two)."""
-    kept = {"a": 2 * arch.C + 2 * (arch.H + arch.K) * arch.D, "f": 2 * arch.C + (3 if arch.family == "nemotron_h" else 4) * arch.F}
+    """Numbers a token that the sublayers of one layer keep for their backward pass (an estimate; the scan's
+    fp32 counts two)."""
+    kept = {"a": 2 * arch.C + 2 * (arch.H + arch.K) * arch.D,
+            "f": 2 * arch.C + (3 if arch.family == "nemotron_h" else 4) * arch.F}
     if arch.mamba:
         heads, P, S, G, *_ = arch.mamba
         kept["m"] = 2 * arch.C + 3 * (2 * heads * P + 2 * G * S) + 3 * heads * chunk_length(P, S)
@@ -278,10 +303,11 @@ def _only(arch, i):
 def table(curve):
     """The retention table of [(step, {domain: loss})]: before, after, change."""
     (_, before), (step, after) = curve[0], curve[-1]
-    lines = [f"held-out loss, nats a token   before   after {step} steps   change"]
-    lines += [f"  {d:26s} {before[d]:7.3f} {after[d]:14.3f} {after[d] - before[d]:+11.3f}   "
-              f"{'kept' if abs(after[d] - before[d]) < 0.05 else 'gained' if after[d] < before[d] else 'lost'}"
-              for d in before]
+    lines = [f"held-out loss, nats a token   before   after {step} steps   change   (kept: within 0.05)"]
+    lines += [
+        f"  {d:26s} {before[d]:7.3f} {after[d]:14.3f} {after[d] - before[d]:+11.3f}   "
+        f"{'kept' if abs(after[d] - before[d]) < 0.05 else 'gained' if after[d] < before[d] else 'lost'}"
+        for d in before]
     return "\n".join(lines)
 
 
@@ -302,7 +328,7 @@ def picture(curve, path, title):
     plt.close(fig)
 
 
-# -- main ------------------------------------------------------------------------------------------------------------
+# -- main --------------------------------------------------------------------------------------------------
 
 def main(cfg):
     """Trains, exports run/model, returns {"curve": [(step, {domain: loss})], "loss": last training loss}."""
@@ -324,28 +350,27 @@ def main(cfg):
                     f"model: {run.path('model')}   figure: {run.path('figures', 'retention.png')}")
             return result
 
-        # -- weights, tokenizer, data -----------------------------------------------------------------------------
-        if cfg.init == "" and PRESETS[cfg.model][0] and int(os.environ.get("LOCAL_RANK", 0)):
-            torch.distributed.barrier()                   # the first rank of a node downloads, the others find it
-        init = Init(cfg.init or cfg.model)
-        if cfg.init == "" and PRESETS[cfg.model][0] and not int(os.environ.get("LOCAL_RANK", 0)):
-            torch.distributed.barrier()
+        # -- weights, tokenizer, data -----------------------------------------------------------------------
+        with me.first_on_node():                          # it downloads, the others find it
+            init = Init(cfg.init or cfg.model)
         arch = init.arch
         if cfg.init and sizes(arch) != sizes(preset(cfg.model)):
             fit = [name for name in PRESETS if sizes(preset(name)) == sizes(arch)]
-            raise InputError(f"--init={cfg.init} is a {arch.family} model of {len(arch.layers)} layers, not the {cfg.model} of "
-                             f"--model; give --model={fit[0] if fit else '... (none has its sizes: add it to PRESETS)'}")
+            raise InputError(f"--init={cfg.init} is a {arch.family} model of {len(arch.layers)} layers, not "
+                             f"the {cfg.model} of --model; give "
+                             f"--model={fit[0] if fit else '... (none has its sizes: add it to PRESETS)'}")
         tokenizer = load_tokenizer(cfg.tokenizer, arch.raw) if cfg.tokenizer else init.tokenizer()
         folder = "data/toy" if cfg.data == "toy" else cfg.data
         if cfg.data == "toy" and me.rank == 0:
             data.prepare_toy(folder, tokenizer)
         torch.distributed.barrier()
-        stream = data.Stream(folder, mixture, cfg.seed, cfg.seq_len, tokenizer, arch.V, across=not cfg.doc_mask)
+        stream = data.Stream(folder, mixture, cfg.seed, cfg.seq_len, tokenizer, arch.V,
+                             across=not cfg.doc_mask)
         for source in stream.sources:
             source.verify(me.rank, me.world)
         held = data.heldout(folder, tokenizer, arch.V, cfg.seq_len, cfg.eval_rows, across=not cfg.doc_mask)
 
-        # -- model, optimizer, what was done before ---------------------------------------------------------------
+        # -- model, optimizer, what was done before ---------------------------------------------------------
         with torch.device("meta"):
             model = Model(arch)
         for layer in model.trunk[1]:
@@ -359,28 +384,31 @@ def main(cfg):
         parameters = [p for p in model.parameters() if p.requires_grad]
         progress = {"step": 0, "skips": 0, "rows": [0] * len(mixture), "fingerprint": stream.fingerprint()}
         state = {"model": dict(model.named_parameters()), "progress": progress,
-                 "optimizer": {n: optimizer.state[p] for n, p in model.named_parameters() if p in optimizer.state}}
+                 "optimizer": {n: optimizer.state[p] for n, p in model.named_parameters()
+                               if p in optimizer.state}}
         start = run.latest()
         if start is None:
             init.fill(model)
             start = 0
         elif start > cfg.steps:
-            raise InputError(f"--steps={cfg.steps}: {cfg.run} is at step {start} already; give more, or another --run")
+            raise InputError(f"--steps={cfg.steps}: {cfg.run} is at step {start} already; give more, or "
+                             f"another --run")
         else:
             progress = run.restore(state, start)["progress"]
             if progress["fingerprint"] != stream.fingerprint() and not cfg.allow_changed:
-                raise InputError(f"--data={cfg.data}: the prepared data changed since {cfg.run} was started; restore it, or give "
-                                 f"another --run")
+                raise InputError(f"--data={cfg.data}: the prepared data changed since {cfg.run} was started; "
+                                 f"restore it, or give another --run")
         lines = run.rewind(start)
         peak = (cfg.peak_tflops or peak_tflops(me.device, DTYPES[cfg.dtype])) * 1e12
-        run.log(f"{cfg.model} {sum(p.numel() for p in model.parameters()):,} parameters | {me.world} x {me.device.type} "
-                f"({cfg.replicate} x {me.world // cfg.replicate}) {cfg.dtype} | attention: {attention_kernel(me.device)} | scan, "
-                f"loss: torch, chunked | documents {'masked' if cfg.doc_mask else 'not masked'} | peak {peak / 1e12:.3g} TFLOP/s"
+        run.log(f"{cfg.model} {sum(p.numel() for p in model.parameters()):,} parameters | {me.world} x "
+                f"{me.device.type} ({cfg.replicate} x {me.world // cfg.replicate}) {cfg.dtype} | attention: "
+                f"{attention_kernel(me.device)} | scan, loss: torch, chunked | documents "
+                f"{'masked' if cfg.doc_mask else 'not masked'} | peak {peak / 1e12:.3g} TFLOP/s"
                 + (f" | goes on at step {start}" if start else ""))
         curve = [(line["step"], line["eval"]) for line in lines if "eval" in line]
         loss = ([float("nan")] + [line["loss"] for line in lines if "loss" in line])[-1]
 
-        # -- the loop ---------------------------------------------------------------------------------------------
+        # -- the loop ---------------------------------------------------------------------------------------
         def evaluate(step):
             losses = domain_losses(model, held, cfg, me)
             curve.append((step, losses))
@@ -388,7 +416,7 @@ def main(cfg):
             run.log(f"held-out {step:5d} | " + " | ".join(f"{d} {v:.3f}" for d, v in losses.items()))
 
         mark, spent, waited = time.perf_counter(), 0.0, 0.0
-        rows = batches(stream, cfg, me, start)
+        micro, rows = micro_rows(cfg, me.world), batches(stream, cfg, me, start)
         for step in range(start, cfg.steps):
             if step == 0 or (cfg.eval_every and step % cfg.eval_every == 0):
                 evaluate(step)
@@ -397,16 +425,18 @@ def main(cfg):
             waited += time.perf_counter() - began
             tokens, targets, docs = (torch.from_numpy(z).to(me.device, non_blocking=True)
                                      for z in (batch.tokens, batch.targets, batch.docs))
-            edges = np.diff(np.flatnonzero(np.diff(batch.docs, axis=1, prepend=-1).ravel()), append=batch.docs.size)
-            attended = float((edges * (edges + 1) / 2).sum()) if cfg.doc_mask else docs.numel() * (cfg.seq_len + 1) / 2
+            edges = np.diff(np.flatnonzero(np.diff(batch.docs, axis=1, prepend=-1).ravel()),
+                            append=batch.docs.size)
+            attended = (float((edges * (edges + 1) / 2).sum()) if cfg.doc_mask else
+                        docs.numel() * (cfg.seq_len + 1) / 2)
             counted, attended, *taken = me.sum(int((batch.targets >= 0).sum()), attended,
                                                *np.bincount(batch.source, minlength=len(mixture)))
             progress["rows"] = [a + int(b) for a, b in zip(progress["rows"], taken, strict=True)]
 
             total = torch.zeros((), device=me.device)
-            for i in range(0, len(tokens), cfg.micro_batch):
-                part = slice(i, i + cfg.micro_batch)
-                model.set_requires_gradient_sync(i + cfg.micro_batch >= len(tokens))
+            for i in range(0, len(tokens), micro):
+                part = slice(i, i + micro)
+                model.set_requires_gradient_sync(i + micro >= len(tokens))
                 share = model(tokens[part], docs[part] if cfg.doc_mask else None, targets[part]) / counted
                 share.backward()
                 total += share.detach()
@@ -424,16 +454,17 @@ def main(cfg):
                 progress["skips"] = 0
             else:                                         # no trace of it in the weights or the moments
                 progress["skips"] += 1
-                run.log(f"step {step + 1}: loss {loss}, gradient norm {norm}: skipped ({progress['skips']} in a row)")
+                run.log(f"step {step + 1}: loss {loss}, gradient norm {norm}: skipped "
+                        f"({progress['skips']} in a row)")
                 if progress["skips"] > cfg.max_skips:
                     run.finish()                          # the checkpoint under way is of before
-                    raise InputError(f"{progress['skips']} non-finite steps in a row at step {step + 1} (--max_skips="
-                                     f"{cfg.max_skips}); the last good checkpoint is kept: lower --lr and go on from it with "
-                                     f"--allow_changed=True")
+                    raise InputError(f"{progress['skips']} non-finite steps in a row at step {step + 1} "
+                                     f"(--max_skips={cfg.max_skips}); the checkpoints before are kept: lower "
+                                     f"--lr and go on from one with --allow_changed=True")
             optimizer.zero_grad()
             progress["step"] = step + 1
 
-            # -- log, save --------------------------------------------------------------------------------------------
+            # -- log, save ----------------------------------------------------------------------------------
             took = time.perf_counter() - began
             spent += took
             n = cfg.batch * cfg.seq_len
@@ -441,25 +472,28 @@ def main(cfg):
                     for a in (attended / n, None)]
             memory = torch.cuda.max_memory_allocated() if me.device.type == "cuda" else \
                 resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            run.metrics(step=step + 1, loss=loss, gnorm=norm, lr=lr, tokens=(step + 1) * n, counted=int(counted),
-                        tok_s=n / took, mfu=rate[0], mfu_full=rate[1], step_s=took, memory=memory, skips=progress["skips"])
+            run.metrics(step=step + 1, loss=loss, gnorm=norm, lr=lr, tokens=(step + 1) * n,
+                        counted=int(counted), tok_s=n / took, mfu=rate[0], mfu_full=rate[1], step_s=took,
+                        memory=memory, skips=progress["skips"])
             if (step + 1) % cfg.log_every == 0 or step + 1 == cfg.steps:
                 planned = data.planned_rows(mixture, cfg.seed, (step + 1) * cfg.batch).tolist()
                 if progress["rows"] != planned:
                     raise RuntimeError(f"rows counted {progress['rows']} are not the rows planned {planned}")
                 done, left = (step + 1) / cfg.steps, (cfg.steps - step - 1) * spent / (step + 1 - start)
-                run.log(f"step {step + 1:5d}/{cfg.steps} {done:6.1%} | loss {loss:.4f} | gnorm {norm:.2f} | lr {lr:.2e} | "
-                        f"{human(n / took)} tok/s | mfu {rate[0]:.1%} | mem {memory / 1e9:.1f}G | eta {duration(left)}")
+                run.log(f"step {step + 1:5d}/{cfg.steps} {done:6.1%} | loss {loss:.4f} | gnorm {norm:.2f} | "
+                        f"lr {lr:.2e} | {human(n / took)} tok/s | mfu {rate[0]:.1%} | "
+                        f"mem {memory / 1e9:.1f}G | eta {duration(left)}")
             run.poll()
             if step + 1 == cfg.steps or (cfg.checkpoint_every and (step + 1) % cfg.checkpoint_every == 0):
                 state["progress"] = progress
                 run.save(state, step + 1, cfg.keep)
 
-        # -- result: save before evaluating -----------------------------------------------------------------------
+        # -- result: save before evaluating -----------------------------------------------------------------
         run.finish()
         save(model, run.path("model"), DTYPES[cfg.export_dtype])
         evaluate(cfg.steps)
-        result = {"curve": curve, "loss": loss, "tokens": dict(zip(mixture, (r * cfg.seq_len for r in progress["rows"]), strict=True))}
+        taken = [r * cfg.seq_len for r in progress["rows"]]
+        result = {"curve": curve, "loss": loss, "tokens": dict(zip(mixture, taken, strict=True))}
         if me.rank == 0:
             with run.writing("the result"):
                 picture(curve, run.path("figures", "retention.png"), f"{cfg.model}, {cfg.mixture}")

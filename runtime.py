@@ -1,8 +1,9 @@
 """What a run is: its flags, its ranks and mesh, its folder, its log, its checkpoints.
 
 A run folder holds config.json, source.zip (the scripts as they were run), log.txt, metrics.jsonl and
-checkpoints/step_000500/. A checkpoint appears under its name only when complete; a killed run started again with the same
-command goes on from the newest one, and its metrics.jsonl ends up the same as an uninterrupted run's.
+checkpoints/step_000500/. A checkpoint appears under its name only when complete; a killed run started again
+with the same command goes on from the newest one, and its metrics.jsonl ends up the same as an uninterrupted
+run's.
 """
 
 import contextlib
@@ -10,7 +11,9 @@ import dataclasses
 import difflib
 import io
 import json
+import math
 import os
+import re
 import shutil
 import sys
 import time
@@ -25,8 +28,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 
 class InputError(ValueError):
-    """Something the user gave does not fit: the message names the flag or file, the numbers and the fix. The scripts print
-    it without a traceback and exit with status 2."""
+    """Something the user gave does not fit: the message names the flag or file, the numbers and the fix. The
+    scripts print it without a traceback and exit with status 2."""
 
 
 def did_you_mean(name, known):
@@ -34,11 +37,12 @@ def did_you_mean(name, known):
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-# -- flags -----------------------------------------------------------------------------------------------------------
+# -- flags -------------------------------------------------------------------------------------------------
 
 def parse(Config, argv=None, recipe=lambda model: {}):
-    """The command line to a Config dataclass: --key=value, or a saved config.json first, then --key=value over it.
-    recipe(model) gives the defaults that go with --model. The comment behind each field is its --help text."""
+    """The command line to a Config dataclass: --key=value, or a saved config.json first, then --key=value
+    over it. recipe(model) gives the defaults that go with --model. The comment behind each field is its
+    --help text."""
     import tyro
     argv = list(sys.argv[1:] if argv is None else argv)
     saved = {}
@@ -48,15 +52,17 @@ def parse(Config, argv=None, recipe=lambda model: {}):
             with open(path) as f:
                 saved = dict(json.load(f))
         except (OSError, ValueError, TypeError) as e:
-            raise InputError(f"{path}: not a readable config.json ({e}); flags are written --key=value") from None
+            raise InputError(f"{path}: not a readable config.json ({e}); flags are written "
+                             f"--key=value") from None
     argv = [token for key, value in saved.items() for token in (f"--{key}", str(value))] + [
         token for arg in argv for token in (arg.split("=", 1) if arg.startswith("--") else [arg])]
-    argv = ["--run" if token == "--out" else token for token in argv]    # torchrun takes a --run for its own --run-path
+    argv = ["--run" if token == "--out" else token for token in argv]    # --run is torchrun's own --run-path
     refuse_flags(Config, argv)
     models = [b for a, b in zip(argv, argv[1:], strict=False) if a == "--model"]
     default = Config()
     default = dataclasses.replace(default, **recipe(models[-1] if models else default.model))
-    return tyro.cli(Config, args=argv, default=default, use_underscores=True, config=(tyro.conf.FlagConversionOff,),
+    return tyro.cli(Config, args=argv, default=default, use_underscores=True,
+                    config=(tyro.conf.FlagConversionOff,),
                     console_outputs=os.environ.get("RANK", "0") == "0")
 
 
@@ -68,7 +74,8 @@ def refuse_flags(Config, argv):
         if flag in ("-h", "--help"):
             continue
         if flag not in kinds:
-            raise InputError(f"{flag} is not a flag{did_you_mean(flag, kinds)} (--help lists them; they are written --key=value)")
+            raise InputError(f"{flag} is not a flag{did_you_mean(flag, kinds)} (--help lists them; they are "
+                             f"written --key=value)")
         value, kind = next(tokens, None), kinds[flag]
         try:
             if value is None or kind is bool and value not in ("True", "False"):
@@ -79,17 +86,18 @@ def refuse_flags(Config, argv):
 
 
 def launch(main, Config, recipe):
-    """The `if __name__ == "__main__"` of a stage: parse, run, and turn an InputError into one readable line."""
+    """The `if __name__ == "__main__"` of a stage: parse, run, and turn an InputError into one readable
+    line."""
     try:
         main(parse(Config, recipe=recipe))
     except InputError as e:
         if int(os.environ.get("RANK", 0)):
             time.sleep(2)                                 # rank 0 most likely says the same, and ends us all
         print(f"error: {e}", file=sys.stderr, flush=True)
-        os._exit(2)                                       # other ranks may wait in a collective: do not join them
+        os._exit(2)                                       # others may wait in a collective: do not join them
 
 
-# -- ranks -----------------------------------------------------------------------------------------------------------
+# -- ranks -------------------------------------------------------------------------------------------------
 
 @dataclasses.dataclass
 class Ranks:
@@ -98,13 +106,23 @@ class Ranks:
     world: int
     device: torch.device
     mesh: object
-    side: object                                          # a gloo group of its own for checkpoints in the background
+    side: object                                          # a gloo group for checkpoints in the background
 
     def sum(self, *numbers):
         """Numbers summed over all ranks, in float64."""
         t = torch.tensor(numbers, dtype=torch.float64, device=self.device)
         dist.all_reduce(t)
         return t.tolist()
+
+    @contextlib.contextmanager
+    def first_on_node(self):
+        """The first rank of each node goes through the body before the others."""
+        first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+        if not first:
+            dist.barrier()
+        yield
+        if first:
+            dist.barrier()
 
     def agree(self, value):
         """Rank 0's value, on every rank."""
@@ -119,18 +137,21 @@ def ranks(device="auto", replicate=1, shard=0, timeout_s=1800):
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
-        raise InputError(f"--device={device}: give auto, cpu or cuda" + (" (no GPU is visible)" if kind == "cuda" else ""))
+        raise InputError(f"--device={device}: give auto, cpu or cuda"
+                         + (" (no GPU is visible)" if kind == "cuda" else ""))
     if replicate < 1 or shard < 0 or world % replicate or (shard or world // replicate) * replicate != world:
-        raise InputError(f"--replicate={replicate} x --shard={shard or 'rest'} does not make {world} processes; "
-                         f"replicate * shard must be the number torchrun starts")
-    where = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else torch.device("cpu")
+        raise InputError(f"--replicate={replicate} x --shard={shard or 'rest'} does not make {world} "
+                         f"processes; replicate * shard must be the number torchrun starts")
+    where = (torch.device(kind, int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else
+             torch.device("cpu"))
     if kind == "cuda":
         torch.cuda.set_device(where)
     one = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)
     dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo",
                             timeout=timedelta(seconds=timeout_s), **one)
     try:
-        mesh = dist.init_device_mesh(kind, (replicate, world // replicate), mesh_dim_names=("replicate", "shard"))
+        mesh = dist.init_device_mesh(kind, (replicate, world // replicate),
+                                     mesh_dim_names=("replicate", "shard"))
         yield Ranks(rank, world, where, mesh, dist.new_group(backend="gloo"))
         dist.barrier()                                    # gloo aborts at exit when a rank leaves early
     finally:
@@ -139,12 +160,14 @@ def ranks(device="auto", replicate=1, shard=0, timeout_s=1800):
 
 
 def shard(model, mesh, dtype):
-    """FSDP2 over the mesh, in place: a layer, an untied embedding and an untied head are a unit each. Matrices are sharded
-    (fp32 masters, gathered in `dtype`, gradients reduced in fp32). Vectors (norms, biases, A_log, D, dt_bias: under 0.02 %
-    of the weights) stay whole and fp32 on every rank, so they are never rounded; `reduce_vectors` sums their gradients.
-    Gradients are sums over ranks, not means: divide the loss by the global token count."""
+    """FSDP2 over the mesh, in place: a layer, an untied embedding and an untied head are a unit each.
+    Matrices are sharded (fp32 masters, gathered in `dtype`, gradients reduced in fp32). Vectors (norms,
+    biases, A_log, D, dt_bias: under 0.02 % of the weights) stay whole and fp32 on every rank, so they are
+    never rounded; `reduce_vectors` sums their gradients. Gradients are sums over ranks, not means: divide the
+    loss by the global token count."""
     embed, layers, _, head = model.trunk
-    policy = MixedPrecisionPolicy(None if dtype == torch.float32 else dtype, torch.float32, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(None if dtype == torch.float32 else dtype, torch.float32,
+                                  cast_forward_inputs=False)
     common = dict(mesh=mesh, mp_policy=policy, ignored_params={p for p in model.parameters() if p.ndim < 2})
     for unit in layers + ([embed, head] if head is not None else []):
         fully_shard(unit, **common)
@@ -168,23 +191,28 @@ def reduce_vectors(parameters):
 
 def grad_norm(parameters, mesh):
     """The global L2 norm of reduced gradients, a Python float."""
-    local = lambda p: p.grad.to_local() if p.ndim >= 2 else p.grad
-    squares = lambda which: sum((torch.linalg.vector_norm(local(p)).double() ** 2 for p in which),
-                                torch.zeros((), dtype=torch.float64, device=mesh.device_type))
+    def local(p):
+        return p.grad.to_local() if p.ndim >= 2 else p.grad
+
+    def squares(which):
+        return sum((torch.linalg.vector_norm(local(p)).double() ** 2 for p in which),
+                   torch.zeros((), dtype=torch.float64, device=mesh.device_type))
+
     parameters = [p for p in parameters if p.grad is not None]
     total = squares([p for p in parameters if p.ndim >= 2])
     dist.all_reduce(total, group=mesh["shard"].get_group())
     return float((total + squares([p for p in parameters if p.ndim < 2])).sqrt())
 
 
-# -- the run folder --------------------------------------------------------------------------------------------------
+# -- the run folder ----------------------------------------------------------------------------------------
 
 class Run:
-    """The folder of one run. Only rank 0 writes (checkpoints apart); every method may be called on all ranks."""
+    """The folder of one run. Only rank 0 writes (checkpoints apart); every method may be called on all
+    ranks."""
 
     def __init__(self, folder, cfg, ranks, free=(), fixed=(), allow_changed=False):
-        """free: keys of cfg that may differ when a run goes on (they cannot change its results); fixed: keys that may not
-        even with allow_changed (the checkpoint, or the order of rows, would make no sense)."""
+        """free: keys of cfg that may differ when a run goes on (they cannot change its results); fixed: keys
+        that may not even with allow_changed (the checkpoint, or the order of rows, would make no sense)."""
         self.folder, self.ranks, self.pending = folder, ranks, None
         self.checkpoints, self._metrics, self._log = os.path.join(folder, "checkpoints"), None, None
         config = dataclasses.asdict(cfg)
@@ -204,11 +232,13 @@ class Run:
                            if k not in free and old.get(k) != config[k]}
                 stuck = [text for k, text in changed.items() if k in fixed]
                 if stuck:
-                    return (f"--run={self.folder} was started with another config: {', '.join(stuck)} cannot change within a "
-                            f"run. Take the old values, or another --run (--init={self.folder}/model starts from this one)")
+                    return (f"--run={self.folder} was started with another config: {', '.join(stuck)} cannot "
+                            f"change within a run. Take the old values, or another --run "
+                            f"(--init={self.folder}/model starts from this one)")
                 if changed and not allow_changed:
-                    return (f"--run={self.folder} was started with another config: {', '.join(changed.values())}. Take the old "
-                            f"values, another --run, or --allow_changed=True to go on with the new ones")
+                    return (f"--run={self.folder} was started with another config: "
+                            f"{', '.join(changed.values())}. Take the old values, another --run, or "
+                            f"--allow_changed=True to go on with the new ones")
             for name in os.listdir(self.checkpoints):     # what a killed run left half-written
                 if ".tmp" in name:
                     shutil.rmtree(os.path.join(self.checkpoints, name))
@@ -216,7 +246,8 @@ class Run:
             self._save_source()
             self._log = open(os.path.join(self.folder, "log.txt"), "a")
         except (ValueError, TypeError) as e:
-            return f"--run={self.folder}: {path} is not a saved config ({e}); delete the folder or give another --run"
+            return (f"--run={self.folder}: {path} is not a saved config ({e}); delete the folder or give "
+                    f"another --run")
         except OSError as e:
             return f"--run={self.folder}: cannot write there ({e.strerror}); give another --run"
 
@@ -246,12 +277,14 @@ class Run:
             with self.writing("metrics.jsonl"):
                 if self._metrics is None:
                     self._metrics = open(self.path("metrics.jsonl"), "a")
+                values = {k: None if isinstance(v, float) and not math.isfinite(v) else v
+                          for k, v in values.items()}
                 self._metrics.write(json.dumps(values) + "\n")
                 self._metrics.flush()
 
     def rewind(self, step):
-        """Drops what metrics.jsonl says of later than `step` (and that step's evaluation, which is made again). Returns the
-        lines that stay, on every rank."""
+        """Drops what metrics.jsonl says of later than `step` (and that step's evaluation, which is made
+        again). Returns the lines that stay, on every rank."""
         kept = []
         if self.ranks.rank == 0 and os.path.exists(self.path("metrics.jsonl")):
             kept = [line for line in read_lines(self.path("metrics.jsonl"))
@@ -267,15 +300,15 @@ class Run:
             yield
         except (dcp.api.CheckpointException, OSError, RuntimeError) as e:
             free = shutil.disk_usage(self.folder).free / 1e6
-            raise InputError(f"--run={self.folder}: {what} could not be written ({str(e).strip().splitlines()[-1]}; {free:,.0f} MB "
-                             f"are free); make room and start the run again, it goes on from the last complete checkpoint"
-                             ) from None
+            raise InputError(f"--run={self.folder}: {what} could not be written "
+                             f"({str(e).strip().splitlines()[-1]}; {free:,.0f} MB are free); make room and "
+                             f"start the run again, it goes on from the last complete checkpoint") from None
 
-    # -- checkpoints ------------------------------------------------------------------------------------------------
+    # -- checkpoints ----------------------------------------------------------------------------------------
 
     def latest(self):
         """The step of the newest complete checkpoint, or None; agreed on by all ranks."""
-        steps = [int(n[5:]) for n in os.listdir(self.checkpoints) if n.startswith("step_") and ".tmp" not in n] \
+        steps = [int(n[5:]) for n in os.listdir(self.checkpoints) if re.fullmatch(r"step_\d+", n)] \
             if self.ranks.rank == 0 else []
         return self.ranks.agree(max(steps, default=None))
 
@@ -283,19 +316,23 @@ class Run:
         return os.path.join(self.checkpoints, f"step_{step:06d}")
 
     def restore(self, state, step):
-        """Loads checkpoint `step` into the tensors of `state`; any number of ranks may have written it. Returns state."""
+        """Loads checkpoint `step` into the tensors of `state`; any number of ranks may have written it.
+        Returns state."""
         try:
             self._verify(self._at(step))
             dcp.load(state, checkpoint_id=self._at(step))
-        except (dcp.api.CheckpointException, OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile) as e:
+        except (dcp.api.CheckpointException, OSError, EOFError, ValueError, RuntimeError,
+                zipfile.BadZipFile) as e:
             raise InputError(f"--run={self.folder}: checkpoint {self._at(step)} cannot be read "
-                             f"({(str(e).strip() or repr(e)).splitlines()[-1]}); delete it to go on from the one before") from None
+                             f"({(str(e).strip() or repr(e)).splitlines()[-1]}); delete it to go on from the "
+                             f"one before") from None
         return state
 
     def _verify(self, folder):
-        """Every byte against the checksums written with it; the ranks share the work. Of a checkpoint's pieces, each a zip of
-        torch.save, torch.load does not look at the checksums."""
-        with open(os.path.join(folder, ".metadata"), "rb") as f, open(os.path.join(folder, "metadata.crc32")) as g:
+        """Every byte against the checksums written with it; the ranks share the work. Of a checkpoint's
+        pieces, each a zip of torch.save, torch.load does not look at the checksums."""
+        with (open(os.path.join(folder, ".metadata"), "rb") as f,
+              open(os.path.join(folder, "metadata.crc32")) as g):
             if zlib.crc32(f.read()) != int(g.read()):
                 raise ValueError(".metadata is damaged")
         pieces = dcp.FileSystemReader(folder).read_metadata().storage_data.values()
@@ -307,12 +344,14 @@ class Run:
                     raise ValueError(f"{file} is damaged")
 
     def save(self, state, step, keep):
-        """Starts writing a checkpoint in the background: state is copied now, written while training goes on, and appears
-        as step_NNNNNN when every rank is done. keep: how many complete checkpoints stay (0 = all)."""
+        """Starts writing a checkpoint in the background: state is copied now, written while training goes on,
+        and appears as step_NNNNNN when every rank is done. keep: how many complete checkpoints stay (0 =
+        all)."""
         self.finish()
         temporary = self._at(step) + ".tmp"
         with self.writing(f"the checkpoint of step {step}"):
-            self.pending = dcp.async_save(state, checkpoint_id=temporary, process_group=self.ranks.side), step, keep
+            self.pending = (dcp.async_save(state, checkpoint_id=temporary, process_group=self.ranks.side),
+                            step, keep)
 
     def poll(self):
         """Makes a checkpoint visible once it is complete; never waits."""
@@ -326,9 +365,10 @@ class Run:
         (future, step, keep), self.pending = self.pending, None
         with self.writing(f"the checkpoint of step {step}"):
             future.result()
-            if self.ranks.rank == 0:                      # the metadata is written last, after every rank's data
+            if self.ranks.rank == 0:                      # the metadata comes last, after every rank's data
                 with open(os.path.join(self._at(step) + ".tmp", ".metadata"), "rb") as f:
-                    write_atomic(os.path.join(self._at(step) + ".tmp", "metadata.crc32"), str(zlib.crc32(f.read())))
+                    write_atomic(os.path.join(self._at(step) + ".tmp", "metadata.crc32"),
+                                 str(zlib.crc32(f.read())))
                 os.rename(self._at(step) + ".tmp", self._at(step))
                 done = sorted(n for n in os.listdir(self.checkpoints) if ".tmp" not in n)
                 for name in done[:-keep] if keep else []:
@@ -352,13 +392,15 @@ def read_lines(path):
         return [json.loads(line) for line in f if line.endswith("\n")]
 
 
-# -- hardware --------------------------------------------------------------------------------------------------------
+# -- hardware ----------------------------------------------------------------------------------------------
 
-PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "B200": 2250, "L40S": 362, "4090": 165}    # bf16 dense, data sheets
+# bf16 dense, data sheets
+PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "B200": 2250, "L40S": 362, "4090": 165}
 
 
 def peak_tflops(device, dtype):
-    """The rate MFU is measured against, TFLOP/s: a GPU's data sheet; a CPU's own matrix product, timed here."""
+    """The rate MFU is measured against, TFLOP/s: a GPU's data sheet; a CPU's own matrix product, timed
+    here."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for key, value in PEAK_TFLOPS.items():
