@@ -31,6 +31,7 @@ from model import (
     Model,
     attention_kernel,
     flops_per_token,
+    keys_met,
     parameter_counts,
     preset,
     save,
@@ -252,18 +253,21 @@ def plan(cfg, world):
         f"gathered in {cfg.dtype}: two layers, embedding, head":
             bytes_ * (2 * layer + table_ * (2 - arch.tied)),
         f"activations, recompute={cfg.recompute} (estimate)": saved,
-        "loss: a chunk of logits, gradient of the head":
-            min(2048, T * rows) * arch.V * (4 + bytes_) + 4 * table_,
+        "gradients of a layer, and of two in fp32 as they are reduced": layer * (bytes_ + 8),
+        "loss: a chunk of logits, gradients of the head":
+            min(2048, T * rows) * arch.V * (4 + bytes_) + (8 + bytes_) * table_,
     }
     tokens = cfg.steps * cfg.batch * T
-    exact, full = (flops_per_token(arch, T, a) * tokens for a in ((T + 1) / 2, None))
+    exact, full = (flops_per_token(arch, T, a) * tokens for a in (keys_met([T], arch.window) / T, None))
     peak = (cfg.peak_tflops or 989) * 1e12
     lines = [f"{cfg.model}: {n:,} parameters ({', '.join(f'{k} {v:,}' for k, v in counts.items() if v)})",
              f"{cfg.steps:,} steps x {cfg.batch} rows x {T:,} tokens = {human(tokens)} tokens on {world} "
              f"devices ({cfg.replicate} x {width}), {cfg.batch // world // rows} micro-batches a step", "",
              "memory a device:"]
     memory["sum"] = sum(memory.values())
-    lines += [f"  {k:58s} {v / 1e9:8.2f} GB" for k, v in memory.items()] + [""]
+    lines += [f"  {k:63s} {v / 1e9:8.2f} GB" for k, v in memory.items()]
+    lines += [f"a checkpoint: {12 * n / 1e9:.1f} GB on disk (kept: {cfg.keep or 'all'}, and one being "
+              f"written), as much in host memory meanwhile", ""]
     mixture = data.read_mixture(cfg.mixture)
     lines += [f"{cfg.mixture}: {int(data.period_rows(mixture).sum())} rows a period",
               f"  {'source':24s} {'%':>6s} {'tokens':>9s} {'epochs':>7s}"]
@@ -343,12 +347,13 @@ def main(cfg):
     mixture = data.read_mixture(cfg.mixture)
     with ranks(cfg.device, cfg.replicate, cfg.shard) as me:
         run = Run(cfg.run, cfg, me, FREE, FIXED, cfg.allow_changed)
-        if os.path.exists(run.path("retention.json")):
-            with open(run.path("retention.json")) as f:
-                result = json.load(f)
+        result = run.result("retention.json")
+        if result and result["curve"][-1][0] >= cfg.steps:
             run.log(f"{cfg.run} is finished (delete the folder to train again)\n{table(result['curve'])}\n"
                     f"model: {run.path('model')}   figure: {run.path('figures', 'retention.png')}")
             return result
+
+        peak = (cfg.peak_tflops or peak_tflops(me.device, DTYPES[cfg.dtype])) * 1e12
 
         # -- weights, tokenizer, data -----------------------------------------------------------------------
         with me.first_on_node():                          # it downloads, the others find it
@@ -398,11 +403,12 @@ def main(cfg):
             if progress["fingerprint"] != stream.fingerprint() and not cfg.allow_changed:
                 raise InputError(f"--data={cfg.data}: the prepared data changed since {cfg.run} was started; "
                                  f"restore it, or give another --run")
+            progress["fingerprint"] = stream.fingerprint()
+        run.prune(cfg.keep)
         lines = run.rewind(start)
-        peak = (cfg.peak_tflops or peak_tflops(me.device, DTYPES[cfg.dtype])) * 1e12
         run.log(f"{cfg.model} {sum(p.numel() for p in model.parameters()):,} parameters | {me.world} x "
                 f"{me.device.type} ({cfg.replicate} x {me.world // cfg.replicate}) {cfg.dtype} | attention: "
-                f"{attention_kernel(me.device)} | scan, loss: torch, chunked | documents "
+                f"{attention_kernel(me.device, DTYPES[cfg.dtype])} | scan, loss: torch, chunked | documents "
                 f"{'masked' if cfg.doc_mask else 'not masked'} | peak {peak / 1e12:.3g} TFLOP/s"
                 + (f" | goes on at step {start}" if start else ""))
         curve = [(line["step"], line["eval"]) for line in lines if "eval" in line]
@@ -427,8 +433,7 @@ def main(cfg):
                                      for z in (batch.tokens, batch.targets, batch.docs))
             edges = np.diff(np.flatnonzero(np.diff(batch.docs, axis=1, prepend=-1).ravel()),
                             append=batch.docs.size)
-            attended = (float((edges * (edges + 1) / 2).sum()) if cfg.doc_mask else
-                        docs.numel() * (cfg.seq_len + 1) / 2)
+            attended = keys_met(edges if cfg.doc_mask else [cfg.seq_len] * len(docs), arch.window)
             counted, attended, *taken = me.sum(int((batch.targets >= 0).sum()), attended,
                                                *np.bincount(batch.source, minlength=len(mixture)))
             progress["rows"] = [a + int(b) for a, b in zip(progress["rows"], taken, strict=True)]
@@ -436,7 +441,7 @@ def main(cfg):
             total = torch.zeros((), device=me.device)
             for i in range(0, len(tokens), micro):
                 part = slice(i, i + micro)
-                model.set_requires_gradient_sync(i + micro >= len(tokens))
+                model.set_requires_all_reduce(i + micro >= len(tokens))     # reduce-scatter always
                 share = model(tokens[part], docs[part] if cfg.doc_mask else None, targets[part]) / counted
                 share.backward()
                 total += share.detach()

@@ -24,6 +24,7 @@ import shutil
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
@@ -107,8 +108,7 @@ def read_config(raw):
             raise InputError(f"config.json of a {family} model lacks {' or '.join(keys)!r}")
         return default
 
-    for key in ("attention_bias", "mlp_bias", "use_bias", "mamba_proj_bias", "num_local_experts",
-                "n_routed_experts_"):
+    for key in ("attention_bias", "mlp_bias", "use_bias", "mamba_proj_bias", "num_local_experts"):
         if get(key):
             raise InputError(f"config.json: {key} = {raw[key]!r} is not supported (none of the seven models "
                              f"has it)")
@@ -271,7 +271,8 @@ def preset(name, flag="--model"):
 class Shared(NamedTuple):
     """What every sublayer of one forward pass shares."""
     docs: torch.Tensor | None            # (B, T) document ids, or None: one document a row
-    lengths: list | None                 # document lengths over the flattened (B T) tokens, or None
+    lengths: list | None                 # SDPA: document lengths over the flattened (B T) tokens, or None
+    edges: torch.Tensor | None           # flash-attn: where documents begin and end over (B T), int32
     cos: torch.Tensor | None             # (1 or B, T, 1, D/2)
     sin: torch.Tensor | None
 
@@ -301,17 +302,15 @@ def rope_frequencies(arch, device=None):
     return torch.where(wave > original / low, inv / factor, torch.where(wave < original / high, inv, middle))
 
 
-def attend(q, k, v, scale, window, lengths):
-    """Causal attention inside each document. q (B, T, H, D), k and v (B, T, K, D); lengths of the documents
-    over the flattened B T tokens, or None for one document a row. Query i sees keys j with
-    i - window < j <= i."""
+def attend(q, k, v, scale, window, lengths, edges=None):
+    """Causal attention inside each document. q (B, T, H, D), k and v (B, T, K, D); documents as `Shared` has
+    them, lengths = edges = None for one a row. Query i sees keys j with i - window < j <= i."""
     B, T, H, D = q.shape
-    if flash_attn_varlen_func is not None and q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
-        sizes = torch.tensor([0] + (lengths or [T] * B), dtype=torch.int32, device=q.device)
-        cu, longest = sizes.cumsum(0, dtype=torch.int32), max(lengths or [T])
+    if edges is not None:                                 # deterministic: a resumed run must end the same
         return flash_attn_varlen_func(
-            q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), cu, cu, longest, longest, softmax_scale=scale,
-            causal=True, window_size=(window - 1, 0) if window else (-1, -1)).view(B, T, H, D)
+            q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), edges, edges, T, T, softmax_scale=scale,
+            causal=True, window_size=(window - 1, 0) if window else (-1, -1), deterministic=True
+        ).view(B, T, H, D)
 
     def one(q, k, v):                                     # (B, T, heads, D) of whole documents of one length
         t, mask = q.shape[1], None
@@ -342,7 +341,7 @@ class Attention(nn.Module):
         if shared.cos is not None:
             q, k = rotate(q, shared.cos, shared.sin), rotate(k, shared.cos, shared.sin)
         scale = self.arch.attn_scale or D ** -0.5
-        return self.o_proj(attend(q, k, v, scale, self.arch.window, shared.lengths).flatten(-2))
+        return self.o_proj(attend(q, k, v, scale, self.arch.window, shared.lengths, shared.edges).flatten(-2))
 
 
 class MLP(nn.Module):
@@ -407,6 +406,7 @@ SUBLAYERS = {"a": Attention, "f": MLP, "m": Mamba}
 _SAVED = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default,
           torch.ops.aten._scaled_dot_product_flash_attention.default,
           torch.ops.aten._scaled_dot_product_efficient_attention.default,
+          torch.ops.aten._scaled_dot_product_cudnn_attention.default,
           torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default}
 
 
@@ -490,19 +490,25 @@ class Model(nn.Module):
         x = embed(tokens)
         if self.arch.embed_scale != 1.0:
             x = x * self.arch.embed_scale
-        lengths = cos = sin = None
+        lengths = edges = cos = sin = None
+        flash = attention_kernel(x.device, x.dtype).startswith("flash")
         start = torch.zeros(1, 1, dtype=torch.int64, device=tokens.device)
         index = torch.arange(T, device=tokens.device)[None]
         if docs is not None:
             first = torch.ones_like(docs, dtype=torch.bool)
             first[:, 1:] = docs[:, 1:] != docs[:, :-1]
             start = torch.where(first, index, 0).cummax(1).values
-            edges = first.flatten().nonzero()[:, 0].tolist() + [B * T]   # the pass's only wait for the device
-            lengths = [b - a for a, b in zip(edges, edges[1:], strict=False)]
+            begins = first.flatten().nonzero()[:, 0]      # the pass's only wait for the device
+            ends = torch.cat([begins[1:], begins.new_full((1,), B * T)])
+            if not flash:
+                lengths = (ends - begins).tolist()
+        if flash:
+            ends = torch.arange(1, B + 1, device=x.device) * T if docs is None else ends
+            edges = F.pad(ends, (1, 0)).int()
         if self.arch.theta is not None:
             angles = ((index - start)[..., None] * rope_frequencies(self.arch, tokens.device))[:, :, None]
             cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-        shared = Shared(docs, lengths, cos, sin)
+        shared = Shared(docs, lengths, edges, cos, sin)
         yield x
         for layer in layers:
             x = layer(x, shared)
@@ -525,9 +531,9 @@ class Model(nn.Module):
         return list(self.stream(tokens, docs))
 
 
-def attention_kernel(device):
-    """What `attend` runs on this device, for the start-up line."""
-    if torch.device(device).type == "cuda" and flash_attn_varlen_func is not None:
+def attention_kernel(device, dtype):
+    """What `attend` runs on this device in this dtype; named in the start-up line."""
+    if device.type == "cuda" and dtype != torch.float32 and flash_attn_varlen_func is not None:
         return "flash-attn varlen"
     return "torch SDPA, document by document"
 
@@ -554,17 +560,24 @@ def parameter_counts(arch):
     return counts
 
 
+def keys_met(lengths, window=None):
+    """Keys that the queries of documents of these lengths meet in all, causal and within the window."""
+    lengths = np.asarray(lengths, dtype=np.float64)
+    over = np.maximum(lengths - (window or math.inf), 0)
+    return float((lengths * (lengths + 1) - over * (over + 1)).sum() / 2)
+
+
 def flops_per_token(arch, T, attended=None):
     """Training FLOPs a token (forward x 3, no recomputation), every matrix product counted once.
-    attended: mean number of keys a query meets. None = T, the undiscounted convention of nanoGPT and PaLM;
-    pass (T + 1) / 2 or, with documents, sum(l (l + 1) / 2) / T, for the work really done. The Mamba-2 scan
-    counts its chunked form, undiscounted within the chunk."""
-    attended = T if attended is None else attended
+    attended: mean number of keys a query meets, `keys_met` over the tokens, for the work really done; default
+    T or the window, the undiscounted convention of nanoGPT and PaLM. The Mamba-2 scan counts its chunked
+    form, undiscounted within the chunk."""
+    attended = min(T, arch.window or T) if attended is None else attended
     C, total = arch.C, 2 * arch.C * arch.V                                        # the head
     for kind in "".join(arch.layers):
         if kind == "a":
             total += 4 * C * arch.H * arch.D + 4 * C * arch.K * arch.D
-            total += 4 * min(attended, arch.window or attended) * arch.H * arch.D
+            total += 4 * attended * arch.H * arch.D
         elif kind == "f":
             total += 2 * C * arch.F * (2 if arch.family == "nemotron_h" else 3)
         else:

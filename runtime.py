@@ -119,10 +119,10 @@ class Ranks:
         """The first rank of each node goes through the body before the others."""
         first = int(os.environ.get("LOCAL_RANK", 0)) == 0
         if not first:
-            dist.barrier()
+            dist.barrier(group=self.side)
         yield
         if first:
-            dist.barrier()
+            dist.barrier(group=self.side)
 
     def agree(self, value):
         """Rank 0's value, on every rank."""
@@ -152,10 +152,11 @@ def ranks(device="auto", replicate=1, shard=0, timeout_s=1800):
     try:
         mesh = dist.init_device_mesh(kind, (replicate, world // replicate),
                                      mesh_dim_names=("replicate", "shard"))
-        yield Ranks(rank, world, where, mesh, dist.new_group(backend="gloo"))
+        side = dist.new_group(backend="gloo", timeout=timedelta(hours=12))   # downloads and disks are slow
+        yield Ranks(rank, world, where, mesh, side)
         dist.barrier()                                    # gloo aborts at exit when a rank leaves early
     finally:
-        if sys.exc_info()[0] is None:
+        if world == 1 or sys.exc_info()[0] is None:       # else others may still wait in a collective
             dist.destroy_process_group()
 
 
@@ -190,7 +191,8 @@ def reduce_vectors(parameters):
 
 
 def grad_norm(parameters, mesh):
-    """The global L2 norm of reduced gradients, a Python float."""
+    """The global L2 norm of reduced gradients, a Python float, the same on every rank to the last bit
+    (replicas that clip by an ulp more or less would drift apart)."""
     def local(p):
         return p.grad.to_local() if p.ndim >= 2 else p.grad
 
@@ -200,8 +202,8 @@ def grad_norm(parameters, mesh):
 
     parameters = [p for p in parameters if p.grad is not None]
     total = squares([p for p in parameters if p.ndim >= 2])
-    dist.all_reduce(total, group=mesh["shard"].get_group())
-    return float((total + squares([p for p in parameters if p.ndim < 2])).sqrt())
+    dist.all_reduce(total)                                # every shard is there once a replica
+    return float((total / mesh.size(0) + squares([p for p in parameters if p.ndim < 2])).sqrt())
 
 
 # -- the run folder ----------------------------------------------------------------------------------------
@@ -230,6 +232,8 @@ class Run:
                     old = dict(json.load(f))
                 changed = {k: f"--{k}={config[k]!r} (was {old.get(k)!r})" for k in config
                            if k not in free and old.get(k) != config[k]}
+                if not self._steps():                     # before the first checkpoint all may change
+                    changed = {}
                 stuck = [text for k, text in changed.items() if k in fixed]
                 if stuck:
                     return (f"--run={self.folder} was started with another config: {', '.join(stuck)} cannot "
@@ -259,6 +263,12 @@ class Run:
                     if name.endswith(".py"):
                         z.write(os.path.join(here, sub, name), os.path.join(sub, name))
         os.replace(os.path.join(self.folder, "source.zip.tmp"), os.path.join(self.folder, "source.zip"))
+
+    def result(self, name):
+        """A finished run's result, a JSON file of its folder, or None."""
+        if os.path.exists(self.path(name)):
+            with open(self.path(name)) as f:
+                return json.load(f)
 
     def path(self, *names):
         return os.path.join(self.folder, *names)
@@ -298,7 +308,9 @@ class Run:
         """Turns a full disk, or whatever else keeps `what` from being written, into an InputError."""
         try:
             yield
-        except (dcp.api.CheckpointException, OSError, RuntimeError) as e:
+        except (torch.OutOfMemoryError, dist.DistError):
+            raise
+        except (dcp.api.CheckpointException, OSError, RuntimeError) as e:  # torch's zip writer: RuntimeError
             free = shutil.disk_usage(self.folder).free / 1e6
             raise InputError(f"--run={self.folder}: {what} could not be written "
                              f"({str(e).strip().splitlines()[-1]}; {free:,.0f} MB are free); make room and "
@@ -308,9 +320,10 @@ class Run:
 
     def latest(self):
         """The step of the newest complete checkpoint, or None; agreed on by all ranks."""
-        steps = [int(n[5:]) for n in os.listdir(self.checkpoints) if re.fullmatch(r"step_\d+", n)] \
-            if self.ranks.rank == 0 else []
-        return self.ranks.agree(max(steps, default=None))
+        return self.ranks.agree(max(self._steps(), default=None) if self.ranks.rank == 0 else None)
+
+    def _steps(self):
+        return sorted(int(n[5:]) for n in os.listdir(self.checkpoints) if re.fullmatch(r"step_\d+", n))
 
     def _at(self, step):
         return os.path.join(self.checkpoints, f"step_{step:06d}")
@@ -370,11 +383,14 @@ class Run:
                     write_atomic(os.path.join(self._at(step) + ".tmp", "metadata.crc32"),
                                  str(zlib.crc32(f.read())))
                 os.rename(self._at(step) + ".tmp", self._at(step))
-                done = sorted(n for n in os.listdir(self.checkpoints) if ".tmp" not in n)
-                for name in done[:-keep] if keep else []:
-                    gone = os.path.join(self.checkpoints, name)
-                    os.rename(gone, gone + ".tmp")        # half-deleted is never taken for complete
-                    shutil.rmtree(gone + ".tmp")
+                self.prune(keep)
+
+    def prune(self, keep):
+        """Deletes all but the newest `keep` complete checkpoints (0 = keeps all)."""
+        if keep and self.ranks.rank == 0:
+            for step in self._steps()[:-keep]:
+                os.rename(self._at(step), self._at(step) + ".tmp")  # half-deleted is never taken for complete
+                shutil.rmtree(self._at(step) + ".tmp")
 
 
 def write_atomic(path, text):
@@ -401,6 +417,8 @@ PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "B200": 2250, "L40S": 362,
 def peak_tflops(device, dtype):
     """The rate MFU is measured against, TFLOP/s: a GPU's data sheet; a CPU's own matrix product, timed
     here."""
+    if device.type == "cuda" and dtype == torch.float32:
+        raise InputError("no float32 peak rates are listed; give --peak_tflops=...")
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for key, value in PEAK_TFLOPS.items():

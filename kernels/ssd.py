@@ -87,7 +87,6 @@ def ssd(x, dt, A, B, C, D, docs=None, chunk=None):
         same = (d[..., :, None] == d[..., None, :]) & causal                          # (B, c, Q, Q)
         before = torch.cat([d[:, :1, 0], d[:, :-1, -1]], 1)       # the document whose state enters the chunk
         alive = (d == before[..., None])[:, :, None, :, None]                         # (B, c, 1, Q, 1)
-        same = same[:, :, None]                                                       # (B, c, 1, Q, Q)
 
     def heads(z):
         return z.view(b, c, q, *z.shape[2:]).transpose(2, 3)                          # (B, c, heads, Q, ...)
@@ -97,7 +96,8 @@ def ssd(x, dt, A, B, C, D, docs=None, chunk=None):
     B, C = heads(B), heads(C)                                                         # (B, c, G, Q, N)
     # decay exponents from the document's start (or the chunk's) to each token: a masked sum, never a plain
     # cumsum
-    acc = ((dt * A[:, None])[..., None, :] @ same.to(dt.dtype).transpose(-1, -2))[..., 0, :]  # (B, c, H, Q)
+    acc = (dt * A[:, None]) @ same.to(dt.dtype).transpose(-1, -2)                     # (B, c, H, Q)
+    same = same.unsqueeze(-3)                                                         # over the heads
     y = _Within.apply(B, C, acc, xd, same)                                            # (B, c, H, Q, P)
 
     # between chunks: each chunk's own final state, then the running state that enters each chunk

@@ -11,7 +11,7 @@ import torch
 from checkpoints import FAMILIES, make, respell
 from safetensors.torch import load_file, save_file
 
-from model import PRESETS, Model, flops_per_token, load, parameter_counts, preset, read_config, save
+from model import PRESETS, Model, flops_per_token, keys_met, load, parameter_counts, preset, read_config, save
 from runtime import InputError
 
 HYBRID = ("granite-4-h-micro", "nemotron-h-8b")
@@ -285,6 +285,12 @@ def test_flops_of_a_dense_model_are_six_times_its_matrices():
     attention = 12 * len(arch.layers) * arch.H * arch.D * 8192
     assert flops_per_token(arch, 8192) == 6 * matrices + attention
     assert flops_per_token(arch, 8192, 4096.5) == 6 * matrices + attention * 4096.5 / 8192
+
+
+def test_keys_met_counts_every_query():
+    for lengths, window in (([5], None), ([5, 1, 9], 4), ([3, 4], 4), ([8192], 4096)):
+        brute = sum(min(i, window or i) for n in lengths for i in range(1, n + 1))
+        assert keys_met(lengths, window) == brute
 
 
 def test_config_json_round_trips(tmp_path):

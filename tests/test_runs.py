@@ -27,6 +27,7 @@ import torch.distributed.checkpoint as dcp
 from processes import Process
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.distributed.fsdp import FSDPModule
 
 import data
 import midtrain
@@ -213,16 +214,22 @@ def test_killed_run_ends_the_same(model, tmp_path, world_data, reference):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["toy", "toy-h"])
 def test_killed_at_twenty_moments(model, tmp_path, world_data, reference):
-    """Half the moments drawn at random, half while a checkpoint is being written."""
-    flags, folder = [f"--model={model}", *RESUME, "--steps=60"], tmp_path / "run"
-    rng, kills = random.Random(model), 0
-    for kill in range(20):
-        end, pattern = time.monotonic() + rng.uniform(0.05, 1.5), "*.tmp" if kill % 2 else "*"
-        kills += killed(folder, world_data, *flags, when=lambda end=end, pattern=pattern: (
-            time.monotonic() > end and (pattern == "*" or checkpoints(folder, pattern))))
-    assert kills >= 10
-    run(folder, world_data, *flags)
-    assert_uninterrupted(folder, reference(*flags), keep=2)
+    """Twenty kills: half at moments drawn at random, half while a checkpoint is being written. A run that
+    outlives its moment and ends must have ended the same, and the next one takes the kills that are left."""
+    flags, rng, kills, runs = [f"--model={model}", *RESUME, "--steps=60"], random.Random(model), 0, 1
+    while kills < 20:
+        folder, end, writing = tmp_path / f"{runs}", time.monotonic() + rng.uniform(0.05, 1.5), kills % 2
+
+        def now(folder=folder, end=end, writing=writing):
+            return time.monotonic() > end and (not writing or checkpoints(folder, "*.tmp"))
+
+        if killed(folder, world_data, *flags, when=now):
+            kills += 1
+        else:
+            assert_uninterrupted(folder, reference(*flags), keep=2)
+            runs += 1
+    run(tmp_path / f"{runs}", world_data, *flags)
+    assert_uninterrupted(tmp_path / f"{runs}", reference(*flags), keep=2)
 
 
 def test_other_number_of_processes(tmp_path, world_data, reference):
@@ -422,6 +429,35 @@ def test_finished_run_is_left_alone(reference, world_data, tmp_path):
     after = {path: os.stat(path).st_mtime_ns for path in before}
     changed = {os.path.relpath(path, folder) for path in before if before[path] != after[path]}
     assert changed <= {"log.txt", "config.json", "source.zip"}
+
+
+def test_finished_run_goes_on_when_asked_for_more(reference, world_data, tmp_path):
+    folder = shutil.copytree(reference(*STEPS), tmp_path / "run")
+    result = midtrain.main(config(folder, world_data, *STEPS, "--steps=15", "--allow_changed=True"))
+    assert [step for step, _ in result["curve"]][-1] == 15
+    assert len(losses(folder)) == 15 and losses(folder)[:12] == losses(reference(*STEPS))
+
+
+def test_flags_may_change_before_the_first_checkpoint(world_data, tmp_path):
+    """A first start that failed on a mistyped path must not lock its mistake in."""
+    with pytest.raises(InputError, match="/nowhere"):
+        midtrain.main(config(tmp_path / "run", "/nowhere", *STEPS))
+    assert midtrain.main(config(tmp_path / "run", world_data, *STEPS))["curve"][-1][0] == 12
+
+
+def test_accumulated_gradients_stay_sharded(world_data, tmp_path, monkeypatch):
+    """Between micro-batches no unit may hold its whole gradient (94 GB a device for 24B)."""
+    forward, seen = midtrain.Model.forward, []
+
+    def checked(model, *args):
+        for module in model.modules():
+            group = module._get_fsdp_state()._fsdp_param_group if isinstance(module, FSDPModule) else None
+            seen.extend(p.unsharded_accumulated_grad for p in (group.fsdp_params if group else ()))
+        return forward(model, *args)
+
+    monkeypatch.setattr(midtrain.Model, "forward", checked)
+    midtrain.main(config(tmp_path / "run", world_data, "--model=toy", "--steps=4", "--micro_batch=2"))
+    assert len(seen) > 100 and not any(grad is not None for grad in seen)
 
 
 def test_result_is_whole_when_killed_at_the_very_end(reference, world_data, tmp_path):
