@@ -1,5 +1,6 @@
 """Mixtures, prepared token shards, and the order of batches as a pure function of (seed, step, global batch).
 
+    python data.py plan --mixture=math+code --tokens=26.2144B    # tokens and epochs a source
     python data.py toy --out=data/toy         # the embedded world (world.py), tokenized: seconds, no network
 
 A prepared folder holds one folder a source: token shards (uint16 or uint32, documents back to back, each
@@ -23,7 +24,7 @@ from fractions import Fraction
 import numpy as np
 
 import world
-from runtime import InputError, did_you_mean, write_atomic
+from runtime import InputError, did_you_mean, human, write_atomic
 
 # -- mixtures ----------------------------------------------------------------------------------------------
 
@@ -163,6 +164,69 @@ def permuted(k, n, key):
         k = left << half | right
         if k < n:
             return k
+
+
+def forecast(mixture, rows, T, seed=1):
+    """The table of tokens and epochs a source that `rows` rows of T tokens of {source: percent} take. Epochs
+    are of the paper's token counts; a source that repeats more than four times is marked."""
+    lines = [f"{rows:,} rows of {T:,} tokens, {int(period_rows(mixture).sum())} rows a period",
+             f"  {'source':24s} {'%':>6s} {'tokens':>9s} {'epochs':>7s}"]
+    for (name, percent), k in zip(mixture.items(), planned_rows(mixture, seed, rows), strict=True):
+        size = SOURCES.get(name, ("", None))[1]
+        epochs = k * T / (size * 1e9) if size else None
+        epochs_text = f"{epochs:.3g}" if epochs else "?"
+        lines.append(f"  {name:24s} {percent:6.2f} {human(k * T):>9s} {epochs_text:>7s}"
+                     + ("  repeats more than 4 times" if (epochs or 0) > 4 else ""))
+    lines.append("  (epochs of the paper's table 1, Granite-3.3 tokenizer; ? = not given there)")
+    return "\n".join(lines)
+
+
+# -- packing -----------------------------------------------------------------------------------------------
+
+def best_fit(lengths, capacity):
+    """Bin of each item, int64 array (n): best-fit decreasing, longest first, each into the bin with the
+    least room that suffices, else into a new one. Lengths are whole numbers in 1 .. capacity.
+
+    Item by item up to ties, but worked on the histogram: of items of one length, the fullest bins that fit
+    (with room s) take s // length each in a row, since s - length is again the least room that suffices.
+    Cost grows with the distinct lengths, not with the items: 1M in under a second.
+    """
+    lengths = np.asarray(lengths, dtype=np.int64)
+    if len(lengths) and not 1 <= lengths.min() <= lengths.max() <= capacity:
+        raise InputError(f"best_fit: lengths from {lengths.min()} to {lengths.max()} do not all lie in "
+                         f"1 .. {capacity}; split longer documents first")
+    order = np.argsort(-lengths, kind="stable")
+    bins, opened, at = np.empty(len(lengths), dtype=np.int64), 0, 0
+    room, mask = {}, 0                                    # {room: [arrays of bins]}; mask: their bits
+
+    def put(space, ids):
+        nonlocal mask
+        if space and len(ids):
+            room.setdefault(space, []).append(ids)
+            mask |= 1 << space
+
+    sizes, counts = np.unique(lengths, return_counts=True)
+    for size, count in zip(sizes[::-1].tolist(), counts[::-1].tolist(), strict=True):
+        end = at + count
+        while at < end:
+            enough = mask >> size
+            if enough:
+                space = (enough & -enough).bit_length() - 1 + size
+                ids = np.concatenate(room.pop(space))
+                mask ^= 1 << space
+            else:
+                space = capacity
+                ids = np.arange(opened, opened - (at - end) // (space // size))
+                opened += len(ids)
+            each = space // size
+            take = min(end - at, each * len(ids))
+            bins[order[at:at + take]] = np.repeat(ids, each)[:take]
+            at += take
+            full, part = divmod(take, each)               # bins filled up, items in the one after them
+            put(space - each * size, ids[:full])
+            put(space - part * size, ids[full:full + 1])
+            put(space, ids[full + 1:])
+    return bins
 
 
 # -- prepared sources --------------------------------------------------------------------------------------
@@ -400,8 +464,40 @@ def heldout(folder, tokenizer, vocab_size, T, rows, across=False):
     return {d: collate(*found[d], across) for d in order}
 
 
-if __name__ == "__main__":
+# -- commands ----------------------------------------------------------------------------------------------
+
+def plan(mixture: str = "math+code+science", tokens: str = "26.2144B", seq_len: int = 8192):
+    """Tokens and epochs of every source.
+
+    Args:
+        mixture: a preset, or source:percent,source:percent
+        tokens: a number, with k, M, B or T
+        seq_len: tokens a row
+    """
+    try:
+        count = float(tokens.rstrip("kMBT")) * {"k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}.get(tokens[-1:], 1)
+    except ValueError:
+        raise InputError(f"--tokens={tokens}: give a number such as 26.2144B") from None
+    if not seq_len <= count < 1e16 or seq_len < 2:
+        raise InputError(f"--tokens={tokens} is no row of --seq_len={seq_len} tokens, or more than 10,000T")
+    print(forecast(read_mixture(mixture), round(count / seq_len), seq_len))
+
+
+def toy(out: str):
+    """Prepares the embedded world for the toy models.
+
+    Args:
+        out: the folder
+    """
     from tokenizer import toy_tokenizer
-    if len(sys.argv) != 3 or sys.argv[1] != "toy" or not sys.argv[2].startswith("--out="):
-        sys.exit("usage: python data.py toy --out=FOLDER")
-    prepare_toy(sys.argv[2].removeprefix("--out="), toy_tokenizer())
+    prepare_toy(out, toy_tokenizer())
+
+
+if __name__ == "__main__":
+    import tyro
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            {"plan": plan, "toy": toy}, use_underscores=True,
+            args=[token for arg in sys.argv[1:] for token in arg.split("=", 1)])
+    except InputError as e:
+        sys.exit(f"error: {e}")

@@ -40,6 +40,7 @@ from runtime import (
     InputError,
     Run,
     grad_norm,
+    human,
     launch,
     peak_tflops,
     ranks,
@@ -221,13 +222,6 @@ def domain_losses(model, held, cfg, ranks):
 
 # -- plan, table, picture ----------------------------------------------------------------------------------
 
-def human(n, unit=""):
-    for size, letter in ((1e12, "T"), (1e9, "G" if unit == "B" else "B"), (1e6, "M"), (1e3, "k")):
-        if abs(n) >= size:
-            return f"{n / size:.3g}{letter}{unit}"
-    return f"{n:.3g}{unit}"
-
-
 def duration(s):
     s = int(s)
     return f"{s // 86400}d{s % 86400 // 3600:02d}h" if s >= 86400 else (
@@ -269,16 +263,7 @@ def plan(cfg, world):
     lines += [f"a checkpoint: {12 * n / 1e9:.1f} GB on disk (kept: {cfg.keep or 'all'}, and one being "
               f"written), as much in host memory meanwhile", ""]
     mixture = data.read_mixture(cfg.mixture)
-    lines += [f"{cfg.mixture}: {int(data.period_rows(mixture).sum())} rows a period",
-              f"  {'source':24s} {'%':>6s} {'tokens':>9s} {'epochs':>7s}"]
-    planned = data.planned_rows(mixture, cfg.seed, cfg.steps * cfg.batch)
-    for (name, percent), k in zip(mixture.items(), planned, strict=True):
-        size = data.SOURCES.get(name, ("", None))[1]      # paper, table 1; a prepared source may differ
-        epochs = k * T / (size * 1e9) if size else None
-        lines.append(f"  {name:24s} {percent:6.2f} {human(k * T):>9s} "
-                     f"{f'{epochs:.3g}' if epochs else '?':>7s}"
-                     + ("  repeats more than 4 times" if (epochs or 0) > 4 else ""))
-    lines += ["  (epochs with the paper's table 1, Granite-3.3 tokenizer)", "",
+    lines += [data.forecast(mixture, cfg.steps * cfg.batch, T, cfg.seed), "",
               f"{exact:.3e} FLOPs with causal attention halved, {full:.3e} undiscounted "
               f"(attention over {T:,} keys)",
               f"{exact / (peak * cfg.mfu * world) / 86400:.2f} days at {cfg.mfu:.0%} of "

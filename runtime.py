@@ -408,6 +408,14 @@ def read_lines(path):
         return [json.loads(line) for line in f if line.endswith("\n")]
 
 
+def human(n):
+    """A count in three digits: 26.2B, 786M, 16.5k."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(n) >= size:
+            return f"{n / size:.3g}{letter}"
+    return f"{n:.3g}"
+
+
 # -- hardware ----------------------------------------------------------------------------------------------
 
 # bf16 dense, data sheets

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -503,6 +505,69 @@ def test_the_toy_world_is_prepared_again_when_it_changed(tmp_path, toy, little_w
     monkeypatch.setattr(data.sys, "version", "3.99")         # another Python's library is another text
     data.prepare_toy(str(tmp_path), toy)
     assert path.stat().st_mtime_ns != before
+
+
+# -- the plan and packing ------------------------------------------------------------------------------------
+
+def command(*args):
+    done = subprocess.run([sys.executable, data.__file__, *args], capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_plan_prints_the_table_of_epochs():
+    """The epochs of the paper's mixtures at its 26.2144B tokens, of its table 1 (MIDTRAIN.md, 1)."""
+    want = {"math+code+science": {"mot-math": 3.06, "mot-science": 2.96, "openthoughts3-science": 2.78,
+                                  "ocr2": 2.34, "mot-code": 0.666, "megamath-web-pro": 0.356,
+                                  "refinecode": 0.0193},
+            "math+code": {"mot-math": 4.37, "mot-code": 1.11, "megamath-web-pro": 0.489},
+            "math": {"mot-math": 4.37, "megamath-web-pro": 0.979, "dclm-edu": 0.0353}}
+    for mixture, epochs in want.items():
+        code, out, _ = command("plan", f"--mixture={mixture}", "--tokens=26.2144B")
+        rows = {line.split()[0]: line.split() for line in out.splitlines()[2:-1]}
+        assert code == 0 and list(rows) == list(data.MIXTURES[mixture])
+        assert {name: float(rows[name][3]) for name in epochs} == epochs
+        assert ("more than 4 times" in out) == (mixture != "math+code+science")
+    for bad, says in (("--tokens=x", "26.2144B"), ("--tokens=5", "no row"),
+                      ("--mixture=mat", "did you mean 'math'")):
+        code, _, err = command("plan", bad)
+        assert code and says in err and "Traceback" not in err
+
+
+def item_by_item(lengths, capacity):
+    """Best-fit decreasing as it is defined: the sorted rooms left in the bins."""
+    rooms = []
+    for length in sorted(lengths, reverse=True):
+        room = min((r for r in rooms if r >= length), default=None)
+        if room is None:
+            room = capacity
+        else:
+            rooms.remove(room)
+        rooms.append(room - length)
+    return sorted(rooms)
+
+
+def test_best_fit_is_best_fit_decreasing():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        capacity = int(rng.integers(1, 60))
+        lengths = rng.integers(1, capacity + 1, int(rng.integers(0, 80)))
+        bins = data.best_fit(lengths, capacity)
+        assert len(bins) == len(lengths)
+        used = np.bincount(bins, lengths).astype(int)
+        assert sorted((capacity - used).tolist()) == item_by_item(lengths.tolist(), capacity)
+
+
+def test_best_fit_fills_a_million():
+    lengths = np.clip(np.exp(np.random.default_rng(1).normal(7, 1.2, 1_000_000)).astype(int), 1, 16_384)
+    used = np.bincount(data.best_fit(lengths, 16_384), lengths)
+    assert used.max() <= 16_384 and used.sum() == lengths.sum()
+    assert lengths.sum() / 16_384 / len(used) >= 0.9999
+
+
+@pytest.mark.parametrize("lengths", [[0], [17], [-1, 3]])
+def test_best_fit_refuses_what_does_not_fit(lengths):
+    with pytest.raises(InputError, match="split longer documents"):
+        data.best_fit(lengths, 16)
 
 
 # -- refusals ----------------------------------------------------------------------------------------------
