@@ -29,6 +29,15 @@ def test_midtrain_commands_parse():
             midtrain.check(cfg, 8 if words[0] == "torchrun" else 1)
 
 
+def test_data_commands_run():
+    import subprocess
+    import sys
+    found = commands("python data.py")
+    assert found
+    for command in found:
+        subprocess.run([sys.executable, *shlex.split(command)[1:]], check=True, capture_output=True, cwd=ROOT)
+
+
 def test_recipes_name_every_model_and_its_parameters():
     from model import PRESETS, parameter_counts, preset
     for name, (hub, _) in PRESETS.items():
