@@ -293,6 +293,13 @@ def prepare_toy(folder, tokenizer):
                                  f"space, or run where this folder can be written") from None
 
 
+def prepared(folder):
+    """Names of the prepared sources in a folder, those of SOURCES first and in its order."""
+    names = [n for n in (sorted(os.listdir(folder)) if os.path.isdir(folder) else ())
+             if ".tmp-" not in n and os.path.exists(os.path.join(folder, n, "manifest.json"))]
+    return [n for n in SOURCES if n in names] + [n for n in names if n not in SOURCES]
+
+
 class Source:
     """One prepared source, memory-mapped: rows of T + 1 tokens cut out of its documents laid end to end."""
 
@@ -311,12 +318,9 @@ class Source:
             self.splits = {split: [{k: shard[k] for k in keys} for shard in shards]
                            for split, shards in manifest["splits"].items()}
         except (FileNotFoundError, NotADirectoryError):
-            have = sorted(n for n in os.listdir(folder)
-                          if os.path.exists(os.path.join(folder, n, "manifest.json"))
-                          and ".tmp-" not in n) if os.path.isdir(folder) else []
             raise InputError(f"--data={folder} has no prepared source {name!r} (it has: "
-                             f"{', '.join(have) or 'none'}); prepare it, or take a --mixture without it"
-                             ) from None
+                             f"{', '.join(sorted(prepared(folder))) or 'none'}); prepare it, or take a "
+                             f"--mixture without it") from None
         except InputError:
             raise
         # not JSON, or not the JSON written above
@@ -445,10 +449,7 @@ def heldout(folder, tokenizer, vocab_size, T, rows, across=False):
     checksums compared: the texts of the retention curve. A source that SOURCES does not name is a domain of
     its own."""
     found = {}
-    names = sorted(n for n in os.listdir(folder)
-                   if os.path.exists(os.path.join(folder, n, "manifest.json")) and ".tmp-" not in n)
-    for i, name in enumerate(sorted(names, key=lambda n: (list(SOURCES).index(n) if n in SOURCES else
-                                                          len(SOURCES)))):
+    for i, name in enumerate(prepared(folder)):
         source = Source(folder, name, tokenizer, vocab_size)
         if "heldout" in source.splits and source.tokens("heldout") > T:
             source.verify(splits=("heldout",))

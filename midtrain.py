@@ -357,7 +357,7 @@ def main(cfg):
         stream = data.Stream(folder, mixture, cfg.seed, cfg.seq_len, tokenizer, arch.V,
                              across=not cfg.doc_mask)
         for source in stream.sources:
-            source.verify(me.rank, me.world)
+            source.verify(me.rank, me.world, splits=("train",))                # heldout verifies its own
         held = data.heldout(folder, tokenizer, arch.V, cfg.seq_len, cfg.eval_rows, across=not cfg.doc_mask)
 
         # -- model, optimizer, what was done before ---------------------------------------------------------
@@ -372,7 +372,8 @@ def main(cfg):
         model.tokenizer = tokenizer
         optimizer = make_optimizer(model, cfg)
         parameters = [p for p in model.parameters() if p.requires_grad]
-        progress = {"step": 0, "skips": 0, "rows": [0] * len(mixture), "fingerprint": stream.fingerprint()}
+        fingerprint = stream.fingerprint()
+        progress = {"step": 0, "skips": 0, "rows": [0] * len(mixture), "fingerprint": fingerprint}
         state = {"model": dict(model.named_parameters()), "progress": progress,
                  "optimizer": {n: optimizer.state[p] for n, p in model.named_parameters()
                                if p in optimizer.state}}
@@ -385,10 +386,10 @@ def main(cfg):
                              f"another --run")
         else:
             progress = run.restore(state, start)["progress"]
-            if progress["fingerprint"] != stream.fingerprint() and not cfg.allow_changed:
+            if progress["fingerprint"] != fingerprint and not cfg.allow_changed:
                 raise InputError(f"--data={cfg.data}: the prepared data changed since {cfg.run} was started; "
                                  f"restore it, or give another --run")
-            progress["fingerprint"] = stream.fingerprint()
+            progress["fingerprint"] = fingerprint
         run.prune(cfg.keep)
         lines = run.rewind(start)
         run.log(f"{cfg.model} {sum(p.numel() for p in model.parameters()):,} parameters | {me.world} x "
