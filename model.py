@@ -275,6 +275,7 @@ class Shared(NamedTuple):
     edges: torch.Tensor | None           # flash-attn: where documents begin and end over (B T), int32
     cos: torch.Tensor | None             # (1 or B, T, 1, D/2)
     sin: torch.Tensor | None
+    cache: object | None = None          # generation: what earlier tokens left behind (generate.py)
 
 
 class RMSNorm(nn.Module):
@@ -340,8 +341,10 @@ class Attention(nn.Module):
         q, k, v = (proj(x).unflatten(-1, (-1, D)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if shared.cos is not None:
             q, k = rotate(q, shared.cos, shared.sin), rotate(k, shared.cos, shared.sin)
-        scale = self.arch.attn_scale or D ** -0.5
-        return self.o_proj(attend(q, k, v, scale, self.arch.window, shared.lengths, shared.edges).flatten(-2))
+        scale, window = self.arch.attn_scale or D ** -0.5, self.arch.window
+        out = (attend(q, k, v, scale, window, shared.lengths, shared.edges) if shared.cache is None else
+               shared.cache.attend(self, q, k, v, scale, window))
+        return self.o_proj(out.flatten(-2))
 
 
 class MLP(nn.Module):
@@ -388,16 +391,17 @@ class Mamba(nn.Module):
     def forward(self, x, shared):
         gs = self.G * self.S
         z, xbc, dt = self.in_proj(x).split([self.E, self.E + 2 * gs, self.heads], -1)
-        xbc = causal_conv1d(xbc, self.conv1d.weight, self.conv1d.bias, shared.docs)
+        xbc = (causal_conv1d(xbc, self.conv1d.weight, self.conv1d.bias, shared.docs) if shared.cache is None
+               else shared.cache.conv(self, xbc))
         x, B, C = xbc.split([self.E, gs, gs], -1)
         # transformers clamps Nemotron-H's dt at time_step_min in this path only; mamba-ssm, vLLM and the
         # config's time_step_limit (0, inf) do not, and neither do we: log-probs must agree with generation
         dt = F.softplus(dt.float() + self.dt_bias.float())
         if self.dt_limit != (0.0, math.inf):
             dt = dt.clamp(*self.dt_limit)
-        y = ssd(x.unflatten(-1, (self.heads, self.P)), dt, -torch.exp(self.A_log.float()),
-                B.unflatten(-1, (self.G, self.S)), C.unflatten(-1, (self.G, self.S)), self.D.float(),
-                shared.docs)
+        terms = (x.unflatten(-1, (self.heads, self.P)), dt, -torch.exp(self.A_log.float()),
+                 B.unflatten(-1, (self.G, self.S)), C.unflatten(-1, (self.G, self.S)), self.D.float())
+        y = ssd(*terms, shared.docs) if shared.cache is None else shared.cache.scan(self, *terms)
         return self.out_proj(self.norm(y.flatten(-2), gate=z))
 
 
@@ -482,16 +486,17 @@ class Model(nn.Module):
                 setattr(at, leaf, module)
         self.trunk = (embed, list(layers), norm, head)    # a tuple, so that nothing is registered twice
 
-    def stream(self, tokens, docs=None):
+    def stream(self, tokens, docs=None, cache=None):
         """Yields the residual stream after the embedding and after each layer, then the final norm's
-        output."""
+        output. cache: of generation, with what came before these tokens; it says at which positions they
+        are."""
         embed, layers, norm, _ = self.trunk
         B, T = tokens.shape
         x = embed(tokens)
         if self.arch.embed_scale != 1.0:
             x = x * self.arch.embed_scale
         lengths = edges = cos = sin = None
-        flash = attention_kernel(x.device, x.dtype).startswith("flash")
+        flash = cache is None and attention_kernel(x.device, x.dtype).startswith("flash")
         start = torch.zeros(1, 1, dtype=torch.int64, device=tokens.device)
         index = torch.arange(T, device=tokens.device)[None]
         if docs is not None:
@@ -506,9 +511,10 @@ class Model(nn.Module):
             ends = torch.arange(1, B + 1, device=x.device) * T if docs is None else ends
             edges = F.pad(ends, (1, 0)).int()
         if self.arch.theta is not None:
-            angles = ((index - start)[..., None] * rope_frequencies(self.arch, tokens.device))[:, :, None]
+            positions = index - start if cache is None else cache.positions
+            angles = (positions[..., None] * rope_frequencies(self.arch, tokens.device))[:, :, None]
             cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-        shared = Shared(docs, lengths, edges, cos, sin)
+        shared = Shared(docs, lengths, edges, cos, sin, cache)
         yield x
         for layer in layers:
             x = layer(x, shared)

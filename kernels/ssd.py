@@ -61,10 +61,24 @@ def chunk_length(P, N):
     return 1 << round(math.log2(P * N) / 2)
 
 
-def ssd(x, dt, A, B, C, D, docs=None, chunk=None):
+def step(state, x, dt, A, B, C, D):
+    """One token a row, for generation. state (B, H, P, N) fp32, updated in place; x (B, H, P); dt (B, H) fp32;
+    A, D (H) fp32; B, C (B, G, N). Returns y (B, H, P) in x's dtype."""
+    b, h, p, n = state.shape
+    wide = x.to(state.dtype)
+    B, C = (z.to(state.dtype).repeat_interleave(h // z.shape[1], 1).view(b * h, 1, n) for z in (B, C))
+    flat = state.view(b * h, p, n)
+    flat.mul_(torch.exp(dt * A).view(b * h, 1, 1))
+    flat.baddbmm_((wide * dt[..., None]).view(b * h, p, 1), B)
+    y = torch.bmm(flat, C.transpose(1, 2)).view(b, h, p)
+    return y.addcmul_(wide, D[:, None]).to(x.dtype)
+
+
+def ssd(x, dt, A, B, C, D, docs=None, chunk=None, last=False):
     """x (B, T, H, P); dt (B, T, H) fp32, positive; A, D (H) fp32, A negative; B, C (B, T, G, N);
     docs (B, T) int64 document ids, each a contiguous run, or None for one document a row; chunk: tokens,
-    default `chunk_length(P, N)`, does not change the result. Returns y (B, T, H, P).
+    default `chunk_length(P, N)`, does not change the result. Returns y (B, T, H, P); with last=True also the
+    state (B, H, P, N) after the last token (a token with dt = 0 leaves it as it was).
 
     Documents are isolated bit by bit: every masked term is an exact zero and decays are summed from the
     document's own start, so nothing of one document reaches the rounding of another.
@@ -101,9 +115,10 @@ def ssd(x, dt, A, B, C, D, docs=None, chunk=None):
     y = _Within.apply(B, C, acc, xd, same)                                            # (B, c, H, Q, P)
 
     # between chunks: each chunk's own final state, then the running state that enters each chunk
-    if c > 1:
-        last = (acc[..., -1:] - acc).masked_fill(~same[..., -1, :], -torch.inf).exp()  # (B, c, H, Q)
-        own = (xd * last[..., None].to(x.dtype)).view(b, c, g, h // g, q, p)
+    state = None
+    if c > 1 or last:
+        rest = (acc[..., -1:] - acc).masked_fill(~same[..., -1, :], -torch.inf).exp()  # (B, c, H, Q)
+        own = (xd * rest[..., None].to(x.dtype)).view(b, c, g, h // g, q, p)
         own = (own.transpose(-1, -2) @ B[:, :, :, None]).view(b, c, h, p, n).to(acc.dtype)  # (B, c, H, P, N)
         carry = acc.exp()[..., None]                                                  # (B, c, H, Q, 1)
         if alive is not None:
@@ -118,4 +133,4 @@ def ssd(x, dt, A, B, C, D, docs=None, chunk=None):
         late = C[:, :, :, None] @ entering.transpose(-1, -2)                          # (B, c, G, H/G, Q, P)
         y = y + late.view(b, c, h, q, p) * carry.to(x.dtype)
     y = y.transpose(2, 3).reshape(b, c * q, h, p) + x * D[:, None].to(x.dtype)
-    return y[:, :t]
+    return (y[:, :t], state) if last else y[:, :t]
