@@ -22,6 +22,7 @@ head, D head dim.
 
 import hashlib
 import math
+import re
 import sys
 import time
 from collections import Counter, deque
@@ -34,7 +35,7 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from kernels import conv1d, ssd
-from model import Attention, Mamba, attend, load, project
+from model import NAMES, Attention, Mamba, attend, load, project
 from runtime import InputError, did_you_mean, human, launch
 
 # -- requests: the same for both engines ---------------------------------------------------------------------
@@ -46,7 +47,7 @@ class Sample:
     decoded, without the stop that ended them ("" where there is no tokenizer)."""
     tokens: list[int]
     logprobs: list[float]
-    finish_reason: str                   # stop: ended by itself | length: cut at max_new_tokens or the context
+    finish_reason: str                   # stop: ended by itself | length: cut by max_new_tokens or context
     text: str
 
 
@@ -83,8 +84,10 @@ def sample_seed(seed, key, index):
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def plan(prompts, n, max_new_tokens, temperature, top_p, stop, seed, keys, first, *, context, known, tokenizer):
-    """Checks what generate() was given; returns ([Request], Stops). InputError names what does not fit."""
+def plan(engine, prompts, n, max_new_tokens, temperature, top_p, stop, seed, keys, first):
+    """Checks what an engine's generate() was given; returns ([Request], Stops). InputError names what does
+    not fit."""
+    context, known, tokenizer = engine.context, engine.known, engine.tokenizer
     for name, value, ok, need in (("n", n, n >= 1, "at least 1"),
                                   ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
                                   ("temperature", temperature, 0 <= temperature < math.inf, "0 or more"),
@@ -99,8 +102,9 @@ def plan(prompts, n, max_new_tokens, temperature, top_p, stop, seed, keys, first
         raise InputError(f"stop={stop!r}: a string needs a tokenizer, and a letter at least")
     for what, ids in [("stop", stops.ids)] + [(f"prompt {i}", ids) for i, ids in enumerate(prompts)]:
         if ids and not 0 <= min(ids) <= max(ids) < known:
-            raise InputError(f"{what} has the id {max(ids) if max(ids) >= known else min(ids)}; the model knows "
-                             f"0 to {known - 1}: was it encoded by another tokenizer?")
+            wrong = max(ids) if max(ids) >= known else min(ids)
+            raise InputError(f"{what} has the id {wrong}; the model knows 0 to {known - 1}: was it encoded "
+                             f"by another tokenizer?")
     if keys is None:                     # a prompt is its tokens; a second copy of it is another prompt
         seen = Counter()
         keys = []
@@ -115,8 +119,8 @@ def plan(prompts, n, max_new_tokens, temperature, top_p, stop, seed, keys, first
         if not ids:
             raise InputError(f"prompt {i} is empty: give one token at least (the eos begins a new document)")
         if len(ids) >= context:
-            raise InputError(f"prompt {i} has {len(ids)} tokens, the context is {context}: nothing can follow; "
-                             f"shorten it, or raise --context")
+            raise InputError(f"prompt {i} has {len(ids)} tokens, the context is {context}: nothing can "
+                             f"follow; shorten it, or raise --context")
         seeds = [sample_seed(seed, key, first + j) for j in range(n)]
         requests.append(Request(list(ids), seeds, min(max_new_tokens, context - len(ids))))
     return requests, stops
@@ -127,8 +131,8 @@ def known_ids(arch, tokenizer):
     if tokenizer is None:
         return arch.V
     if tokenizer.vocab_size > arch.V:
-        raise InputError(f"the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model only {arch.V} rows: "
-                         f"they do not belong together; give the tokenizer that came with the checkpoint")
+        raise InputError(f"the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model only {arch.V} "
+                         f"rows: they do not belong together; take the tokenizer that came with the model")
     return tokenizer.vocab_size
 
 
@@ -151,8 +155,9 @@ def draw(logits, uniform, temperature, top_p):
     if temperature == 0:
         ids = logits.argmax(-1)
     else:
-        cumulative = logp.double().exp_().cumsum_(-1)               # fp32 would lose ids of a large vocabulary
+        cumulative = logp.double().exp_().cumsum_(-1)     # fp32 would lose ids of a large vocabulary
         ids = torch.searchsorted(cumulative, uniform[:, None] * cumulative[:, -1:], right=True)[:, 0]
+        ids.clamp_(max=logits.shape[1] - 1)               # NaN: the caller sees it in the log-prob
     return ids, logp.gather(1, ids[:, None])[:, 0]
 
 
@@ -163,12 +168,13 @@ MASKED = -1e30                                            # finite: a row withou
 
 def attention(q, k, v, mask, scale):
     """Softmax attention and its log-sum-exp, by which two of them over different keys can be joined.
-    q (B, heads, Q, D); k, v (B, heads, T, D); mask (B, 1, 1 or Q, T), added. Returns (B, heads, Q, D) and fp32
-    (B, heads, Q)."""
+    q (B, heads, Q, D); k, v (B, heads, T, D); mask (B, 1, 1 or Q, T), added. Returns (B, heads, Q, D) and
+    fp32 (B, heads, Q)."""
+    aten = torch.ops.aten
     if q.is_cpu:
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask, scale=scale)
+        return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask, scale=scale)
     mask = mask.expand(*q.shape[:3], k.shape[2])
-    out, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, mask, True, scale=scale)
+    out, lse, *_ = aten._scaled_dot_product_efficient_attention(q, k, v, mask, True, scale=scale)
     return out, lse[..., :q.shape[2]]
 
 
@@ -185,7 +191,7 @@ class Cache:
         """Rows and tokens a row to make room for."""
         window, weight = model.arch.window or math.inf, model.trunk[0].weight
         self.rows = prompts, samples
-        self.sizes = [round_up(int(min(t, window))) for t in (prompt_tokens, sample_tokens)]
+        self.sizes = [int(min(t, window)) for t in (prompt_tokens, sample_tokens)]
         self.layers = {}                                  # module: [tensors of prompts, tensors of samples]
         for module in model.modules():
             if isinstance(module, Attention | Mamba):
@@ -198,14 +204,15 @@ class Cache:
     def shapes(module, tokens):
         """What one row of a layer holds: [(shape, dtype or None for the weights')]."""
         if isinstance(module, Attention):
-            return [((module.arch.K, tokens, module.arch.D), None)] * 2
+            return [((module.arch.K, round_up(tokens), module.arch.D), None)] * 2
         channels, _, width = module.conv1d.weight.shape
         return [((width - 1, channels), None), ((module.heads, module.P, module.S), torch.float32)]
 
     @classmethod
     def row_bytes(cls, model, tokens):
         """Bytes of one row with room for that many tokens, over all layers."""
-        tokens, width = round_up(int(min(tokens, model.arch.window or math.inf))), model.trunk[0].weight.itemsize
+        tokens = int(min(tokens, model.arch.window or math.inf))
+        width = model.trunk[0].weight.itemsize
         return sum(math.prod(shape) * (dtype.itemsize if dtype else width)
                    for module in model.modules() if isinstance(module, Attention | Mamba)
                    for shape, dtype in cls.shapes(module, tokens))
@@ -256,15 +263,15 @@ class Reading:
 
 class Writing:
     """One new token a sample. Attention is computed in two parts, over the shared keys of the prompts, where
-    all samples of a prompt are the queries of one product, and over each sample's own; their log-sum-exps join
-    them exactly."""
+    all samples of a prompt are the queries of one product, and over each sample's own; their log-sum-exps
+    join them exactly."""
 
     def __init__(self, cache, window, prompt_lengths, groups):
         """prompt_lengths (P) of the prompts' rows; groups (B): each sample's prompt row; int64, on the
         device."""
         self.cache, self.window, self.groups = cache, window, groups
         self.rows = torch.arange(len(groups), device=groups.device)
-        # members (P, n): the samples of each prompt; place (B): the inverse. Ragged ones are padded by any row
+        # members (P, n): the samples of each prompt, padded by any row; place (B): the inverse
         order = torch.argsort(groups, stable=True)
         sizes = torch.bincount(groups, minlength=len(prompt_lengths))
         self.place = torch.empty_like(groups)
@@ -273,7 +280,7 @@ class Writing:
         self.members[groups, self.place] = self.rows
         self.lengths, self.stored = prompt_lengths[groups], prompt_lengths.clamp(max=cache.sizes[0])
         self.prompt_tokens = round_up(int(self.stored.max()))
-        self.index = torch.arange(max(cache.sizes), device=groups.device)
+        self.index = torch.arange(round_up(max(cache.sizes)), device=groups.device)
         self.exists = self.index[:self.prompt_tokens] < self.stored[:, None]
         self.prompt_mask = self._additive(self.exists[:, None, None])       # (P, 1, 1, T)
 
@@ -282,8 +289,9 @@ class Writing:
         them."""
         kept = self.cache.sizes[1]
         self.positions, self.at = (self.lengths + counts - 1)[:, None], (counts - 1) % kept     # maybe a ring
-        self.tokens = min(round_up(most), kept)
-        self.mask = self._additive((self.index[:self.tokens] < counts[:, None])[:, None, None])
+        self.tokens = round_up(min(most, kept))
+        stored = counts.clamp(max=kept)[:, None]
+        self.mask = self._additive((self.index[:self.tokens] < stored)[:, None, None])
         if self.window:                                   # what each sample still sees of its prompt
             from_ = (self.stored[:, None] + counts[self.members] - self.window)[..., None]
             seen = self.exists[:, None] & (self.index[:self.prompt_tokens] >= from_)
@@ -323,9 +331,9 @@ class Writing:
 # -- the embedded engine -------------------------------------------------------------------------------------
 
 class TorchEngine:
-    """Continuous batching in plain torch: a row that ends makes place for the next sample at once; a prompt is
-    read once for all its samples; memory is set aside once a call, as much as cache_gb allows, and what does
-    not fit waits."""
+    """Continuous batching in plain torch: a row that ends makes place for the next sample; a prompt is read
+    once for all its samples; memory is set aside once a call, as much as cache_gb allows, and what does not
+    fit waits."""
 
     def __init__(self, model, *, context=0, max_batch=256, cache_gb=0.0, read_tokens=8192, progress=True):
         """model: a whole Model (not sharded), used as it is, weights shared. context: tokens of a prompt and
@@ -333,9 +341,10 @@ class TorchEngine:
         states, 0 = half of what is free on a GPU, 4 on a CPU. read_tokens: of prompts at a time."""
         sharded = [n for n, p in model.named_parameters() if isinstance(p, DTensor)]
         if sharded:
-            raise InputError(f"the engine needs whole weights, but {sharded[0]} is sharded: give it a model of "
-                             f"its own, and push() the trainer's weights into it")
-        self.model, self.tokenizer, self.max_batch, self.progress = model, model.tokenizer, max_batch, progress
+            raise InputError(f"the engine needs whole weights, but {sharded[0]} is sharded: give it a model "
+                             f"of its own, and push() the trainer's weights into it")
+        self.model, self.tokenizer = model, model.tokenizer
+        self.max_batch, self.progress = max_batch, progress
         self.context = context or model.arch.raw.get("max_position_embeddings") or 1 << 30
         self.known, self.read_tokens = known_ids(model.arch, model.tokenizer), read_tokens
         self.device, self.dtype = model.trunk[0].weight.device, model.trunk[0].weight.dtype
@@ -359,8 +368,8 @@ class TorchEngine:
                 own[name].copy_(tensor)
             missing.discard(name)
         if missing:
-            raise InputError(f"load_weights: {len(missing)} tensors did not come, {min(missing)} for one: the "
-                             f"model would be half old, half new")
+            raise InputError(f"load_weights: {len(missing)} tensors did not come, {min(missing)} for one: "
+                             f"the model would be half old, half new")
 
     def sleep(self):
         """Gives the memory between two calls back (the cache is gone already)."""
@@ -397,15 +406,14 @@ class TorchEngine:
                              f"({str(e).splitlines()[0]}); lower it") from None
 
     @torch.inference_mode()
-    def generate(self, prompts, n=1, *, max_new_tokens, temperature=1.0, top_p=1.0, stop=None, seed=0, keys=None,
-                 first=0):
+    def generate(self, prompts, n=1, *, max_new_tokens, temperature=1.0, top_p=1.0, stop=None, seed=0,
+                 keys=None, first=0):
         """prompts: lists of token ids. Returns a list of n Samples for each.
 
-        stop: ids and strings that end a sample; None = the tokenizer's eos, [] = nothing does. seed, keys (one
-        a prompt, anything with a repr; None = its tokens), first: sample j of a prompt draws its noise from
-        (seed, key, first + j)."""
-        requests, stops = plan(prompts, n, max_new_tokens, temperature, top_p, stop, seed, keys, first,
-                               context=self.context, known=self.known, tokenizer=self.tokenizer)
+        stop: ids and strings that end a sample; None = the tokenizer's eos, [] = nothing does. seed, keys
+        (one a prompt, anything with a repr; None = its tokens), first: sample j of a prompt draws its noise
+        from (seed, key, first + j)."""
+        requests, stops = plan(self, prompts, n, max_new_tokens, temperature, top_p, stop, seed, keys, first)
         if not requests:
             return []
         batch = Batch(self, *self._allocate(requests), requests, stops, temperature, top_p)
@@ -424,9 +432,9 @@ def squeeze(rows, ended):
 
 
 class Batch:
-    """The samples being made. They fill the first rows of the cache: when one ends, the last row moves into its
-    place. The device holds the cache and the hidden states from which the next tokens will be drawn; all else,
-    numbers a row, is the host's."""
+    """The samples being made. They fill the first rows of the cache: when one ends, the last row moves into
+    its place. The device holds the cache and the hidden states from which the next tokens will be drawn; all
+    else, numbers a row, is the host's."""
 
     def __init__(self, engine, cache, size, requests, stops, temperature, top_p):
         self.engine, self.model, self.cache, self.size = engine, engine.model, cache, size
@@ -441,9 +449,10 @@ class Batch:
         # by row of the samples
         self.hidden = torch.zeros(size, width, dtype=engine.dtype, device=engine.device)
         self.group, self.index, self.count, self.room = np.zeros((4, size), dtype=np.int64)
-        self.tokens, self.logprobs = np.zeros((size, room), dtype=np.int64), np.zeros((size, room), np.float32)
-        self.uniform, self.now = np.zeros((size, room)), np.arange(size)
-        self.per_row = (self.group, self.index, self.count, self.room, self.tokens, self.logprobs, self.uniform)
+        self.tokens, self.uniform = np.zeros((size, room), dtype=np.int64), np.zeros((size, room))
+        self.logprobs, self.now = np.zeros((size, room), dtype=np.float32), np.arange(size)
+        self.per_row = (self.group, self.index, self.count, self.room, self.tokens, self.logprobs,
+                        self.uniform)
 
     def admit(self):
         """Begins waiting samples in free rows, a good number at a time (a pass over a single prompt costs as
@@ -470,7 +479,8 @@ class Batch:
             for row, (p, j) in zip(rows, starts, strict=True):
                 request = self.open[p]
                 self.group[row], self.index[row], self.count[row], self.room[row] = p, j, 0, request.room
-                self.uniform[row, :request.room] = np.random.default_rng(request.seeds[j]).random(request.room)
+                rng = np.random.default_rng(request.seeds[j])
+                self.uniform[row, :request.room] = rng.random(request.room)
             rows, prompts = self.device(list(rows)), self.device([p for p, _ in starts])
             self.hidden[rows] = self.prompt_hidden[prompts]
             self.cache.begin(prompts, rows)
@@ -483,10 +493,11 @@ class Batch:
 
     def read(self, prompts):
         """Passes over the prompts of these rows, those of a length together."""
-        prompts, budget = deque(sorted(prompts, key=lambda p: -len(self.open[p].ids))), self.engine.read_tokens
+        prompts = deque(sorted(prompts, key=lambda p: -len(self.open[p].ids)))
         while prompts:
             longest = len(self.open[prompts[0]].ids)
-            rows = [prompts.popleft() for _ in range(min(len(prompts), max(1, budget // longest)))]
+            together = max(1, self.engine.read_tokens // longest)
+            rows = [prompts.popleft() for _ in range(min(len(prompts), together))]
             tokens = torch.zeros(len(rows), longest, dtype=torch.int64)
             for i, p in enumerate(rows):
                 tokens[i, :len(self.open[p].ids)] = torch.tensor(self.open[p].ids)
@@ -499,9 +510,13 @@ class Batch:
         """Draws a token for every row and takes out the rows that have ended; returns how many have."""
         now, B, stops = self.now[:self.rows], self.rows, self.stops
         logits = project(self.hidden[:B], self.head, self.model.arch.logits_scale, None)
-        ids, logprobs = draw(logits, self.device(self.uniform[now, self.count[:B]]), self.temperature, self.top_p)
+        uniform = self.device(self.uniform[now, self.count[:B]])
+        ids, logprobs = draw(logits, uniform, self.temperature, self.top_p)
         ids = ids.cpu().numpy()
         self.tokens[now, self.count[:B]], self.logprobs[now, self.count[:B]] = ids, logprobs.cpu().numpy()
+        if np.isnan(self.logprobs[now, self.count[:B]]).any():
+            raise InputError("the model's output is not a number: its weights hold NaN or inf, or overflow in "
+                             f"{self.engine.dtype}")
         self.count[:B] += 1
         stopped = np.isin(ids, stops.ids)
         if stops.strings:
@@ -553,10 +568,187 @@ class Batch:
         if not self.rows:
             return
         if self.writing is None:                          # other rows than at the step before
-            self.writing = Writing(self.cache, self.model.arch.window, self.device([len(r.ids) for r in self.open]),
+            lengths = self.device([len(request.ids) for request in self.open])
+            self.writing = Writing(self.cache, self.model.arch.window, lengths,
                                    self.device(self.group[:self.rows]))
         count = self.count[:self.rows]
         phase = self.writing.step(self.device(count), int(count.max()))
         tokens = self.device(self.tokens[self.now[:self.rows], count - 1])[:, None]
         *_, h = self.model.stream(tokens, cache=phase)
         self.hidden[:self.rows] = h[:, 0]
+
+
+# -- new weights, and the proof that they arrived ------------------------------------------------------------
+
+class StaleWeights(InputError):
+    """The engine does not compute what the trainer computes."""
+
+
+def tensor_kind(name):
+    """"model.layers.3.self_attn.q_proj.weight" -> "self_attn.q_proj.weight"."""
+    return re.sub(r"^.*\.layers\.\d+\.", "", name)
+
+
+def full_tensors(model, dtype=None):
+    """(hub name, whole tensor) of every parameter, a tied head under its own name too. Of a sharded model all
+    ranks must go through it together: each tensor is gathered when its turn comes, matrices in `dtype`."""
+    for name, p in model.named_parameters():
+        p = p.detach()
+        p = p.to(dtype) if dtype and p.ndim > 1 else p
+        p = p.full_tensor() if isinstance(p, DTensor) else p
+        yield name, p
+        if model.arch.tied and name == NAMES[model.arch.family]["embed"] + ".weight":
+            yield "lm_head.weight", p
+
+
+@torch.no_grad()
+def score(model, prompts, samples, temperature=1.0, top_p=1.0):
+    """The model's own log-probs of the first sample of each prompt, a list of tensors: one plain forward pass
+    over the whole texts. The oracle of both engines."""
+    rows = [ids + own[0].tokens for ids, own in zip(prompts, samples, strict=True)]
+    device = next(model.parameters()).device
+    tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+    for row, ids in zip(tokens, rows, strict=True):
+        row[:len(ids)] = torch.tensor(ids)
+    logits = model(tokens.to(device))[..., :known_ids(model.arch, model.tokenizer)]
+    logp = log_distribution(logits, temperature, top_p)[:, :-1]
+    logp = logp.gather(2, tokens.to(device)[:, 1:, None])[..., 0]
+    return [row[len(ids) - 1:len(ids) - 1 + len(own[0].tokens)].cpu()
+            for row, ids, own in zip(logp, prompts, samples, strict=True)]
+
+
+def difference(a, b):
+    """Mean absolute difference of two lists of log-probs, in nats."""
+    a, b = (torch.cat([torch.as_tensor(x, dtype=torch.float64) for x in z]) for z in (a, b))
+    return (a - b).abs().mean().item()
+
+
+def push(engine, model, *, check=True, threshold=0.0, prompts=None, new_tokens=16):
+    """Moves the trainer's weights into the engine and proves that they arrived: the engine samples a few
+    tokens, the trainer scores them. Returns the mean |difference| of log-probs in nats (None unchecked).
+
+    All ranks of a sharded model call it together. threshold: above it StaleWeights, a report that names the
+    worst kind of tensor; 0 = 1e-4 for a fp32 engine, 0.05 for bf16 (whose own rounding makes 0.005 to 0.01).
+    prompts: what the samples follow; None = four times 16 random ids.
+    """
+    engine.load_weights(full_tensors(model, engine.dtype))
+    if not check:
+        return None
+    threshold = threshold or (1e-4 if engine.dtype == torch.float32 else 0.05)
+    if prompts is None:
+        known = known_ids(model.arch, model.tokenizer)
+        prompts = torch.randint(known, (4, 16), generator=torch.Generator().manual_seed(0)).tolist()
+    samples = engine.generate(prompts, max_new_tokens=new_tokens, stop=[])
+    own = [s[0].logprobs for s in samples]
+    gap = difference(own, score(model, prompts, samples))
+    if not gap <= threshold:                              # a NaN is stale as well
+        raise StaleWeights(report(gap, threshold, probe(engine, model, prompts, new_tokens)))
+    return gap
+
+
+def probe(engine, model, prompts, new_tokens):
+    """Which kinds of tensor a push does not reach: each is changed in the trainer, pushed, and the same
+    samples are asked for again. Returns {kind: (answer, moved)} in nats a token: how far that moved the
+    engine's log-probs, and how far the trainer's. answer 0: the engine goes on as before, to the last bit.
+    Trainer and engine end with the weights they had."""
+    kinds, found = {}, {}
+    for name, p in model.named_parameters():
+        kinds.setdefault(tensor_kind(name), []).append(p.to_local() if isinstance(p, DTensor) else p)
+    old = engine.generate(prompts, max_new_tokens=new_tokens, stop=[])
+    for kind, tensors in kinds.items():
+        before, scale, moved = [p.detach().clone() for p in tensors], 0.25, 0.0
+        own = score(model, prompts, old)
+        while not moved > 0.5 and scale < 10:             # nats: far above any rounding
+            scale *= 2
+            rng = torch.Generator().manual_seed(0)        # the same on every rank: replicas stay equal
+            with torch.no_grad():
+                for p, b in zip(tensors, before, strict=True):
+                    size = b.float().square().mean().sqrt().item() if b.numel() else 0.0
+                    noise = torch.randn(b.shape, generator=rng).to(b.device, b.dtype)
+                    p.copy_(b + noise * scale * (size or 0.1))
+            moved = difference(own, score(model, prompts, old))
+        engine.load_weights(full_tensors(model, engine.dtype))
+        new = engine.generate(prompts, max_new_tokens=new_tokens, stop=[])
+        with torch.no_grad():
+            for p, b in zip(tensors, before, strict=True):
+                p.copy_(b)
+        answer = []                                       # as far as they follow the same tokens
+        for (a,), (b,) in zip(old, new, strict=True):
+            same = next((t for t in range(new_tokens) if a.tokens[t] != b.tokens[t]), new_tokens - 1) + 1
+            answer.append(difference([a.logprobs[:same]], [b.logprobs[:same]]))
+        found[kind] = sum(answer) / len(answer), moved
+    engine.load_weights(full_tensors(model, engine.dtype))
+    return found
+
+
+def report(gap, threshold, found):
+    """What push() says when the engine is stale; found: of probe()."""
+    share = {kind: answer / moved if moved else math.inf for kind, (answer, moved) in found.items()}
+    worst, *others = sorted(found, key=share.get)
+    text = (f"after a push the engine's log-probs are {gap:.2g} nats a token from the trainer's (threshold "
+            f"{threshold:g}): it does not sample from these weights. Each kind of tensor was changed and "
+            f"pushed again: ")
+    if share[worst] > 0.1:
+        return text + (f"all arrive, {worst} the least ({share[worst]:.0%}). That push was cut short, a part "
+                       f"of that kind is stale, or the engine computes otherwise (dtype, context, version)")
+    stale = [worst] + [kind for kind in others if share[kind] <= 0.1]
+    return text + "; ".join(f"{kind} does not arrive (moves the trainer by {found[kind][1]:.2g} nats, the "
+                            f"engine by {found[kind][0]:.2g})" for kind in stale
+                            ) + f". The other {len(found) - len(stale)} kinds do"
+
+
+# -- the door ------------------------------------------------------------------------------------------------
+
+def engine(model, kind="torch", **options):
+    """An engine that samples from model: a Model, or what --init takes. kind: "torch" or "vllm"; options: see
+    TorchEngine and VllmEngine. With "vllm", a folder in hub format is read by vLLM itself."""
+    kinds = {"torch": TorchEngine}
+    if kind not in kinds:
+        raise InputError(f"--engine={kind}{did_you_mean(kind, kinds)} (known: {', '.join(kinds)})")
+    if isinstance(model, str):
+        dtype = getattr(torch, options.pop("dtype", "float32"))
+        model = load(model, dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
+    return kinds[kind](model, **options)
+
+
+# -- from the shell ------------------------------------------------------------------------------------------
+
+@dataclass
+class Config:
+    init: str = ""                       # weights: preset, folder, random:NAME, 0.15*A + 0.85*B
+    prompt: str = ""                     # the text to go on from; - = what stdin says; empty = a new document
+    n: int = 1                           # samples
+    max_new_tokens: int = 256            # of each; it may end earlier, with the end-of-text token
+    temperature: float = 1.0             # 0 = the most probable token each time
+    top_p: float = 1.0                   # of the probability's mass, the most probable part is sampled from
+    stop: str = ""                       # a text that ends a sample too
+    seed: int = 1                        # of the samples
+    engine: str = "torch"                # torch (embedded) or vllm
+    dtype: str = "float32"               # float32 or bfloat16
+    context: int = 0                     # tokens of prompt and answer, 0 = the model's
+
+
+def main(cfg):
+    if not cfg.init:
+        raise InputError("--init: name a checkpoint, a folder or a preset (--init=runs/mt/model)")
+    if cfg.dtype not in ("float32", "bfloat16"):
+        raise InputError(f"--dtype={cfg.dtype}: give float32 or bfloat16")
+    door = engine(cfg.init, cfg.engine, dtype=cfg.dtype, context=cfg.context)
+    tokenizer = door.tokenizer
+    text = sys.stdin.read() if cfg.prompt == "-" else cfg.prompt
+    ids = [*tokenizer.before, *tokenizer.encode(text)] or [tokenizer.eos_id]
+    began = time.time()
+    stop = [tokenizer.eos_id, cfg.stop] if cfg.stop else None
+    samples, = door.generate([ids], cfg.n, max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature,
+                             top_p=cfg.top_p, seed=cfg.seed, stop=stop)
+    seconds, made = time.time() - began, sum(len(s.tokens) for s in samples)
+    for i, s in enumerate(samples, 1):
+        print(f"-- {i} of {cfg.n} | {len(s.tokens)} tokens | {s.finish_reason} | mean log-prob "
+              f"{sum(s.logprobs) / len(s.logprobs):.3f}\n{text}{s.text}")
+    print(f"-- {len(ids)} tokens of prompt, {made} sampled in {seconds:.1f} s: {human(made / seconds)} tok/s")
+    door.close()
+    return samples
+
+
+if __name__ == "__main__":
+    launch(main, Config)

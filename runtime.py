@@ -59,7 +59,7 @@ def parse(Config, argv=None, recipe=lambda model: {}):
     refuse_flags(Config, argv)
     models = [b for a, b in zip(argv, argv[1:], strict=False) if a == "--model"]
     default = Config()
-    default = dataclasses.replace(default, **recipe(models[-1] if models else default.model))
+    default = dataclasses.replace(default, **recipe(models[-1] if models else getattr(default, "model", "")))
     return tyro.cli(Config, args=argv, default=default, use_underscores=True,
                     config=(tyro.conf.FlagConversionOff,),
                     console_outputs=os.environ.get("RANK", "0") == "0")
@@ -89,7 +89,7 @@ def refuse_flags(Config, argv):
             raise InputError(f"{flag}{'' if value is None else '=' + value}: give {give[kind]}") from None
 
 
-def launch(main, Config, recipe):
+def launch(main, Config, recipe=lambda model: {}):
     """The `if __name__ == "__main__"` of a stage: parse, run, and turn an InputError into one readable
     line."""
     try:

@@ -63,8 +63,8 @@ def causal_conv1d(x, weight, bias, docs=None):
 
 
 def step(state, x, weight, bias):
-    """One token a row, for generation. state (B, K-1, C): the inputs before this one, oldest first, updated in
-    place; x (B, C); weight (C, 1, K). Returns (B, C)."""
+    """One token a row, for generation. state (B, K-1, C): the inputs before this one, oldest first, updated
+    in place; x (B, C); weight (C, 1, K). Returns (B, C)."""
     inputs = torch.cat([state, x[:, None]], 1)
     state.copy_(inputs[:, 1:])
     y = (inputs * weight[:, 0].T.to(x.dtype)).sum(1)

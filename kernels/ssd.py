@@ -62,8 +62,8 @@ def chunk_length(P, N):
 
 
 def step(state, x, dt, A, B, C, D):
-    """One token a row, for generation. state (B, H, P, N) fp32, updated in place; x (B, H, P); dt (B, H) fp32;
-    A, D (H) fp32; B, C (B, G, N). Returns y (B, H, P) in x's dtype."""
+    """One token a row, for generation. state (B, H, P, N) fp32, updated in place; x (B, H, P); dt (B, H)
+    fp32; A, D (H) fp32; B, C (B, G, N). Returns y (B, H, P) in x's dtype."""
     b, h, p, n = state.shape
     wide = x.to(state.dtype)
     B, C = (z.to(state.dtype).repeat_interleave(h // z.shape[1], 1).view(b * h, 1, n) for z in (B, C))

@@ -55,12 +55,16 @@ FAMILIES = {
 }
 
 
-def make(name, folder, shards=3, seed=0):
+# a vocabulary that the toy tokenizer's 512 ids fit into, and some rows of padding
+ROOMY = dict(vocab_size=515, bos_token_id=508, eos_token_id=508, pad_token_id=None)
+
+
+def make(name, folder, shards=3, seed=0, **more):
     """Writes a checkpoint in transformers 5's spelling into `folder`, in `shards` files; returns the
-    transformers model."""
+    transformers model. more: of the config, ROOMY for instance."""
     cls, config, sizes = FAMILIES[name]
     torch.manual_seed(seed)
-    oracle = cls(config(**sizes)).float().eval()
+    oracle = cls(config(**sizes | more)).float().eval()
     with torch.no_grad():                  # transformers starts norms at 1, biases at 0: nothing to compare
         for key, p in oracle.named_parameters():
             if p.ndim == 1 and "norm" in key:

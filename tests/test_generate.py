@@ -1,0 +1,386 @@
+"""The embedded engine against the plain forward pass, position by position; exact probabilities; push() and
+its self-check. fp32, 1e-5 nats: the same sums in another order."""
+
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import FAMILIES, ROOMY, make
+
+import generate
+from generate import (
+    Cache,
+    StaleWeights,
+    TorchEngine,
+    draw,
+    engine,
+    full_tensors,
+    log_distribution,
+    push,
+    sample_seed,
+    score,
+    tensor_kind,
+)
+from model import load
+from runtime import InputError
+from tokenizer import toy_tokenizer
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+KNOWN = 512                                               # of ROOMY's 515 rows
+EOS = 508
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """name -> folder of a tiny checkpoint with the toy tokenizer, made once."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            made[name] = str(tmp_path_factory.mktemp(name))
+            make(name, made[name], **ROOMY)
+            config = open(os.path.join(made[name], "config.json")).read()
+            toy_tokenizer().save(made[name])
+            open(os.path.join(made[name], "config.json"), "w").write(config)
+        return made[name]
+    return get
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return load("random:toy")
+
+
+def some_prompts(*lengths, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    return [torch.randint(0, KNOWN, (n,), generator=rng).tolist() for n in lengths]
+
+
+def worst(model, prompts, samples, temperature=1.0, top_p=1.0):
+    """The largest difference of any token's log-prob from the plain forward pass. Where the mass reaches
+    top_p to within rounding, the set may have one id more or less: the nearest of these sets counts."""
+    flat = [(ids, [one]) for ids, own in zip(prompts, samples, strict=True) for one in own]
+    ids, own = [ids for ids, _ in flat], [one for _, one in flat]
+    mine = torch.cat([torch.tensor(one[0].logprobs) for one in own])
+    sets = (top_p,) if top_p == 1 else (top_p - 1e-6, top_p, top_p + 1e-6)
+    return torch.stack([(torch.cat(score(model, ids, own, temperature, p)) - mine).abs() for p in sets]
+                       ).amin(0).max().item()
+
+
+# -- equal to the plain forward pass -------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_position_equals_the_forward_pass(name, folder):
+    """Prompts and samples longer than Mistral's window of 9; more samples than rows, so that rows are
+    freed, moved and used again; the padded ids are never sampled."""
+    model = load(folder(name))
+    prompts = some_prompts(1, 7, 33, 12, 2, 20, 9)
+    few = TorchEngine(model, max_batch=5, read_tokens=40)
+    stop = list(range(100, 110))                          # lengths differ
+    for temperature, top_p in ((1.0, 1.0), (0.7, 0.9)):
+        settings = dict(max_new_tokens=40, temperature=temperature, top_p=top_p, stop=stop, seed=3)
+        samples = few.generate(prompts, 3, **settings)
+        assert worst(model, prompts, samples, temperature, top_p) <= 1e-5
+        tokens = [s.tokens for own in samples for s in own]
+        assert max(map(max, tokens)) < KNOWN and len({len(t) for t in tokens}) > 5
+        assert all((s.finish_reason == "stop") == (s.tokens[-1] in stop) for own in samples for s in own)
+        # other companions in the batch: the same tokens
+        wide = TorchEngine(model, max_batch=64).generate(prompts[::-1], 3, **settings)[::-1]
+        assert [s.tokens for own in wide for s in own] == tokens
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_greedy_is_the_argmax_of_the_forward_pass(name, folder):
+    model = load(folder(name))
+    prompts = some_prompts(4, 15)
+    samples = TorchEngine(model).generate(prompts, max_new_tokens=20, temperature=0.0, stop=[])
+    for ids, (sample,) in zip(prompts, samples, strict=True):
+        for token in sample.tokens:
+            with torch.no_grad():
+                assert model(torch.tensor([ids]))[0, -1, :KNOWN].argmax() == token
+            ids = ids + [token]
+    assert worst(model, prompts, samples) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["llama-3.1-8b", "mistral-7b", "granite-4-h-micro", "nemotron-h-8b"])
+def test_bf16(name, folder):
+    """The cache is bf16 too; the plain pass in bf16 differs by its own rounding, 0.005 to 0.01 nats."""
+    model = load(folder(name), dtype=torch.bfloat16)
+    prompts = some_prompts(5, 12)
+    samples = TorchEngine(model).generate(prompts, max_new_tokens=30, stop=[])
+    oracle = score(model, prompts, samples)
+    gap = torch.cat([row - torch.tensor(own[0].logprobs) for row, own in zip(oracle, samples, strict=True)])
+    assert gap.abs().mean() < 0.02 and gap.abs().max() < 0.2
+
+
+def test_a_prompt_is_read_once_and_memory_keeps_to_its_budget(toy):
+    prompts = some_prompts(50, 40, 30)
+    seen, whole = [], TorchEngine(toy, progress=False)
+    hook = toy.trunk[0].register_forward_hook(lambda module, args, out: seen.append(args[0].shape))
+    expected = whole.generate(prompts, 8, max_new_tokens=6, stop=[])
+    hook.remove()
+    assert seen == [(3, 50)] + [(24, 1)] * 5              # the last token is drawn, not read
+    budget = 4 * Cache.row_bytes(toy, 6) + 2 * Cache.row_bytes(toy, 50)
+    small = TorchEngine(toy, cache_gb=budget / 1e9)
+    cache, rows = small._allocate(generate.plan(small, prompts, 8, 6, 1.0, 1.0, [], 0, None, 0)[0])
+    held = sum(t.nbytes for pair in cache.layers.values() for tensors in pair for t in tensors)
+    assert rows == 4 and held <= budget
+    assert tokens(small.generate(prompts, 8, max_new_tokens=6, stop=[])) == tokens(expected)
+    with pytest.raises(InputError, match=r"--cache_gb=0.0001 does not hold one sample: a prompt of 50 tokens"):
+        TorchEngine(toy, cache_gb=1e-4).generate(prompts, 8, max_new_tokens=6)
+
+
+def tokens(samples):
+    return [[s.tokens for s in own] for own in samples]
+
+
+# -- sampling ------------------------------------------------------------------------------------------------
+
+def chi_square(counts, probabilities):
+    """(statistic - degrees of freedom) in standard deviations; cells under 5 expected are joined."""
+    expected = probabilities * counts.sum()
+    small = expected < 5
+    observed = np.append(counts[~small], counts[small].sum())
+    expected = np.append(expected[~small], expected[small].sum())
+    observed, expected = observed[expected > 0], expected[expected > 0]
+    freedom = len(expected) - 1
+    return (((observed - expected) ** 2 / expected).sum() - freedom) / math.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.6, 1.0), (1.0, 0.7)])
+def test_frequencies_are_the_exact_probabilities(temperature, top_p, folder):
+    """Of the first token, and of the second whatever the first was."""
+    model = load(folder("granite-4-h-micro"))
+    ids, = some_prompts(6)
+    n = 6000
+    samples, = TorchEngine(model, max_batch=2000).generate([ids], n, max_new_tokens=2, stop=[],
+                                                           temperature=temperature, top_p=top_p)
+    with torch.no_grad():
+        first = log_distribution(model(torch.tensor([ids]))[0, -1, :KNOWN], temperature, top_p).exp()
+        pairs = torch.tensor([ids + [token] for token in range(KNOWN)])
+        second = first @ log_distribution(model(pairs)[:, -1, :KNOWN], temperature, top_p).exp()
+    for position, exact in enumerate((first, second)):
+        counts = np.bincount([s.tokens[position] for s in samples], minlength=KNOWN)
+        assert counts[exact.numpy() == 0].sum() == 0
+        assert abs(chi_square(counts, exact.double().numpy())) < 4
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    for top_p, kept in ((0.499, 1), (0.501, 2), (0.799, 2), (0.81, 3), (0.951, 4), (1e-9, 1)):
+        p = log_distribution(logits, 1.0, top_p).exp()[0]
+        assert (p > 0).sum() == kept
+        assert torch.allclose(p[:kept], logits.exp()[0, :kept] / logits.exp()[0, :kept].sum())
+
+
+def test_draw_inverts_the_cumulative_distribution():
+    logits = torch.tensor([[0.0, 0.5, 0.25, 0.25]]).log()
+    for u, expected in ((0.0, 1), (0.499999, 1), (0.500001, 2), (0.76, 3), (1 - 2**-53, 3)):
+        ids, logp = draw(logits, torch.tensor([u], dtype=torch.float64), 1.0, 1.0)
+        assert ids.item() == expected and logp.item() == pytest.approx(logits[0, expected].item())
+    ids, _ = draw(logits, torch.tensor([0.99], dtype=torch.float64), 0.0, 1.0)
+    assert ids.item() == 1
+
+
+def test_samples_share_no_noise(toy):
+    """Two samples of one prompt, of two prompts, of two steps agree no more often than chance."""
+    door = TorchEngine(toy)
+    prompts = some_prompts(8, 8, 8, 8)
+
+    def made(**more):
+        return np.array(tokens(door.generate(prompts, 4, max_new_tokens=64, stop=[], **more)))
+
+    a, b = made(seed=1), made(seed=2)
+    chance = 3 * KNOWN ** -0.5                            # untrained: nearly uniform over 512 ids
+    for x, y in ((a, b), (a[:, :1], a[:, 1:]), (a[:1], a[1:]), (a[:-1, 1:], a[1:, :-1])):
+        assert (x == y).mean() < chance
+    assert (a == made(seed=1)).all()
+    assert (a[:, 2:] == np.array(tokens(door.generate(prompts, 2, max_new_tokens=64, stop=[], seed=1, first=2)))
+            ).all()                                       # an interrupted set of samples goes on
+    assert (made(seed=1, keys=[(7, i) for i in range(4)]) == a).mean() < chance
+    twice = tokens(door.generate(prompts[:1] * 2, max_new_tokens=64, stop=[], seed=1))
+    assert twice[0] == a[0, :1].tolist() and twice[0] != twice[1]
+    seeds = {sample_seed(s, (p, 0), j) for s in range(10) for p in range(30) for j in range(30)}
+    assert len(seeds) == 9000 and max(seeds) < 1 << 63
+
+
+@pytest.mark.parametrize("count", [0, 1, 500])
+def test_number_of_requests(count, toy):
+    prompts = [[i % KNOWN, i // KNOWN] for i in range(count)]
+    samples = TorchEngine(toy).generate(prompts, max_new_tokens=3, stop=[])
+    assert len(samples) == count and all(len(own[0].tokens) == 3 for own in samples)
+    if count:
+        assert worst(toy, prompts, samples) <= 1e-5
+        alone = TorchEngine(toy).generate(prompts[-1:], max_new_tokens=3, stop=[])
+        assert tokens(alone) == tokens(samples[-1:])
+
+
+# -- ends ----------------------------------------------------------------------------------------------------
+
+def test_stops(toy):
+    door, tok = TorchEngine(toy), toy.tokenizer
+    ids = tok.encode("The")
+    free, = door.generate([ids], max_new_tokens=60, stop=[], seed=5)
+    whole, own = free[0], free[0].tokens
+    assert whole.finish_reason == "length" and len(own) == 60 and whole.text == tok.decode(own)
+
+    # an id ends the sample, belongs to it, and not to the text
+    again, = door.generate([ids], max_new_tokens=60, stop=[own[9]], seed=5)
+    cut = own.index(own[9]) + 1
+    assert again[0].tokens == own[:cut] and again[0].finish_reason == "stop"
+    assert again[0].text == tok.decode(own[:cut - 1])
+
+    # a string does when the text has it, be it spread over tokens; the text ends before it
+    text = tok.decode(own)
+    for start, length in ((20, 3), (41, 9)):
+        string = text[start:start + length]
+        if "\ufffd" in string:
+            continue
+        again, = door.generate([ids], max_new_tokens=60, stop=[string], seed=5)
+        assert again[0].text == text[:text.index(string)] and again[0].finish_reason == "stop"
+        made = again[0].tokens
+        assert made == own[:len(made)] and string in tok.decode(made) and string not in tok.decode(made[:-1])
+
+    # by default the eos does; a stop on the last token possible is a stop
+    assert door.generate([ids], max_new_tokens=60, seed=5)[0][0].tokens == (
+        own[:own.index(EOS) + 1] if EOS in own else own)
+    last, = door.generate([ids], max_new_tokens=cut, stop=own[9], seed=5)
+    assert last[0].finish_reason == "stop" and len(last[0].tokens) == cut
+
+
+def test_the_context_cuts(toy):
+    door = TorchEngine(toy, context=20)
+    short, long_ = door.generate(some_prompts(3, 18), max_new_tokens=10, stop=[])
+    assert len(short[0].tokens) == 10 and len(long_[0].tokens) == 2 and long_[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("prompts, more, message", [
+    ([[]], {}, "prompt 0 is empty"),
+    ([[1], [2] * 4096], {}, "prompt 1 has 4096 tokens, the context is 4096"),
+    ([[1, 512]], {}, "prompt 0 has the id 512; the model knows 0 to 511"),
+    ([[-1]], {}, "prompt 0 has the id -1"),
+    ([[1]], dict(stop=[600]), "stop has the id 600"),
+    ([[1]], dict(stop=[""]), "a letter at least"),
+    ([[1]], dict(n=0), "--n=0: give at least 1"),
+    ([[1]], dict(max_new_tokens=0), "--max_new_tokens=0"),
+    ([[1]], dict(temperature=-1.0), "--temperature=-1.0"),
+    ([[1]], dict(temperature=math.nan), "--temperature=nan"),
+    ([[1]], dict(top_p=0.0), "--top_p=0.0"),
+    ([[1]], dict(top_p=1.1), "--top_p=1.1"),
+    ([[1], [2]], dict(keys=["a", "a"]), "2 prompts, but 1 different keys"),
+    ([[1], [2]], dict(keys=["a"]), "2 prompts, but 1 different keys"),
+])
+def test_refusals(prompts, more, message, toy):
+    with pytest.raises(InputError, match=message):
+        TorchEngine(toy).generate(prompts, **dict(max_new_tokens=4) | more)
+
+
+def test_engine_refuses(toy, folder):
+    with pytest.raises(InputError, match="--engine=vlm; did you mean 'vllm'"):
+        engine(toy, "vlm")
+    with pytest.raises(InputError, match="neither a folder nor a preset"):
+        engine("/nowhere")
+    with pytest.raises(InputError, match=r"ids up to 511, the model only 131 rows: they do not belong"):
+        small = load("random:toy")
+        small.arch = load("random:toy").arch.__class__(**{**small.arch.__dict__, "V": 131})
+        TorchEngine(small)
+
+
+# -- new weights ---------------------------------------------------------------------------------------------
+
+def disturb(model, kind, scale=1.0):
+    """Changes one kind of tensor, strongly; returns the model."""
+    rng = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if tensor_kind(name) == kind:
+                p.add_(torch.randn(p.shape, generator=rng) * scale * (p.square().mean().sqrt() + 0.1))
+    return model
+
+
+STALE = [(name, kind) for name in ("llama-tied", "nemotron-h-8b", "granite-4-h-micro") for kind in
+         sorted({tensor_kind(n) for n, _ in load("random:" + {
+             "llama-tied": "toy", "nemotron-h-8b": "toy-nemotron-h", "granite-4-h-micro": "toy-h"}[name]
+         ).named_parameters()})]
+
+
+@pytest.mark.parametrize("name, kind", STALE)
+def test_push_is_fresh_and_a_stale_tensor_is_named(name, kind, folder):
+    """One kind keeps its old values on the way: push() stops and names it."""
+    trainer, door = load(folder(name)), TorchEngine(load(folder(name)))
+    prompts = some_prompts(20, 20, 20, 20)
+    assert push(door, trainer, prompts=prompts) < 1e-5
+    arrives, old = door.load_weights, dict(full_tensors(load(folder(name))))
+    disturb(trainer, kind)
+    before = {n: p.clone() for n, p in trainer.named_parameters()}
+    door.load_weights = lambda pairs: arrives((n, old[n] if tensor_kind(n) == kind else t) for n, t in pairs)
+    with pytest.raises(StaleWeights, match=rf"pushed again: {kind} does not arrive") as e:
+        push(door, trainer, prompts=prompts)
+    assert str(e.value).count("does not arrive") == 1
+    assert all(torch.equal(p, before[n]) for n, p in trainer.named_parameters())
+    door.load_weights = arrives
+    assert push(door, trainer, prompts=prompts) < 1e-5
+
+
+def test_a_push_cut_short_and_a_nan_are_caught(toy):
+    trainer, door = disturb(load("random:toy"), "self_attn.v_proj.weight"), TorchEngine(load("random:toy"))
+    arrives, calls = door.load_weights, []
+
+    def once(pairs):
+        calls.append(1)
+        if len(calls) > 1:
+            arrives(pairs)
+
+    door.load_weights = once
+    with pytest.raises(StaleWeights, match="all arrive, .* That push was cut short"):
+        push(door, trainer)
+    door.load_weights = arrives
+    assert push(door, trainer, check=False) is None
+    with torch.no_grad():
+        trainer.trunk[2].weight.fill_(math.nan)
+    with pytest.raises(InputError, match="not a number"):
+        push(door, trainer)
+
+
+def test_load_weights_refuses_what_does_not_fit(toy):
+    door = TorchEngine(load("random:toy"))
+    whole = dict(full_tensors(toy))
+    assert "lm_head.weight" in whole                      # tied: under both names
+    name = "model.layers.0.mlp.up_proj.weight"
+    with pytest.raises(InputError, match=f"1 tensors did not come, {name}"):
+        door.load_weights((n, t) for n, t in whole.items() if n != name)
+    with pytest.raises(InputError, match="name this model does not have; did you mean 'model.layers.0.mlp.up"):
+        door.load_weights([("model.layers.0.mlp.upproj.weight", whole[name])])
+    with pytest.raises(InputError, match=r"shape \[3\], here it is \[384, 128\]"):
+        door.load_weights([(name, torch.zeros(3))])
+
+
+# -- from the shell ------------------------------------------------------------------------------------------
+
+def run(*flags, **more):
+    return subprocess.run([sys.executable, os.path.join(ROOT, "generate.py"), *flags], text=True,
+                          capture_output=True, timeout=120, **more)
+
+
+def test_the_command(exported):
+    one = run(f"--init={exported}", "--prompt=-", "--n=2", "--max_new_tokens=8", "--temperature=0",
+              input="What is 2 + 2?")
+    assert one.returncode == 0, one.stderr
+    assert one.stdout.count("What is 2 + 2?") == 2 and "8 tokens | length | mean log-prob -" in one.stdout
+    assert "16 sampled in" in one.stdout
+
+
+@pytest.mark.parametrize("flags, message", [
+    ([], "--init: name a checkpoint"),
+    (["--init=nowhere"], "neither a folder nor a preset"),
+    (["--init=toy", "--dtype=fp8"], "--dtype=fp8: give float32 or bfloat16"),
+    (["--init=toy", "--promt=x"], "did you mean '--prompt'"),
+    (["--init=toy", "--context=2", "--prompt=one two three four"], "the context is 2"),
+])
+def test_the_command_refuses(flags, message):
+    done = run(*flags)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
