@@ -22,6 +22,7 @@ head, D head dim.
 
 import hashlib
 import math
+import os
 import re
 import sys
 import time
@@ -39,6 +40,10 @@ from model import NAMES, Attention, Mamba, attend, load, project
 from runtime import InputError, did_you_mean, human, launch
 
 # -- requests: the same for both engines ---------------------------------------------------------------------
+
+
+class EngineError(InputError):
+    """The engine died, stalled or went wrong; the message says which side, and what is known of it."""
 
 
 @dataclass
@@ -515,8 +520,8 @@ class Batch:
         ids = ids.cpu().numpy()
         self.tokens[now, self.count[:B]], self.logprobs[now, self.count[:B]] = ids, logprobs.cpu().numpy()
         if np.isnan(self.logprobs[now, self.count[:B]]).any():
-            raise InputError("the model's output is not a number: its weights hold NaN or inf, or overflow in "
-                             f"{self.engine.dtype}")
+            raise InputError("the model's output is not a number: its weights hold NaN or inf, or overflow "
+                             f"in {self.engine.dtype}")
         self.count[:B] += 1
         stopped = np.isin(ids, stops.ids)
         if stops.strings:
@@ -580,7 +585,7 @@ class Batch:
 
 # -- new weights, and the proof that they arrived ------------------------------------------------------------
 
-class StaleWeights(InputError):
+class StaleWeights(EngineError):
     """The engine does not compute what the trainer computes."""
 
 
@@ -699,16 +704,22 @@ def report(gap, threshold, found):
 
 # -- the door ------------------------------------------------------------------------------------------------
 
-def engine(model, kind="torch", **options):
-    """An engine that samples from model: a Model, or what --init takes. kind: "torch" or "vllm"; options: see
-    TorchEngine and VllmEngine. With "vllm", a folder in hub format is read by vLLM itself."""
-    kinds = {"torch": TorchEngine}
-    if kind not in kinds:
-        raise InputError(f"--engine={kind}{did_you_mean(kind, kinds)} (known: {', '.join(kinds)})")
+def engine(model, kind="torch", *, dtype="float32", **options):
+    """An engine that samples from model: a Model, or what --init takes, then in dtype. kind: "torch" or
+    "vllm"; options: of TorchEngine or VllmEngine. A folder in hub format vLLM reads itself."""
+    if kind not in ("torch", "vllm"):
+        raise InputError(f"--engine={kind}{did_you_mean(kind, ('torch', 'vllm'))} (known: torch, vllm)")
+    if kind == "vllm":
+        from vllm_engine import VllmEngine, check_vllm
+        check_vllm(options.get("allow_untested", False))
+        if isinstance(model, str) and os.path.isdir(model):
+            return VllmEngine(None, folder=model, dtype=dtype, **options)
+        model = load(model, dtype=getattr(torch, dtype)) if isinstance(model, str) else model
+        return VllmEngine(model, dtype=dtype, **options)
     if isinstance(model, str):
-        dtype = getattr(torch, options.pop("dtype", "float32"))
-        model = load(model, dtype=dtype, device="cuda" if torch.cuda.is_available() else "cpu")
-    return kinds[kind](model, **options)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = load(model, dtype=getattr(torch, dtype), device=device)
+    return TorchEngine(model, **options)
 
 
 # -- from the shell ------------------------------------------------------------------------------------------

