@@ -14,10 +14,11 @@ test: .venv/test                     ## everything but the long loops
 soak: .venv/test                     ## the long loops: 20 kills and the like
 	$(BIN)/python -m pytest -m slow
 
-bench: .venv/test                    ## a training step beside transformers', data beside datasets' and TRL's, grading
+bench: .venv/test                    ## training beside transformers, data beside datasets and TRL, grading, sampling
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/verify.py
+	$(BIN)/python benchmarks/generate.py
 
 lint: .venv/test
 	$(BIN)/ruff check .
@@ -33,7 +34,8 @@ clean:
 	$(BIN)/pip install -q --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-.venv/test: requirements.txt requirements-test.txt
+.venv/test: requirements.txt requirements-test.txt tests/install_vllm.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --disable-pip-version-check -r requirements-test.txt
+	@$(BIN)/python tests/install_vllm.py
 	@touch $@ .venv/demo

@@ -120,7 +120,7 @@ class _Vllm:
     """One vLLM engine in this process. known: ids of the tokenizer, or None for all rows."""
     running = False
 
-    def __init__(self, folder, known, options):
+    def __init__(self, folder, known, hybrid, options):
         if _Vllm.running:
             raise InputError("vLLM's process groups allow one engine in a process: close() the other first")
         # to be set before vllm is imported. The engine core lives in this process: weights are handed over in
@@ -133,6 +133,10 @@ class _Vllm:
         from vllm import LLM
         self.had_group = dist.is_initialized()
         cuda, set_num_threads = torch.cuda.is_available(), torch.set_num_threads
+        if not cuda:       # a prompt read in parts would rewind its generator, which on CPUs ends in an error;
+            # and hybrids cannot cache prefixes without reading in parts
+            options = options | dict(enable_chunked_prefill=False, enable_prefix_caching=not hybrid,
+                                     max_num_batched_tokens=max(8192, options["max_model_len"]))
         with _callers_rng(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)   # its own imports'
             try:
@@ -229,7 +233,7 @@ def beside_main(fd):
 class _Beside:
     """The parent's end of a child: generate and load of _Vllm, each with a timeout."""
 
-    def __init__(self, folder, known, options, gpus, timeout_s):
+    def __init__(self, folder, known, hybrid, options, gpus, timeout_s):
         self.timeout_s, self.gpus = timeout_s, gpus
         env = {k: v for k, v in os.environ.items() if not k.startswith(TORCHRUN)}
         here = os.path.dirname(os.path.abspath(__file__))
@@ -244,7 +248,7 @@ class _Beside:
             stderr=self.stderr)
         theirs.close()                                       # so that a dead child is the pipe's end
         try:
-            self._ask("start", folder, known, options)
+            self._ask("start", folder, known, hybrid, options)
         except InputError:                                   # it started, but not vLLM
             self.close()
             raise
@@ -362,12 +366,12 @@ class VllmEngine:
             where = os.path.abspath(folder) if model is None else temporary
             if layout == "inside":
                 with self._watched("start"):
-                    self.engine = _Vllm(where, known, options)
+                    self.engine = _Vllm(where, known, bool(arch.mamba), options)
                     if tensor_parallel > 1:
                         from vllm.distributed.parallel_state import get_tp_group
                         self.group = get_tp_group().cpu_group
             else:
-                self._on_rank0("start", self._start_beside, (where, known, options, gpus, timeout_s))
+                self._on_rank0("start", self._start_beside, (where, known, bool(arch.mamba), options, gpus, timeout_s))
         if model is not None:
             self.load_weights(full_tensors(model, self.dtype))
 

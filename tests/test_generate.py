@@ -130,7 +130,7 @@ def test_a_prompt_is_read_once_and_memory_keeps_to_its_budget(toy):
     held = sum(t.nbytes for pair in cache.layers.values() for tensors in pair for t in tensors)
     assert rows == 4 and held <= budget
     assert tokens(small.generate(prompts, 8, max_new_tokens=6, stop=[])) == tokens(expected)
-    with pytest.raises(InputError, match=r"--cache_gb=0.0001 does not hold one sample: a prompt of 50 tokens"):
+    with pytest.raises(InputError, match="--cache_gb=0.0001 does not hold one sample: a prompt of 50 tok"):
         TorchEngine(toy, cache_gb=1e-4).generate(prompts, 8, max_new_tokens=6)
 
 
@@ -199,8 +199,8 @@ def test_samples_share_no_noise(toy):
     for x, y in ((a, b), (a[:, :1], a[:, 1:]), (a[:1], a[1:]), (a[:-1, 1:], a[1:, :-1])):
         assert (x == y).mean() < chance
     assert (a == made(seed=1)).all()
-    assert (a[:, 2:] == np.array(tokens(door.generate(prompts, 2, max_new_tokens=64, stop=[], seed=1, first=2)))
-            ).all()                                       # an interrupted set of samples goes on
+    rest = door.generate(prompts, 2, max_new_tokens=64, stop=[], seed=1, first=2)
+    assert (a[:, 2:] == np.array(tokens(rest))).all()     # an interrupted set of samples goes on
     assert (made(seed=1, keys=[(7, i) for i in range(4)]) == a).mean() < chance
     twice = tokens(door.generate(prompts[:1] * 2, max_new_tokens=64, stop=[], seed=1))
     assert twice[0] == a[0, :1].tolist() and twice[0] != twice[1]
@@ -353,7 +353,7 @@ def test_load_weights_refuses_what_does_not_fit(toy):
     name = "model.layers.0.mlp.up_proj.weight"
     with pytest.raises(InputError, match=f"1 tensors did not come, {name}"):
         door.load_weights((n, t) for n, t in whole.items() if n != name)
-    with pytest.raises(InputError, match="name this model does not have; did you mean 'model.layers.0.mlp.up"):
+    with pytest.raises(InputError, match="name this model does not have; did you mean 'model.layers.0.mlp"):
         door.load_weights([("model.layers.0.mlp.upproj.weight", whole[name])])
     with pytest.raises(InputError, match=r"shape \[3\], here it is \[384, 128\]"):
         door.load_weights([(name, torch.zeros(3))])

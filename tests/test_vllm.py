@@ -286,6 +286,11 @@ def test_five_hundred_requests(toy):
     assert [len(s.tokens) for [s] in samples] == [8] * 500
     assert gap(model, prompts[::25], samples[::25]) < BOUND
 
+    # more of prompts than vLLM reads in a step
+    prompts = [[i, *range(200)] for i in range(100)]
+    samples = engine.generate(prompts, max_new_tokens=3, stop=[])
+    assert gap(model, prompts[::9], samples[::9]) < BOUND
+
 
 @pytest.mark.parametrize("call, says", [
     (dict(prompts=[[1], []]), "prompt 1 is empty"),
@@ -362,14 +367,14 @@ def test_the_self_check_names_each_kind(family):
 def test_the_uncured_convolution_is_caught(monkeypatch):
     """vLLM as it comes: in bf16 on a CPU its reload leaves the hybrids' packed convolution as it was."""
     model, engine = opened("bf16", lambda: load("random:toy-h"), dtype="bfloat16", context=256)
-    assert push(engine, model) < 0.02
+    assert push(engine, model) < 0.01
     monkeypatch.setattr(vllm_engine, "_reload", lambda worker, source: worker.reload_weights(
         weights_iterator=source))
     disturb(model, "mamba.conv1d.weight", 10.0)
     with pytest.raises(StaleWeights, match="pushed again: mamba.conv1d.weight does not arrive"):
-        push(engine, model)
+        print(push(engine, model, threshold=0.01))
     monkeypatch.undo()
-    assert push(engine, model) < 0.02
+    assert push(engine, model) < 0.01
 
 
 # -- the door -----------------------------------------------------------------------------------------------
@@ -377,8 +382,8 @@ def test_the_uncured_convolution_is_caught(monkeypatch):
 def test_the_command(exported):
     close_all()
     flags = ["--engine=vllm", "--prompt=Why", "--max_new_tokens=8", "--temperature=0", "--context=64"]
-    done = subprocess.run([sys.executable, "generate.py", f"--init={exported}", *flags], text=True, timeout=200,
-                          capture_output=True, cwd=os.path.dirname(HERE),
+    done = subprocess.run([sys.executable, "generate.py", f"--init={exported}", *flags], text=True,
+                          timeout=200, capture_output=True, cwd=os.path.dirname(HERE),
                           env=os.environ | dict(TORCH_COMPILE_DISABLE="1"))
     assert done.returncode == 0, done.stderr[-2000:]
     ours = generate.engine(str(exported))
