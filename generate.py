@@ -1,6 +1,6 @@
-"""Sampling from a model: one interface, two engines. rl.py, evaluate.py and analyze.py go through this door.
+r"""Sampling from a model: one interface, two engines. rl.py, evaluate.py and analyze.py go through this door.
 
-    python generate.py --init=runs/mt/model --prompt="What is 12 + 30?"            # try a checkpoint
+    python generate.py --init=runs/mt/model --prompt='What is 12 + 30?\n'          # try a checkpoint
     python generate.py --init=granite-3.3-8b --engine=vllm --n=4 --prompt=-        # the prompt from stdin
 
     engine = engine(model)                                     # embedded: plain torch, any machine
@@ -727,12 +727,12 @@ def engine(model, kind="torch", *, dtype="float32", **options):
 @dataclass
 class Config:
     init: str = ""                       # weights: preset, folder, random:NAME, 0.15*A + 0.85*B
-    prompt: str = ""                     # the text to go on from; - = what stdin says; empty = a new document
+    prompt: str = ""                     # text to go on from, \n a line break; - = stdin; "" = a new document
     n: int = 1                           # samples
     max_new_tokens: int = 256            # of each; it may end earlier, with the end-of-text token
     temperature: float = 1.0             # 0 = the most probable token each time
     top_p: float = 1.0                   # of the probability's mass, the most probable part is sampled from
-    stop: str = ""                       # a text that ends a sample too
+    stop: str = ""                       # a text that ends a sample too; \n a line break
     seed: int = 1                        # of the samples
     engine: str = "torch"                # torch (embedded) or vllm
     dtype: str = "float32"               # float32 or bfloat16
@@ -746,10 +746,11 @@ def main(cfg):
         raise InputError(f"--dtype={cfg.dtype}: give float32 or bfloat16")
     door = engine(cfg.init, cfg.engine, dtype=cfg.dtype, context=cfg.context)
     tokenizer = door.tokenizer
-    text = sys.stdin.read() if cfg.prompt == "-" else cfg.prompt
+    text, stop = (t.replace("\\n", "\n") for t in (cfg.prompt, cfg.stop))
+    text = sys.stdin.read() if text == "-" else text
     ids = [*tokenizer.before, *tokenizer.encode(text)] or [tokenizer.eos_id]
     began = time.time()
-    stop = [tokenizer.eos_id, cfg.stop] if cfg.stop else None
+    stop = [tokenizer.eos_id, stop] if stop else None
     samples, = door.generate([ids], cfg.n, max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature,
                              top_p=cfg.top_p, seed=cfg.seed, stop=stop)
     seconds, made = time.time() - began, sum(len(s.tokens) for s in samples)

@@ -367,9 +367,11 @@ def run(*flags, **more):
 
 
 def test_the_command(exported):
-    one = run(f"--init={exported}", "--prompt=-", "--n=2", "--max_new_tokens=8", "--temperature=0",
-              input="What is 2 + 2?")
+    flags = f"--init={exported}", "--n=2", "--max_new_tokens=8", "--temperature=0"
+    one = run("--prompt=-", *flags, input="What is 2 + 2?\n")
     assert one.returncode == 0, one.stderr
+    again = run(r"--prompt=What is 2 + 2?\n", *flags)
+    assert one.stdout.splitlines()[:4] == again.stdout.splitlines()[:4]
     assert one.stdout.count("What is 2 + 2?") == 2 and "8 tokens | length | mean log-prob -" in one.stdout
     assert "16 sampled in" in one.stdout
 
