@@ -133,8 +133,8 @@ class _Vllm:
         from vllm import LLM
         self.had_group = dist.is_initialized()
         cuda, set_num_threads = torch.cuda.is_available(), torch.set_num_threads
-        if not cuda:       # a prompt read in parts would rewind its generator, which on CPUs ends in an error;
-            # and hybrids cannot cache prefixes without reading in parts
+        if not cuda:                         # a prompt read in parts would rewind its generator, which is
+            # an error on CPUs; and hybrids cannot cache prefixes without reading in parts
             options = options | dict(enable_chunked_prefill=False, enable_prefix_caching=not hybrid,
                                      max_num_batched_tokens=max(8192, options["max_model_len"]))
         with _callers_rng(), warnings.catch_warnings():
@@ -371,7 +371,8 @@ class VllmEngine:
                         from vllm.distributed.parallel_state import get_tp_group
                         self.group = get_tp_group().cpu_group
             else:
-                self._on_rank0("start", self._start_beside, (where, known, bool(arch.mamba), options, gpus, timeout_s))
+                self._on_rank0("start", self._start_beside,
+                               (where, known, bool(arch.mamba), options, gpus, timeout_s))
         if model is not None:
             self.load_weights(full_tensors(model, self.dtype))
 
