@@ -22,6 +22,7 @@ head, D head dim.
 
 import hashlib
 import math
+import operator
 import os
 import re
 import sys
@@ -31,13 +32,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from kernels import conv1d, ssd
 from model import NAMES, Attention, Mamba, attend, load, project
-from runtime import InputError, did_you_mean, human, launch
+from runtime import InputError, did_you_mean, human, launch, reshard
 
 # -- requests: the same for both engines ---------------------------------------------------------------------
 
@@ -62,6 +64,7 @@ class Request:
     ids: list[int]
     seeds: list[int]                     # one a sample
     room: int                            # new tokens at most
+    index: int = 0                       # which prompt it is
     samples: list = field(default_factory=list)
 
 
@@ -83,26 +86,50 @@ class Stops:
 
 
 def sample_seed(seed, key, index):
-    """63 bits from the run's seed, the prompt's key (anything with a repr) and the index of the sample: seeds
-    that are near each other, or shared by prompts, make samples agree (RL.md, finding 4)."""
-    digest = hashlib.sha256(repr((seed, key, index)).encode()).digest()
+    """63 bits from the run's seed, the prompt's key and the index of the sample: seeds that are near each
+    other, or shared by prompts, make samples agree (RL.md, finding 4)."""
+    digest = hashlib.sha256(repr(plain((seed, key, index))).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
+
+
+def plain(key):
+    """A key as Python's own ints, texts and tuples: equal keys, whatever made them, give equal noise."""
+    if isinstance(key, tuple | list):
+        return tuple(map(plain, key))
+    return key if isinstance(key, str) else whole(key, "a key")
+
+
+def whole(number, what):
+    """A whole number (numpy's and torch's too) as an int."""
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise InputError(f"{what} is {number!r:.60}; give whole numbers (for keys also texts and tuples)"
+                         ) from None
 
 
 def plan(engine, prompts, n, max_new_tokens, temperature, top_p, stop, seed, keys, first):
     """Checks what an engine's generate() was given; returns ([Request], Stops). InputError names what does
     not fit."""
     context, known, tokenizer = engine.context, engine.known, engine.tokenizer
+    n, max_new_tokens = whole(n, "--n"), whole(max_new_tokens, "--max_new_tokens")
     for name, value, ok, need in (("n", n, n >= 1, "at least 1"),
                                   ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
-                                  ("temperature", temperature, 0 <= temperature < math.inf, "0 or more"),
+                                  # vLLM would sample at 0.01 below it
+                                  ("temperature", temperature, temperature == 0
+                                   or 0.01 <= temperature < math.inf, "0, or 0.01 and more"),
                                   ("top_p", top_p, 0 < top_p <= 1, "over 0 and up to 1")):
         if not ok:
             raise InputError(f"--{name}={value}: give {need}")
     if stop is None:
         stop = [] if tokenizer is None else [tokenizer.eos_id]
-    stop = [stop] if isinstance(stop, str | int) else stop
-    stops = Stops([s for s in stop if not isinstance(s, str)], [s for s in stop if isinstance(s, str)])
+    stop = list(stop) if isinstance(stop, list | tuple | set) else [stop]
+    stops = Stops([whole(s, "stop") for s in stop if not isinstance(s, str)],
+                  [s for s in stop if isinstance(s, str)])
+    prompts = list(prompts)
+    if any(isinstance(ids, str) or not hasattr(ids, "__iter__") for ids in prompts):
+        raise InputError("prompts are lists of token ids, one a prompt: tokenizer.encode(text) makes one")
+    prompts = [[whole(id, f"an id of prompt {i}") for id in ids] for i, ids in enumerate(prompts)]
     if stops.strings and (tokenizer is None or "" in stops.strings):
         raise InputError(f"stop={stop!r}: a string needs a tokenizer, and a letter at least")
     for what, ids in [("stop", stops.ids)] + [(f"prompt {i}", ids) for i, ids in enumerate(prompts)]:
@@ -116,9 +143,10 @@ def plan(engine, prompts, n, max_new_tokens, temperature, top_p, stop, seed, key
         for ids in map(tuple, prompts):
             keys.append((ids, seen[ids]))
             seen[ids] += 1
-    if len(set(map(repr, keys))) != len(prompts):
-        raise InputError(f"{len(prompts)} prompts, but {len(set(map(repr, keys)))} different keys: prompts "
-                         f"that share a key would share their noise")
+    keys = list(map(plain, keys))
+    if len(set(keys)) != len(prompts):
+        raise InputError(f"{len(prompts)} prompts, but {len(set(keys))} different keys: prompts that share a "
+                         f"key would share their noise")
     requests = []
     for i, (ids, key) in enumerate(zip(prompts, keys, strict=True)):
         if not ids:
@@ -127,8 +155,37 @@ def plan(engine, prompts, n, max_new_tokens, temperature, top_p, stop, seed, key
             raise InputError(f"prompt {i} has {len(ids)} tokens, the context is {context}: nothing can "
                              f"follow; shorten it, or raise --context")
         seeds = [sample_seed(seed, key, first + j) for j in range(n)]
-        requests.append(Request(list(ids), seeds, min(max_new_tokens, context - len(ids))))
+        requests.append(Request(ids, seeds, min(max_new_tokens, context - len(ids))))
     return requests, stops
+
+
+def context_of(arch, context):
+    """Tokens of a prompt and its answer: context, or if that is 0 what config.json allows."""
+    longest = arch.raw.get("max_position_embeddings") or 0
+    if longest and context > longest or not (context or longest):
+        raise InputError(f"--context={context}: the model's config.json says max_position_embeddings = "
+                         f"{longest or 'nothing'}")
+    return context or longest
+
+
+def checked(pairs, arch, shapes):
+    """(hub name, tensor) pairs as they come, with names and shapes compared with the architecture's; a tied
+    head follows its embedding. InputError on what does not belong, came twice, or in the end is missing."""
+    missing, embed = dict(shapes), NAMES[arch.family]["embed"] + ".weight"
+    for name, tensor in pairs:
+        if arch.tied and name == "lm_head.weight":
+            continue
+        if missing.get(name) != tuple(tensor.shape):
+            raise InputError(f"load_weights: {name} {list(tensor.shape)}: " + (
+                f"its shape is {list(shapes[name])}" if name in missing else "given twice" if name in shapes
+                else f"this {arch.family} model has no such tensor{did_you_mean(name, shapes)}"))
+        del missing[name]
+        yield name, tensor.detach()
+        if arch.tied and name == embed:
+            yield "lm_head.weight", tensor.detach()
+    if missing:
+        raise InputError(f"load_weights: {len(missing)} of {len(shapes)} tensors are missing, "
+                         f"{next(iter(missing))} for one; give them all, or the model is half old, half new")
 
 
 def known_ids(arch, tokenizer):
@@ -223,7 +280,7 @@ class Cache:
                    for shape, dtype in cls.shapes(module, tokens))
 
     def move(self, which, source, target):
-        """Rows of the prompts (0) or the samples (1): from source to target, both index tensors."""
+        """Rows of the prompts (0) or the samples (1): from source to target, index tensors."""
         for tensors in self.layers.values():
             for t in tensors[which]:
                 t[target] = t[source]
@@ -271,10 +328,10 @@ class Writing:
     all samples of a prompt are the queries of one product, and over each sample's own; their log-sum-exps
     join them exactly."""
 
-    def __init__(self, cache, window, prompt_lengths, groups):
+    def __init__(self, cache, arch, prompt_lengths, groups):
         """prompt_lengths (P) of the prompts' rows; groups (B): each sample's prompt row; int64, on the
         device."""
-        self.cache, self.window, self.groups = cache, window, groups
+        self.cache, self.window, self.groups, self.heads = cache, arch.window, groups, arch.H // arch.K
         self.rows = torch.arange(len(groups), device=groups.device)
         # members (P, n): the samples of each prompt, padded by any row; place (B): the inverse
         order = torch.argsort(groups, stable=True)
@@ -297,10 +354,12 @@ class Writing:
         self.tokens = round_up(min(most, kept))
         stored = counts.clamp(max=kept)[:, None]
         self.mask = self._additive((self.index[:self.tokens] < stored)[:, None, None])
-        if self.window:                                   # what each sample still sees of its prompt
+        # what each sample still sees of its prompt, once the window has moved on; a row a query head
+        if self.window and (self.stored + most).max() > self.window:
             from_ = (self.stored[:, None] + counts[self.members] - self.window)[..., None]
             seen = self.exists[:, None] & (self.index[:self.prompt_tokens] >= from_)
-            self.prompt_mask = self._additive(seen[:, None])                # (P, 1, n, T)
+            seen = seen[:, None].repeat_interleave(self.heads, 2)           # (P, 1, n R, T)
+            self.prompt_mask = self._additive(seen)
         return self
 
     def _additive(self, seen):
@@ -315,10 +374,7 @@ class Writing:
         R, t, tp = q.shape[2], self.tokens, self.prompt_tokens
         own, own_lse = attention(q, own_k[:B, :, :t], own_v[:B, :, :t], self.mask, scale)
         q = q[self.members].transpose(1, 2).reshape(P, K, n * R, D)
-        mask = self.prompt_mask
-        if mask.shape[2] > 1:                             # a row of the mask for each query head
-            mask = mask.repeat_interleave(R, 2)
-        out, lse = attention(q, prompt_k[:P, :, :tp], prompt_v[:P, :, :tp], mask, scale)
+        out, lse = attention(q, prompt_k[:P, :, :tp], prompt_v[:P, :, :tp], self.prompt_mask, scale)
         out = out.view(P, K, n, R, D)[self.groups, :, self.place]
         lse = lse.view(P, K, n, R)[self.groups, :, self.place]
         share = torch.sigmoid(lse.float() - own_lse.float())[..., None]
@@ -350,31 +406,19 @@ class TorchEngine:
                              f"of its own, and push() the trainer's weights into it")
         self.model, self.tokenizer = model, model.tokenizer
         self.max_batch, self.progress = max_batch, progress
-        self.context = context or model.arch.raw.get("max_position_embeddings") or 1 << 30
+        self.context, self.cache_gb, self.broken = context_of(model.arch, context), cache_gb, False
         self.known, self.read_tokens = known_ids(model.arch, model.tokenizer), read_tokens
         self.device, self.dtype = model.trunk[0].weight.device, model.trunk[0].weight.dtype
-        if not cache_gb:
-            cache_gb = torch.cuda.mem_get_info(self.device)[0] / 2e9 if self.device.type == "cuda" else 4.0
-        self.cache_bytes = cache_gb * 1e9
 
+    @torch.no_grad()
     def load_weights(self, pairs):
-        """pairs: (hub name, whole tensor) of every parameter, copied in place; InputError on a name or shape
-        that does not belong here, and on one that did not come."""
-        own = dict(self.model.named_parameters())
-        missing = set(own)
-        for name, tensor in pairs:
-            if name == "lm_head.weight" and self.model.arch.tied:
-                continue                                  # the embedding, which comes under its own name
-            if name not in own or own[name].shape != tensor.shape:
-                what = f"shape {list(tensor.shape)}, here it is {list(own[name].shape)}" if name in own else \
-                    f"a name this model does not have{did_you_mean(name, own)}"
-                raise InputError(f"load_weights: {name} has {what}")
-            with torch.no_grad():
+        """pairs: (hub name, whole tensor) of every parameter, copied in place; see `checked`. After an error
+        the engine refuses to sample until all have come."""
+        own, self.broken = dict(self.model.named_parameters()), True
+        for name, tensor in checked(pairs, self.model.arch, {n: tuple(p.shape) for n, p in own.items()}):
+            if name in own:                               # not the tied head: it is the embedding
                 own[name].copy_(tensor)
-            missing.discard(name)
-        if missing:
-            raise InputError(f"load_weights: {len(missing)} tensors did not come, {min(missing)} for one: "
-                             f"the model would be half old, half new")
+        self.broken = False
 
     def sleep(self):
         """Gives the memory between two calls back (the cache is gone already)."""
@@ -394,36 +438,43 @@ class TorchEngine:
         own_tokens = max(r.room for r in requests)
         a_prompt, a_sample = (Cache.row_bytes(self.model, t) for t in (prompt_tokens, own_tokens))
 
-        def prompts(samples):                             # the first and the last may be partly done
-            return min(len(requests), samples, -(-samples // n) + 1)
-
+        budget = self.cache_gb * 1e9
+        if not budget:
+            budget = torch.cuda.mem_get_info(self.device)[0] / 2 if self.device.type == "cuda" else 4e9
         samples = min(self.max_batch, n * len(requests))
-        while samples and samples * a_sample + prompts(samples) * a_prompt > self.cache_bytes:
+        while samples:                                    # the first and the last prompt may be partly done
+            prompts = min(len(requests), samples, -(-samples // n) + 1)
+            if samples * a_sample + prompts * a_prompt <= budget:
+                break
             samples -= 1
         if not samples:
-            raise InputError(f"--cache_gb={self.cache_bytes / 1e9:g} does not hold one sample: a prompt of "
+            raise InputError(f"--cache_gb={budget / 1e9:g} does not hold one sample: a prompt of "
                              f"{prompt_tokens} tokens and {own_tokens} new ones need "
                              f"{(a_prompt + a_sample) / 1e9:.3g} GB; raise it, or lower --max_new_tokens")
+        # more prompts than that, if there is room: a prompt's row is free only when its last sample has ended
+        prompts = int(min(len(requests), samples, (budget - samples * a_sample) // a_prompt))
         try:
-            return Cache(self.model, prompts(samples), samples, prompt_tokens, own_tokens), samples
-        except torch.OutOfMemoryError as e:
-            raise InputError(f"--cache_gb={self.cache_bytes / 1e9:g}: the device has not that much left "
+            return Cache(self.model, prompts, samples, prompt_tokens, own_tokens), samples
+        except RuntimeError as e:                         # torch.OutOfMemoryError is one, a CPU's has no name
+            raise InputError(f"--cache_gb={budget / 1e9:g}: the device has not that much left "
                              f"({str(e).splitlines()[0]}); lower it") from None
 
     @torch.inference_mode()
     def generate(self, prompts, n=1, *, max_new_tokens, temperature=1.0, top_p=1.0, stop=None, seed=0,
-                 keys=None, first=0):
+                 keys=None, first=0, on_sample=None):
         """prompts: lists of token ids. Returns a list of n Samples for each.
 
         stop: ids and strings that end a sample; None = the tokenizer's eos, [] = nothing does. seed, keys
-        (one a prompt, anything with a repr; None = its tokens), first: sample j of a prompt draws its noise
-        from (seed, key, first + j)."""
+        (one a prompt: whole numbers, texts, tuples of them; None = its tokens), first: sample j of a prompt
+        draws its noise from (seed, key, first + j). on_sample(i, j, sample): called as each one ends."""
+        if self.broken:
+            raise EngineError("the last load_weights() did not end well: load all weights before sampling")
         requests, stops = plan(self, prompts, n, max_new_tokens, temperature, top_p, stop, seed, keys, first)
         if not requests:
             return []
-        batch = Batch(self, *self._allocate(requests), requests, stops, temperature, top_p)
+        batch = Batch(self, *self._allocate(requests), requests, stops, temperature, top_p, on_sample)
         with tqdm(total=n * len(requests), unit="sample", leave=False, mininterval=1,
-                  disable=None if self.progress else True) as bar:
+                  disable=None if self.progress and os.environ.get("RANK", "0") == "0" else True) as bar:
             while batch.admit():
                 bar.update(batch.sample())
                 batch.read_on()
@@ -441,9 +492,12 @@ class Batch:
     its place. The device holds the cache and the hidden states from which the next tokens will be drawn; all
     else, numbers a row, is the host's."""
 
-    def __init__(self, engine, cache, size, requests, stops, temperature, top_p):
+    def __init__(self, engine, cache, size, requests, stops, temperature, top_p, on_sample):
         self.engine, self.model, self.cache, self.size = engine, engine.model, cache, size
-        self.stops, self.temperature, self.top_p = stops, temperature, top_p
+        self.stops, self.temperature, self.top_p, self.on_sample = stops, temperature, top_p, on_sample
+        self.longest_stop = max((len(s.encode()) for s in stops.strings), default=0)
+        for i, request in enumerate(requests):
+            request.index, request.samples = i, [None] * len(request.seeds)
         self.waiting, self.rows, room = deque(requests), 0, max(r.room for r in requests)
         head, width = self.model.trunk[3], self.model.arch.C
         self.head = (self.model.trunk[0] if head is None else head).weight[:engine.known]
@@ -475,7 +529,6 @@ class Batch:
             if not self.waiting or len(self.open) == self.cache.rows[0] or len(starts) == free:
                 break
             self.open.append(self.waiting.popleft())
-            self.open[-1].samples = [None] * len(self.open[-1].seeds)
             self.begun.append(0)
             self.ended.append(0)
         self.read(range(unread, len(self.open)))
@@ -508,8 +561,10 @@ class Batch:
                 tokens[i, :len(self.open[p].ids)] = torch.tensor(self.open[p].ids)
             lengths = self.device([len(self.open[p].ids) for p in rows])
             rows = self.device(rows)
-            *_, h = self.model.stream(tokens.to(self.engine.device), cache=Reading(self.cache, rows, lengths))
-            self.prompt_hidden[rows] = h[torch.arange(len(rows), device=h.device), lengths - 1]
+            reading = Reading(self.cache, rows, lengths)
+            for h in self.model.stream(tokens.to(self.engine.device), cache=reading):
+                last = h                                  # not a list: that would keep every layer's
+            self.prompt_hidden[rows] = last[torch.arange(len(rows), device=last.device), lengths - 1]
 
     def sample(self):
         """Draws a token for every row and takes out the rows that have ended; returns how many have."""
@@ -528,12 +583,15 @@ class Batch:
             stopped |= [self.says_stop(row) for row in now]
         over = np.flatnonzero(stopped | (self.count[:B] == self.room[:B])).tolist()
         for row in over:
-            p, tokens = self.group[row], self.tokens[row, :self.count[row]].tolist()
+            p, j = self.group[row], int(self.index[row])
+            tokens = self.tokens[row, :self.count[row]].tolist()
             reason = "stop" if stopped[row] else "length"
-            self.open[p].samples[self.index[row]] = Sample(
-                tokens, self.logprobs[row, :len(tokens)].tolist(), reason,
-                stops.text(self.engine.tokenizer, tokens, reason))
+            made = Sample(tokens, self.logprobs[row, :len(tokens)].tolist(), reason,
+                          stops.text(self.engine.tokenizer, tokens, reason))
+            self.open[p].samples[j] = made
             self.ended[p] += 1
+            if self.on_sample:
+                self.on_sample(self.open[p].index, j, made)
         if over:
             self.close(over)
         return len(over)
@@ -541,8 +599,7 @@ class Batch:
     def says_stop(self, row):
         """Whether the last token completed a stop string: a token is a byte at least, so few have to be
         read."""
-        longest = max(len(s.encode()) for s in self.stops.strings)
-        tail = self.tokens[row, max(0, self.count[row] - longest - 4):self.count[row]].tolist()
+        tail = self.tokens[row, max(0, self.count[row] - self.longest_stop - 4):self.count[row]].tolist()
         text = self.engine.tokenizer.decode(tail)
         return any(s in text for s in self.stops.strings)
 
@@ -552,6 +609,7 @@ class Batch:
         if source:
             for numbers in self.per_row:
                 numbers[target] = numbers[source]
+            source, target = self.device(source), self.device(target)
             self.hidden[target] = self.hidden[source]
             self.cache.move(1, source, target)
         done = [p for p, request in enumerate(self.open) if self.ended[p] == len(request.samples)]
@@ -564,6 +622,7 @@ class Batch:
             for numbers in (self.open, self.begun, self.ended):
                 del numbers[left:]
             if source:
+                source, target = self.device(source), self.device(target)
                 self.prompt_hidden[target] = self.prompt_hidden[source]
                 self.cache.move(0, source, target)
         self.writing = None
@@ -574,13 +633,14 @@ class Batch:
             return
         if self.writing is None:                          # other rows than at the step before
             lengths = self.device([len(request.ids) for request in self.open])
-            self.writing = Writing(self.cache, self.model.arch.window, lengths,
+            self.writing = Writing(self.cache, self.model.arch, lengths,
                                    self.device(self.group[:self.rows]))
         count = self.count[:self.rows]
         phase = self.writing.step(self.device(count), int(count.max()))
         tokens = self.device(self.tokens[self.now[:self.rows], count - 1])[:, None]
-        *_, h = self.model.stream(tokens, cache=phase)
-        self.hidden[:self.rows] = h[:, 0]
+        for h in self.model.stream(tokens, cache=phase):
+            last = h
+        self.hidden[:self.rows] = last[:, 0]
 
 
 # -- new weights, and the proof that they arrived ------------------------------------------------------------
@@ -595,93 +655,125 @@ def tensor_kind(name):
 
 
 def full_tensors(model, dtype=None):
-    """(hub name, whole tensor) of every parameter, a tied head under its own name too. Of a sharded model all
-    ranks must go through it together: each tensor is gathered when its turn comes, matrices in `dtype`."""
+    """(hub name, whole tensor) of every parameter. Of a sharded model all ranks must go through it together:
+    each tensor is gathered when its turn comes, matrices in `dtype`."""
+    reshard(model)
     for name, p in model.named_parameters():
         p = p.detach()
         p = p.to(dtype) if dtype and p.ndim > 1 else p
-        p = p.full_tensor() if isinstance(p, DTensor) else p
-        yield name, p
-        if model.arch.tied and name == NAMES[model.arch.family]["embed"] + ".weight":
-            yield "lm_head.weight", p
+        yield name, p.full_tensor() if isinstance(p, DTensor) else p
 
 
 @torch.no_grad()
 def score(model, prompts, samples, temperature=1.0, top_p=1.0):
     """The model's own log-probs of the first sample of each prompt, a list of tensors: one plain forward pass
-    over the whole texts. The oracle of both engines."""
-    rows = [ids + own[0].tokens for ids, own in zip(prompts, samples, strict=True)]
-    device = next(model.parameters()).device
-    tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
-    for row, ids in zip(tokens, rows, strict=True):
-        row[:len(ids)] = torch.tensor(ids)
-    logits = model(tokens.to(device))[..., :known_ids(model.arch, model.tokenizer)]
-    logp = log_distribution(logits, temperature, top_p)[:, :-1]
-    logp = logp.gather(2, tokens.to(device)[:, 1:, None])[..., 0]
-    return [row[len(ids) - 1:len(ids) - 1 + len(own[0].tokens)].cpu()
-            for row, ids, own in zip(logp, prompts, samples, strict=True)]
+    over the whole texts, the oracle of both engines. All ranks of a sharded model call it together."""
+    rows = [list(ids) + own[0].tokens for ids, own in zip(prompts, samples, strict=True)]
+    device, width = next(model.parameters()).device, max(map(len, rows))
+    tokens, where, targets, sizes = torch.zeros(len(rows), width, dtype=torch.int64), [], [], []
+    for i, (ids, own) in enumerate(zip(prompts, samples, strict=True)):
+        tokens[i, :len(rows[i])] = torch.tensor(rows[i])
+        where += range(i * width + len(ids) - 1, i * width + len(rows[i]) - 1)
+        targets += own[0].tokens
+        sizes.append(len(own[0].tokens))
+    where, targets = torch.tensor(where, device=device), torch.tensor(targets, device=device)
+    known = known_ids(model.arch, model.tokenizer)
+
+    def read(h, weight, scale):                           # only where a sampled token is predicted
+        logp = log_distribution((h[where] @ weight[:known].T).float() * scale, temperature, top_p)
+        return logp.gather(1, targets[:, None])[:, 0]
+
+    logp = model(tokens.to(device), None, read)
+    reshard(model)
+    return list(logp.cpu().split(sizes))
 
 
 def difference(a, b):
-    """Mean absolute difference of two lists of log-probs, in nats."""
+    """Mean absolute difference of two lists of log-probs, in nats; inf where one is not a number."""
     a, b = (torch.cat([torch.as_tensor(x, dtype=torch.float64) for x in z]) for z in (a, b))
-    return (a - b).abs().mean().item()
+    return (a - b).abs().mean().nan_to_num(math.inf).item()
+
+
+def worst_rank(value, model):
+    """The largest of all ranks' values: they go on together, or stop together."""
+    value = torch.tensor(value, dtype=torch.float64, device=next(model.parameters()).device)
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+    return value.item()
+
+
+def sample_all(engine, model, prompts, new_tokens):
+    """Samples on every rank, or an error on every rank."""
+    samples, problem = None, None
+    try:
+        samples = engine.generate(prompts, max_new_tokens=new_tokens, stop=[])
+    except InputError as e:
+        problem = e
+    if worst_rank(float(problem is not None), model):
+        raise problem or EngineError("the engine of another rank failed")
+    return samples
 
 
 def push(engine, model, *, check=True, threshold=0.0, prompts=None, new_tokens=16):
     """Moves the trainer's weights into the engine and proves that they arrived: the engine samples a few
-    tokens, the trainer scores them. Returns the mean |difference| of log-probs in nats (None unchecked).
+    tokens, the trainer scores them. Returns the mean |difference| of log-probs in nats, the worst rank's, or
+    None unchecked.
 
-    All ranks of a sharded model call it together. threshold: above it StaleWeights, a report that names the
-    worst kind of tensor; 0 = 1e-4 for a fp32 engine, 0.05 for bf16 (whose own rounding makes 0.005 to 0.01).
+    All ranks call it together. threshold: above it StaleWeights, a report that names the worst kind of
+    tensor; 0 = 1e-4 if engine and trainer compute in fp32, else 0.05 (bf16's own rounding makes up to 0.01).
     prompts: what the samples follow; None = four times 16 random ids.
     """
     engine.load_weights(full_tensors(model, engine.dtype))
     if not check:
         return None
-    threshold = threshold or (1e-4 if engine.dtype == torch.float32 else 0.05)
+    computes = getattr(model, "compute_dtype", next(model.parameters()).dtype)
+    threshold = threshold or (1e-4 if engine.dtype == computes == torch.float32 else 0.05)
     if prompts is None:
-        known = known_ids(model.arch, model.tokenizer)
-        prompts = torch.randint(known, (4, 16), generator=torch.Generator().manual_seed(0)).tolist()
-    samples = engine.generate(prompts, max_new_tokens=new_tokens, stop=[])
-    own = [s[0].logprobs for s in samples]
-    gap = difference(own, score(model, prompts, samples))
-    if not gap <= threshold:                              # a NaN is stale as well
+        length = max(1, min(16, engine.context - new_tokens))
+        rng = torch.Generator().manual_seed(0)
+        prompts = torch.randint(engine.known, (4, length), generator=rng).tolist()
+    samples = sample_all(engine, model, prompts, new_tokens)
+    gap = difference([own.logprobs for own, in samples], score(model, prompts, samples))
+    gap = worst_rank(gap, model)
+    if gap > threshold:
         raise StaleWeights(report(gap, threshold, probe(engine, model, prompts, new_tokens)))
     return gap
 
 
+@torch.no_grad()
 def probe(engine, model, prompts, new_tokens):
     """Which kinds of tensor a push does not reach: each is changed in the trainer, pushed, and the same
     samples are asked for again. Returns {kind: (answer, moved)} in nats a token: how far that moved the
     engine's log-probs, and how far the trainer's. answer 0: the engine goes on as before, to the last bit.
     Trainer and engine end with the weights they had."""
     kinds, found = {}, {}
+    reshard(model)
     for name, p in model.named_parameters():
-        kinds.setdefault(tensor_kind(name), []).append(p.to_local() if isinstance(p, DTensor) else p)
-    old = engine.generate(prompts, max_new_tokens=new_tokens, stop=[])
+        kinds.setdefault(tensor_kind(name), []).append(p.to_local() if isinstance(p, DTensor) else p.detach())
+    old = sample_all(engine, model, prompts, new_tokens)
+    own = score(model, prompts, old)
     for kind, tensors in kinds.items():
-        before, scale, moved = [p.detach().clone() for p in tensors], 0.25, 0.0
-        own = score(model, prompts, old)
-        while not moved > 0.5 and scale < 10:             # nats: far above any rounding
-            scale *= 2
-            rng = torch.Generator().manual_seed(0)        # the same on every rank: replicas stay equal
-            with torch.no_grad():
+        before, scale, moved = [p.clone() for p in tensors], 0.25, 0.0
+        try:
+            while not moved > 0.5 and scale < 10:         # nats: far above any rounding
+                scale *= 2
+                rng = torch.Generator().manual_seed(0)    # the same on every rank: replicas stay equal
                 for p, b in zip(tensors, before, strict=True):
                     size = b.float().square().mean().sqrt().item() if b.numel() else 0.0
                     noise = torch.randn(b.shape, generator=rng).to(b.device, b.dtype)
                     p.copy_(b + noise * scale * (size or 0.1))
-            moved = difference(own, score(model, prompts, old))
-        engine.load_weights(full_tensors(model, engine.dtype))
-        new = engine.generate(prompts, max_new_tokens=new_tokens, stop=[])
-        with torch.no_grad():
+                moved = worst_rank(difference(own, score(model, prompts, old)), model)
+            engine.load_weights(full_tensors(model, engine.dtype))
+            new = sample_all(engine, model, prompts, new_tokens)
+        finally:                                          # whatever happens, the trainer keeps its weights
             for p, b in zip(tensors, before, strict=True):
                 p.copy_(b)
-        answer = []                                       # as far as they follow the same tokens
-        for (a,), (b,) in zip(old, new, strict=True):
-            same = next((t for t in range(new_tokens) if a.tokens[t] != b.tokens[t]), new_tokens - 1) + 1
-            answer.append(difference([a.logprobs[:same]], [b.logprobs[:same]]))
-        found[kind] = sum(answer) / len(answer), moved
+        answer = 0.0
+        for (a,), (b,) in zip(old, new, strict=True):     # as far as they follow the same tokens
+            pairs = list(zip(a.tokens, b.tokens, strict=False))
+            same = next((t for t, (x, y) in enumerate(pairs) if x != y), len(pairs) - 1) + 1
+            answer += difference([a.logprobs[:same]], [b.logprobs[:same]]) / len(old)
+        found[kind] = worst_rank(answer, model), moved
     engine.load_weights(full_tensors(model, engine.dtype))
     return found
 
@@ -704,9 +796,15 @@ def report(gap, threshold, found):
 
 # -- the door ------------------------------------------------------------------------------------------------
 
-def engine(model, kind="torch", *, dtype="float32", **options):
-    """An engine that samples from model: a Model, or what --init takes, then in dtype. kind: "torch" or
-    "vllm"; options: of TorchEngine or VllmEngine. A folder in hub format vLLM reads itself."""
+def engine(model, kind="torch", *, dtype=None, **options):
+    """An engine that samples from model: a Model, or what --init takes. kind: "torch" or "vllm"; dtype:
+    "float32" or "bfloat16", None = the Model's own, else float32; options: of TorchEngine or VllmEngine. A
+    folder in hub format vLLM reads itself."""
+    if isinstance(model, str):
+        dtype = dtype or "float32"
+    elif kind == "vllm" and dtype is None:                # sharded masters are fp32, whatever is computed in
+        own = getattr(model, "compute_dtype", next(model.parameters()).dtype)
+        dtype = str(own).removeprefix("torch.")
     if kind not in ("torch", "vllm"):
         raise InputError(f"--engine={kind}{did_you_mean(kind, ('torch', 'vllm'))} (known: torch, vllm)")
     if kind == "vllm":
@@ -727,16 +825,22 @@ def engine(model, kind="torch", *, dtype="float32", **options):
 @dataclass
 class Config:
     init: str = ""                       # weights: preset, folder, random:NAME, 0.15*A + 0.85*B
-    prompt: str = ""                     # text to go on from, \n a line break; - = stdin; "" = a new document
+    prompt: str = ""                     # text to go on from (\n at its end: a line break); - = stdin
     n: int = 1                           # samples
     max_new_tokens: int = 256            # of each; it may end earlier, with the end-of-text token
     temperature: float = 1.0             # 0 = the most probable token each time
     top_p: float = 1.0                   # of the probability's mass, the most probable part is sampled from
-    stop: str = ""                       # a text that ends a sample too; \n a line break
+    stop: str = ""                       # a text that ends a sample too; \n at its end: a line break
     seed: int = 1                        # of the samples
     engine: str = "torch"                # torch (embedded) or vllm
     dtype: str = "float32"               # float32 or bfloat16
     context: int = 0                     # tokens of prompt and answer, 0 = the model's
+
+
+def line_breaks(text):
+    r"""A text with the line breaks that shells make hard to type: \n at its end, not the one of \neq."""
+    end = re.search(r"(\\n)*$", text)
+    return text[:end.start()] + "\n" * (len(end[0]) // 2)
 
 
 def main(cfg):
@@ -746,7 +850,8 @@ def main(cfg):
         raise InputError(f"--dtype={cfg.dtype}: give float32 or bfloat16")
     door = engine(cfg.init, cfg.engine, dtype=cfg.dtype, context=cfg.context)
     tokenizer = door.tokenizer
-    text, stop = (t.replace("\\n", "\n") for t in (cfg.prompt, cfg.stop))
+    sys.stdout.reconfigure(errors="replace")              # a terminal that cannot show a sample
+    text, stop = (line_breaks(t) for t in (cfg.prompt, cfg.stop))
     text = sys.stdin.read() if text == "-" else text
     ids = [*tokenizer.before, *tokenizer.encode(text)] or [tokenizer.eos_id]
     began = time.time()

@@ -38,7 +38,7 @@ from kernels.loss import linear_cross_entropy
 from kernels.norm import rms_norm
 from kernels.rope import rotate
 from kernels.ssd import chunk_length, ssd
-from runtime import InputError, did_you_mean, write_atomic
+from runtime import InputError, did_you_mean, reshard, write_atomic
 from tokenizer import load_tokenizer, toy_tokenizer
 
 try:
@@ -449,7 +449,9 @@ class Layer(nn.Module):
 
 def project(h, weight, scale, targets):
     """Logits (B, T, V) fp32, or with targets (B, T) the summed loss in nats over targets >= 0 (never holds
-    the logits)."""
+    the logits); or what targets, a function, makes of h (B T, C), the head's weight and the logits' scale."""
+    if callable(targets):
+        return targets(h.flatten(0, 1), weight, scale)
     if targets is not None:
         return linear_cross_entropy(h.flatten(0, 1), weight, targets.flatten(), scale)
     logits = (h @ weight.T).float()
@@ -524,7 +526,7 @@ class Model(nn.Module):
     def forward(self, tokens, docs=None, targets=None):
         """tokens, docs (B, T) int64; docs are document ids, each a contiguous run, None = one document a row.
         Returns logits (B, T, V) fp32; with targets (B, T) int64, -100 where not counted, the summed loss in
-        nats."""
+        nats; with a function, see `project`."""
         for h in self.stream(tokens, docs):
             x = h
         embed, _, _, head = self.trunk
@@ -826,6 +828,7 @@ def save(model, folder, dtype=None, shard_bytes=4 << 30):
             shutil.rmtree(temporary, ignore_errors=True)
             os.makedirs(temporary)
         weight_map, batch, size, files = {}, {}, 0, 0   # batch: the tensors of the next file, size: its bytes
+        reshard(model)
 
         def flush():
             nonlocal batch, size, files

@@ -181,7 +181,16 @@ def shard(model, mesh, dtype):
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)                        # gloo has no scaled sum
+    model.compute_dtype = dtype                           # of its passes; the parameters are fp32
     return model
+
+
+def reshard(model):
+    """Makes named_parameters() the sharded masters again. A pass without a backward leaves the outermost
+    unit (with a tied head the embedding) gathered, in the dtype of the pass, blind to later changes."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def reduce_vectors(parameters):

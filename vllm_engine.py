@@ -30,11 +30,11 @@ from multiprocessing.connection import Connection
 import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from generate import EngineError, Sample, full_tensors, known_ids, plan
-from model import NAMES, Folder, Model
+from generate import EngineError, Sample, checked, context_of, full_tensors, known_ids, plan
+from model import Folder, Model
 from runtime import InputError
 
 # -- the process that runs vLLM ------------------------------------------------------------------------------
@@ -144,30 +144,38 @@ class _Vllm:
                     folder, config_format="hf", tokenizer_mode="hf", generation_config="vllm", seed=0,
                     logprobs_mode="processed_logprobs", enforce_eager=not cuda, use_tqdm_on_load=False,
                     **options | {"enable_sleep_mode": cuda and options["enable_sleep_mode"]})
-            except ValueError as e:                          # memory, sizes: its messages name the numbers
-                raise InputError(f"vLLM refuses to start: {e}") from e
+            except (ValueError, RuntimeError) as e:          # memory, sizes: its messages name the numbers
+                raise InputError(f"vLLM refuses to start: {e}; --gpu_memory is the share of a GPU's memory "
+                                 f"it may take, on CPUs VLLM_CPU_KVCACHE_SPACE the GB of its cache") from e
+            finally:
+                torch.set_num_threads = set_num_threads      # on CPUs vLLM puts a no-op in its place
             if known is not None:
                 self.llm.collective_rpc(_mask, args=(known,))
-        torch.set_num_threads = set_num_threads              # on CPUs vLLM puts a no-op in its place
         # its own shutdown, also run by the garbage collector, destroys the default process group: ours
         self.llm.llm_engine.engine_core._finalizer.detach()
         _Vllm.running = True
         self.sleeps, self.asleep = cuda and options["enable_sleep_mode"], False
 
-    def generate(self, requests):
-        """[(prompt ids, SamplingParams' arguments)] -> [(ids, log-probs, finish reason)]."""
+    def generate(self, requests, tick):
+        """[(prompt ids, SamplingParams' arguments)] -> [(ids, log-probs, finish reason)]. tick() is called
+        after every step."""
         from vllm import SamplingParams
-        if not requests:                                     # a rank may have none
-            return []
+        from vllm.sampling_params import RequestOutputKind
         self.wake()
+        engine, results = self.llm.llm_engine, [None] * len(requests)
         with _callers_rng():
-            outputs = self.llm.generate(
-                [{"prompt_token_ids": prompt} for prompt, _ in requests],
-                [SamplingParams(logprobs=0, ignore_eos=True, skip_special_tokens=False, **params)
-                 for _, params in requests], use_tqdm=False)
-        return [(list(one.token_ids),
-                 [entry[id].logprob for id, entry in zip(one.token_ids, one.logprobs, strict=True)],
-                 ended(one.finish_reason)) for one in (output.outputs[0] for output in outputs)]
+            for i, (prompt, params) in enumerate(requests):
+                engine.add_request(str(i), {"prompt_token_ids": prompt}, SamplingParams(
+                    logprobs=0, ignore_eos=True, skip_special_tokens=False,
+                    output_kind=RequestOutputKind.FINAL_ONLY, **params))
+            while engine.has_unfinished_requests():
+                for output in engine.step():
+                    one, i = output.outputs[0], int(output.request_id)
+                    logprobs = [entry[id].logprob for id, entry in zip(one.token_ids, one.logprobs,
+                                                                       strict=True)]
+                    results[i] = list(one.token_ids), logprobs, ended(one.finish_reason)
+                tick()
+        return results
 
     def load(self, source):
         self.wake()
@@ -213,8 +221,14 @@ TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_", "R
 
 def beside_main(fd):
     """The child: answers (method, arguments) by (result, None) or (None, error), as long as its parent is
-    there."""
-    pipe, engine = Connection(fd), None
+    there; and while it samples it says now and then that it gets on."""
+    pipe, engine, told = Connection(fd), None, [0.0]
+
+    def tick():
+        if time.monotonic() - told[0] > 1:
+            told[0] = time.monotonic()
+            pipe.send("getting on")
+
     with contextlib.suppress(EOFError):
         while True:
             method, args = pipe.recv()
@@ -222,7 +236,7 @@ def beside_main(fd):
                 if method == "start":
                     engine, result = _Vllm(*args), None
                 else:
-                    result = getattr(engine, method)(*args)
+                    result = getattr(engine, method)(*args, *[tick] * (method == "generate"))
             except (ValueError, RuntimeError, TypeError, OSError, AssertionError) as e:
                 kind = InputError if isinstance(e, ValueError) else EngineError
                 pipe.send((None, kind(f"vLLM beside failed in {method}: {type(e).__name__}: {e}")))
@@ -254,17 +268,21 @@ class _Beside:
             raise
 
     def _ask(self, method, *args):
-        answer = []
+        """Its answer; timeout_s is how long it may say nothing."""
+        answer, start = [], time.monotonic()
+        heard = [start]
 
         def talk():                                          # sending blocks too, when the child is stopped
             with contextlib.suppress(EOFError, OSError):
                 self.pipe.send((method, args))
-                answer.append(self.pipe.recv())
+                while (said := self.pipe.recv()) == "getting on":
+                    heard[0] = time.monotonic()
+                answer.append(said)
 
-        self.thread, start = threading.Thread(target=talk, daemon=True), time.monotonic()
-        end = start + self.timeout_s
+        self.thread = threading.Thread(target=talk, daemon=True)
         self.thread.start()
-        while self.thread.is_alive() and self.child.poll() is None and time.monotonic() < end:
+        while (self.thread.is_alive() and self.child.poll() is None
+               and time.monotonic() < heard[0] + self.timeout_s):
             self.thread.join(0.1)
         if answer:
             result, problem = answer[0]
@@ -339,11 +357,7 @@ class VllmEngine:
             self.tokenizer = Folder(folder).tokenizer() if there else None
         self.known = known_ids(arch, self.tokenizer)
         known = None if self.known == arch.V else self.known
-        longest = arch.raw.get("max_position_embeddings") or context
-        self.context = context or longest
-        if not self.context or self.context > longest:
-            raise InputError(f"context={context}: the model's config.json says max_position_embeddings = "
-                             f"{longest}")
+        self.context = context_of(arch, context)
         with torch.device("meta"):
             self.shapes = {name: tuple(p.shape) for name, p in Model(arch).named_parameters()}
         self.group = self.engine = None
@@ -382,19 +396,28 @@ class VllmEngine:
 
     @contextlib.contextmanager
     def _watched(self, what, grace=0):
-        """Ends the process after timeout_s (and grace): a rank that waits in a collective cannot be helped
-        otherwise."""
+        """Ends the process after timeout_s (and grace) in which the function it yields was not called: a rank
+        that waits in a collective cannot be helped otherwise."""
         def stalled():
             print(f"error: rank {self.rank} stalled in vLLM's {what} for {self.timeout_s + grace} s; its "
                   f"stacks:", file=sys.stderr, flush=True)
             faulthandler.dump_traceback(all_threads=True)
             os._exit(1)
 
-        timer = threading.Timer(self.timeout_s + grace, stalled)
-        timer.daemon = True
-        timer.start()
+        timer, began = None, 0.0
+
+        def gets_on():
+            nonlocal timer, began
+            if timer is None or time.monotonic() - began > 1:
+                if timer:
+                    timer.cancel()
+                timer, began = threading.Timer(self.timeout_s + grace, stalled), time.monotonic()
+                timer.daemon = True
+                timer.start()
+
+        gets_on()
         try:
-            yield
+            yield gets_on
         finally:
             timer.cancel()
 
@@ -410,8 +433,8 @@ class VllmEngine:
             if self.rank == 0:
                 try:
                     answers = call(gathered)
-                except (ValueError, RuntimeError, OSError) as e:
-                    answers = [e] * self.world
+                except (ValueError, RuntimeError, OSError, TypeError, LookupError, AssertionError) as e:
+                    answers = [e] * self.world               # whatever it is, no other rank waits for it
             dist.scatter_object_list(answer, answers, 0, self.group)
         if isinstance(answer[0], Exception):
             raise answer[0]
@@ -422,23 +445,22 @@ class VllmEngine:
             raise EngineError("this vLLM engine is closed: by close(), or by an error in load_weights")
         return self.engine
 
-    def _together(self, gathered):
+    def _together(self, gathered, *tick):
         """The requests of several ranks in one call -> the results of each."""
         for problem in gathered:
             if isinstance(problem, InputError):              # one rank's prompts: all ranks are told
                 raise problem
-        results = iter(self._running().generate([request for requests in gathered for request in requests]))
+        flat = [request for requests in gathered for request in requests]
+        results = iter(self._running().generate(flat, *tick) if flat else [])
         return [[next(results) for _ in requests] for requests in gathered]
 
     def generate(self, prompts, n=1, *, max_new_tokens, temperature=1.0, top_p=1.0, stop=None, seed=0,
-                 keys=None, first=0):
-        """As TorchEngine.generate; each rank gives its own prompts."""
+                 keys=None, first=0, on_sample=None):
+        """As TorchEngine.generate; each rank gives its own prompts. on_sample is called once all have
+        ended."""
         try:
             requests, stops = plan(self, prompts, n, max_new_tokens, temperature, top_p, stop, seed, keys,
                                    first)
-            if 0 < temperature < 0.01:
-                raise InputError(f"--temperature={temperature}: vLLM would sample at 0.01; give 0, or 0.01 "
-                                 f"and more")
             common = dict(temperature=temperature, top_p=top_p, stop_token_ids=stops.ids, stop=stops.strings,
                           detokenize=bool(stops.strings))
             calls = [(request.ids, dict(max_tokens=request.room, seed=own) | common)
@@ -448,49 +470,36 @@ class VllmEngine:
         if self.layout == "beside":
             results = self._on_rank0("generate", self._together, calls)
         else:
-            with self._watched("generate"):
+            with self._watched("generate") as gets_on:
                 gathered = [calls]
                 if self.group is not None:
                     gathered = [None] * self.tensor_parallel
                     dist.all_gather_object(gathered, calls, self.group)
-                results = self._together(gathered)[self.rank % len(gathered)]
-        samples = iter(Sample(*result, stops.text(self.tokenizer, result[0], result[2]))
-                       for result in results)
-        return [[next(samples) for _ in range(n)] for _ in prompts]
+                results = self._together(gathered, gets_on)[self.rank % len(gathered)]
+        results = iter(results)
+        for i, request in enumerate(requests):
+            for j in range(len(request.seeds)):
+                tokens, logprobs, reason = next(results)
+                text = stops.text(self.tokenizer, tokens, reason)
+                request.samples.append(Sample(tokens, logprobs, reason, text))
+                if on_sample:
+                    on_sample(i, j, request.samples[-1])
+        return [request.samples for request in requests]
 
     def load_weights(self, pairs):
         """New weights from an iterator of (hub name, full tensor), which must give every parameter once (the
         tied head may be among them). All ranks call it; an engine whose load failed is closed."""
         try:
             with self._watched("load_weights"):
+                pairs = checked(pairs, self.arch, self.shapes)
                 if self.layout == "inside":
-                    self._running().load(self._checked(pairs))
+                    self._running().load(pairs)
                     return
-                folder, problem = self._write(self._checked(pairs))
+                folder, problem = self._write(pairs)
             self._on_rank0("load_weights", self._load_written, (folder, problem))
         except BaseException:
             self.close()                                     # half of it is new: never generate with that
             raise
-
-    def _checked(self, pairs):
-        """The pairs, as they come, names and shapes compared with the architecture's; and the tied head,
-        which vLLM keeps as a tensor of its own on CPUs. vLLM ignores names it does not know and leaves
-        memory uninitialized where one is missing."""
-        missing, embed = dict(self.shapes), NAMES[self.arch.family]["embed"] + ".weight"
-        for name, tensor in pairs:
-            if self.arch.tied and name == "lm_head.weight":
-                continue
-            if missing.get(name) != tuple(tensor.shape):
-                raise InputError(f"load_weights: {name} {list(tensor.shape)}: " + (
-                    f"its shape is {list(self.shapes[name])}" if name in missing else
-                    "given twice" if name in self.shapes else f"{self.arch.family} has no such tensor"))
-            del missing[name]
-            yield name, tensor.detach()
-            if self.arch.tied and name == embed:
-                yield "lm_head.weight", tensor.detach()
-        if missing:
-            raise InputError(f"load_weights: {len(missing)} of {len(self.shapes)} tensors are missing: "
-                             f"{', '.join(list(missing)[:4])}{' ...' * (len(missing) > 4)}; give them all")
 
     def _write(self, pairs, file_bytes=1 << 30):
         """Rank 0 writes the pairs to a folder in memory, or on the disk if /dev/shm is small; the others only
@@ -500,27 +509,40 @@ class VllmEngine:
             for _ in pairs:
                 pass
             return None, None
-        size = self.dtype.itemsize * sum(map(math.prod, self.shapes.values()))
-        memory = os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free > 1.5 * size
-        folder, problem = tempfile.mkdtemp(prefix="prism-vllm-", dir="/dev/shm" if memory else None), None
+        folder = problem = None
         batch, held, files = {}, 0, 0
 
         def flush():
-            nonlocal batch, held, files, problem
-            try:
-                if not problem:
-                    save_file(batch, os.path.join(folder, f"{files:05d}.safetensors"))
-            except OSError as e:
-                problem = f"{folder}: weights for vLLM could not be written ({e}); free space there"
+            nonlocal batch, held, files
+            save_file(batch, os.path.join(folder, f"{files:05d}.safetensors"))
             batch, held, files = {}, 0, files + 1
 
-        for name, tensor in pairs:
-            full = tensor.to("cpu", self.dtype if tensor.ndim > 1 else tensor.dtype, copy=True).contiguous()
-            batch[name], held = full, held + full.nbytes
-            if held > file_bytes:
+        try:
+            size = self.dtype.itemsize * sum(map(math.prod, self.shapes.values()))
+            memory = os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free > 1.5 * size
+            folder = tempfile.mkdtemp(prefix="prism-vllm-", dir="/dev/shm" if memory else None)
+        except OSError as e:
+            problem = e
+        try:
+            for name, tensor in pairs:                       # to the end, whatever happens: others gather too
+                if problem:
+                    continue
+                full = tensor.to("cpu", self.dtype if tensor.ndim > 1 else tensor.dtype, copy=True)
+                batch[name], held = full.contiguous(), held + full.nbytes
+                try:
+                    if held > file_bytes:
+                        flush()
+                except (OSError, SafetensorError) as e:
+                    problem = e
+            if not problem:
                 flush()
-        flush()
-        return folder, problem
+        except (OSError, SafetensorError) as e:
+            problem = e
+        except BaseException:
+            shutil.rmtree(folder or "", ignore_errors=True)
+            raise
+        return folder, problem and (f"{folder}: weights for vLLM could not be written ({problem}); free "
+                                    f"space there")
 
     def _load_written(self, gathered):
         folder, problem = gathered[0]
@@ -529,7 +551,7 @@ class VllmEngine:
                 raise InputError(problem)
             self._running().load(folder)
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder or "", ignore_errors=True)
         return [None] * self.world
 
     def sleep(self):

@@ -1,21 +1,21 @@
 """Sampling, the embedded engine against transformers.generate and vLLM: the same weights and prompts, 64
 samples at a time, side by side in one run.
 
-    python benchmarks/generate.py                         # two CPU cores: about four minutes
+    python benchmarks/generate.py                         # two CPU cores: about ten minutes
     python benchmarks/generate.py --device=cuda           # on a GPU (not yet measured)
 
-Two workloads. "rollouts" is what RL asks for: 8 prompts of 128 tokens, 16 samples of each, which end by
+Two workloads. "rollouts" is what RL asks for: 16 prompts of 128 tokens, 16 samples of each, which end by
 themselves (after 90 tokens on average, here by 40 stop ids of the 4,096) or are cut at 256: a batch of
 transformers goes on until its last sample ends. "even" is the least favourable to us: 64 different prompts,
 one sample of each, 128 tokens whatever happens. tokens/s counts what was sampled up to the stop. Each side is
-a process of its own; while one works the others wait. Medians of three calls after one to warm up. Memory is
-the process's peak during the calls beyond what it held when its model was loaded.
+a process of its own; while one works the others wait. Medians of three calls after a small one to warm up.
+Memory is how far a process's resident memory rose during a call at its highest (not vLLM's cache: it is
+set aside at the start).
 """
 
 import importlib.util
 import multiprocessing
 import os
-import resource
 import statistics
 import sys
 import tempfile
@@ -33,7 +33,7 @@ from model import Init, Model  # noqa: E402
 
 MODELS = {"dense": CONFIGS["dense"], "hybrid": CONFIGS["hybrid, chunk_size 32"]}
 BATCH, V = 64, 4096
-WORK = {"rollouts": dict(prompts=8, n=16, new=256, stop=list(range(1, 41))),
+WORK = {"rollouts": dict(prompts=16, n=16, new=256, stop=list(range(1, 41))),
         "even": dict(prompts=64, n=1, new=128, stop=[])}
 
 
@@ -89,25 +89,34 @@ def transformers(folder, dtype, device):
 SIDES = {"ours": ours, "transformers": transformers, "vllm": vllm}
 
 
-def peak():
-    """The highest resident memory of this process so far, in MB."""
+def memory():
+    """Starts a measurement; the function returned gives the rise since then, at its highest, in MB."""
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        return lambda: (torch.cuda.max_memory_allocated() - held) / 1e6
+
+    def now(field):
+        with open("/proc/self/status") as f:
+            return next(int(line.split()[1]) for line in f if line.startswith(field)) / 1e3
+
+    with open("/proc/self/clear_refs", "w") as f:
+        f.write("5")                                      # VmHWM starts again from here
+    held = now("VmRSS")
+    return lambda: now("VmHWM") - held
 
 
 def worker(pipe, side, folder, dtype, device):
     work = SIDES[side](folder, dtype, device)
     work(prompts(4), 1, 4, [], 0)
-    held = peak()
     pipe.send("ready")
     while (message := pipe.recv()) != "end":
         name, seed = message
         job = dict(WORK[name])
         asked = prompts(job.pop("prompts"))
-        start = time.perf_counter()
+        rise, start = memory(), time.perf_counter()
         made = work(asked, seed=seed, **job)
-        pipe.send((made / (time.perf_counter() - start), peak() - held))
+        pipe.send((made / (time.perf_counter() - start), rise()))
 
 
 def compare(name, dtype, device, sides):
@@ -120,15 +129,16 @@ def compare(name, dtype, device, sides):
             there.close()                                 # a side that dies is the end of its pipe
             pipes[side].recv()
         for work in WORK:
-            rates, memory = {side: [] for side in sides}, {}
-            for repeat in range(4):
+            rates, risen = {side: [] for side in sides}, dict.fromkeys(sides, 0)
+            for repeat in range(3):
                 for side, pipe in pipes.items():
                     pipe.send((work, repeat))
-                    rate, memory[side] = pipe.recv()
-                    rates[side] += [rate] * (repeat > 0)
+                    rate, rise = pipe.recv()
+                    rates[side].append(rate)
+                    risen[side] = max(risen[side], rise)
             median = {side: statistics.median(r) for side, r in rates.items()}
             print(f"{name:7s} {str(dtype).removeprefix('torch.'):9s} {work:9s}" + "".join(
-                f" {median[side]:8.0f} tok/s {memory[side]:5.0f} MB" for side in sides) + "".join(
+                f" {median[side]:8.0f} tok/s {risen[side]:5.0f} MB" for side in sides) + "".join(
                 f" {median['ours'] / median[side]:6.2f}" for side in sides if side != "ours"), flush=True)
         for pipe in pipes.values():
             pipe.send("end")

@@ -213,19 +213,6 @@ def test_a_push_empties_the_prefix_cache(toy):
     engine.load_weights(model.named_parameters())
 
 
-@pytest.mark.parametrize("change, says", [
-    (lambda w: w.pop("model.layers.1.mlp.up_proj.weight"), "1 of 38 tensors are missing: model.layers.1.ml"),
-    (lambda w: w.update(surprise=torch.ones(2)), r"surprise \[2\]: llama has no such tensor"),
-    (lambda w: w.update({"model.norm.weight": torch.ones(7)}), r"norm.weight \[7\]: its shape is \[128\]"),
-])
-def test_a_push_of_other_tensors_is_refused(change, says, toy):
-    """As they stream by: vLLM would keep some of the old ones, and make up others."""
-    weights = dict(load("random:toy").named_parameters())
-    change(weights)
-    with pytest.raises(InputError, match=says):
-        list(toy[1]._checked(weights.items()))
-
-
 # -- sampling ----------------------------------------------------------------------------------------------
 
 def agreement(a, b):
@@ -452,6 +439,11 @@ def gap(model, prompts, samples):
         worst = max(worst, (ours - torch.tensor(sample.logprobs)).abs().max().item())
     return worst
 
+before = set(os.listdir("/dev/shm"))
+
+def mine():
+    return [f for f in os.listdir("/dev/shm") if f.startswith("prism-vllm-") and f not in before]
+
 with ranks("cpu") as r:
     plain, model = load("random:toy-h"), shard(load("random:toy-h"), r.mesh, torch.float32)
     prompts, tokens = [[7, 8, 9 + r.rank]] * (1 + r.rank) + [[5, 5]], []
@@ -483,7 +475,7 @@ with ranks("cpu") as r:
     engine.load_weights((n, p.full_tensor() if p.ndim > 1 else p) for n, p in model.named_parameters())
     samples = engine.generate(prompts, 2, max_new_tokens=12, stop=[])
     assert gap(plain, prompts, samples) < 1e-5
-    assert not [f for f in os.listdir("/dev/shm") if f.startswith("prism-vllm-")]
+    assert not mine()
 
     if r.rank == 0:                                         # the child hangs: both ranks are told
         engine.engine.timeout_s = 2
