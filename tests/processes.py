@@ -1,8 +1,9 @@
-"""midtrain.py as real processes that start in a tenth of a second: forked from a server that has imported it.
+"""Stages as real processes that start in a tenth of a second: forked from a server that has imported them.
 
 They take the command line's path (argv, launch, exit status, stderr), can be killed, and can be many ranks.
 """
 
+import importlib
 import multiprocessing
 import os
 import resource
@@ -12,12 +13,12 @@ import sys
 import time
 
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["pytest", "midtrain", "tyro", "torch._dynamo", "matplotlib.backends.backend_agg",
-                             "matplotlib.pyplot"])
+FORK.set_forkserver_preload(["pytest", "midtrain", "rl", "tyro", "torch._dynamo",
+                             "matplotlib.backends.backend_agg", "matplotlib.pyplot"])
 
 
-def _main(argv, env, folder):
-    import midtrain
+def _main(argv, env, folder, name):
+    stage = importlib.import_module(name)
     os.environ.update(env)
     for fd, name in (1, "stdout"), (2, "stderr"):
         file = f"{folder}/{name}.{env.get('RANK', 0)}"
@@ -25,14 +26,14 @@ def _main(argv, env, folder):
     if "FILE_LIMIT" in env:                               # bytes a file may have
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(env["FILE_LIMIT"]),) * 2)
-    sys.argv = ["midtrain.py", *argv]
-    midtrain.launch(midtrain.main, midtrain.Config, midtrain.recipe)
+    sys.argv = [f"{name}.py", *argv]
+    stage.launch(stage.main, stage.Config, stage.recipe)
 
 
 class Process:
-    """One run: `world` ranks of midtrain.py with these flags, started at once."""
+    """One run: `world` ranks of a stage with these flags, started at once."""
 
-    def __init__(self, folder, *flags, world=1, **env):
+    def __init__(self, folder, *flags, world=1, stage="midtrain", **env):
         self.folder = folder
         os.makedirs(folder, exist_ok=True)
         ranks = [{}]
@@ -42,7 +43,7 @@ class Process:
                 port = s.getsockname()[1]
             ranks = [dict(RANK=str(r), LOCAL_RANK=str(r), WORLD_SIZE=str(world), MASTER_ADDR="127.0.0.1",
                           MASTER_PORT=str(port)) for r in range(world)]
-        self.ranks = [FORK.Process(target=_main, args=(flags, env | rank, str(folder)), daemon=True)
+        self.ranks = [FORK.Process(target=_main, args=(flags, env | rank, str(folder), stage), daemon=True)
                       for rank in ranks]
         for process in self.ranks:
             process.start()

@@ -2,10 +2,14 @@
 Odd sizes, document borders inside and at chunk edges, one-token rows. bf16 against float64 of the same
 rounded inputs."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
-from kernels import conv1d, loss, norm, rope, ssd
+from kernels import conv1d, logprob, loss, norm, rope, ssd
 
 
 def leaf(*shape, low=None, dtype=torch.float64):
@@ -111,6 +115,64 @@ def test_linear_cross_entropy_is_scaled_in_fp32():
     assert abs((scaled.double() * once.double()).sum() / once.double().square().sum() * 1_044_600 - 1) < 2e-3
 
 
+@pytest.mark.parametrize("known", [None, 20])
+@pytest.mark.parametrize("chunk", [None, 1, 7, 50, 64])
+def test_token_logprobs(chunk, known):
+    """Of the sampler's distribution: logits scaled, divided by the temperature, of known ids only. Gradients
+    of the log-probs, of the entropies, and of both at once."""
+    h, w, targets = leaf(50, 16), leaf(31, 16), torch.randint(0, known or 31, (50,))
+    for scale, temperature in ((1.0, 1.0), (0.125, 0.6)):
+        exact = (h @ w.T)[:, :known].mul(scale).div(temperature).softmax(-1)
+        exact = exact.gather(1, targets[:, None])[:, 0].log(), -(exact * exact.log()).sum(-1)
+        for ours in (logprob.token_logprobs(h, w, targets, scale, temperature, chunk, known),
+                     logprob.reference(h, w, targets, scale, temperature, known)):
+            for pick in (lambda x: x[0], lambda x: x[1], torch.stack):
+                g, a, b = torch.randn_like(pick(exact)), pick(ours), pick(exact)
+                pairs = zip((a, *torch.autograd.grad(a, (h, w), g, retain_graph=True)),
+                            (b, *torch.autograd.grad(b, (h, w), g, retain_graph=True)), strict=True)
+                assert all((x - y).norm() <= 1e-12 * y.norm() for x, y in pairs)
+
+
+def test_token_logprobs_at_the_edges():
+    h, w = leaf(4, 8, dtype=torch.float32), leaf(9, 8, dtype=torch.float32)
+    targets = torch.tensor([0, 8, 3, 3])
+    none, entropy = logprob.token_logprobs(h[:0], w, targets[:0])             # a rank without a response
+    assert none.shape == entropy.shape == (0,)
+    assert all(g.abs().max() == 0 for g in torch.autograd.grad(none.sum(), (h, w)))
+    logp, entropy = logprob.token_logprobs(h * 1e4, w, targets)                              # logits of +-1e5
+    assert (entropy >= 0).all() and (logp <= 0).all() and torch.isfinite(logp).all()
+    assert all(torch.isfinite(g).all() for g in torch.autograd.grad(logp.sum() + entropy.sum(), (h, w)))
+    with torch.no_grad():
+        logp, entropy = logprob.token_logprobs(h, w, targets)
+    assert not logp.requires_grad and not entropy.requires_grad and logp.dtype == torch.float32
+    for frozen in ((h.detach(), w), (h, w.detach())):
+        trained, = (x for x in frozen if x.requires_grad)
+        assert torch.autograd.grad(logprob.token_logprobs(*frozen, targets)[0].sum(), trained)[0].norm() > 0
+    flat = logprob.token_logprobs(torch.zeros(3, 8), w, targets[:3])
+    assert torch.allclose(flat[1], torch.full((3,), 9.0).log()) and torch.allclose(flat[0], -flat[1])
+
+
+def test_token_logprobs_hold_no_logits():
+    """Peak memory at 8 and 128 thousand ids, of a pass of two chunks and of one of 2^26 logits (268 MB in
+    fp32; softmax and gradient would be as much again): what is added is hidden states, not logits."""
+    code = """
+import resource, torch
+from kernels.logprob import token_logprobs
+torch.set_num_threads(1)
+V, peaks = {}, []
+w = torch.randn(V, 16, requires_grad=True)
+for n in (2 * max(64, 2**20 // V), 2**26 // V):
+    h = torch.randn(n, 16, requires_grad=True)
+    sum(x.sum() for x in token_logprobs(h, w, torch.randint(0, V, (n,)))).backward()
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peaks[1] - peaks[0])
+"""
+    for V in (1 << 13, 1 << 17):
+        out = subprocess.run([sys.executable, "-c", code.format(V)], cwd=Path(__file__).parents[1], text=True,
+                             check=True, capture_output=True, timeout=120)
+        assert int(out.stdout) < 64_000, f"{V} ids: {int(out.stdout) / 1000:.0f} MB"             # kB on Linux
+
+
 def test_bfloat16_rounds_once():
     """Element-wise ops: at most 5e-3 of the float64 result of the same rounded inputs; with products 1e-2."""
     def relative(a, b):
@@ -137,3 +199,10 @@ def test_bfloat16_rounds_once():
     assert relative(ours, exact) < 5e-3
     for a, b in zip(torch.autograd.grad(ours, (h, head)), torch.autograd.grad(exact, (hd, wd)), strict=True):
         assert relative(a, b) < 1e-2
+    ours = torch.stack(logprob.token_logprobs(h, head, targets, 0.1, chunk=7))
+    exact = torch.stack(logprob.reference(hd, wd, targets, 0.1))
+    assert ours.dtype == torch.float32 and relative(ours, exact) < 5e-3
+    g = torch.randn(2, 40)
+    for a, b in zip(torch.autograd.grad(ours, (h, head), g), torch.autograd.grad(exact, (hd, wd), g.double()),
+                    strict=True):
+        assert a.dtype == torch.bfloat16 and relative(a, b) < 1e-2

@@ -1,0 +1,346 @@
+"""rl.py as a whole on the toy world: one process equals two, a resumed run an uninterrupted one, gradients do
+not depend on rows, groups stay whole, rollouts are replayed, bad input ends readably."""
+
+import dataclasses
+import glob
+import inspect
+import json
+import os
+import re
+import time
+
+import numpy as np
+import pytest
+import torch
+from processes import Process
+
+import rl
+from generate import Sample
+from model import load, save
+from rl import Response, pack, row_logprobs, row_tensors
+from runtime import InputError, parse, ranks
+
+SMALL = ["--model=toy", "--domains=math+science", "--steps=3", "--batch=4", "--group=4", "--context=64",
+         "--row_tokens=128", "--eval_every=0", "--eval_prompts=4", "--eval_samples=2", "--lr=1e-3",
+         "--keep_equal=True"]
+LONG = ["--steps=6", "--retire=1.0", "--ref_every=2", "--eval_every=2"]
+
+
+def run(folder, *flags):
+    rl.main(parse(rl.Config, [*SMALL, f"--run={folder}", *flags], rl.recipe))
+    return folder
+
+
+def weights(folder):
+    return {n: p.detach().clone() for n, p in load(str(folder / "model")).named_parameters()}
+
+
+def lines(folder, name="metrics.jsonl"):
+    with open(folder / name) as f:
+        return [json.loads(line) for line in f]
+
+
+def steps(folder):
+    """The numbers of metrics.jsonl that do not depend on the clock."""
+    return [{k: v for k, v in line.items() if not k.endswith("_s")} for line in lines(folder)]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """An untrained toy: never right, but its answers are cut, and repeat themselves, more or less: rewards
+    differ."""
+    folder = tmp_path_factory.mktemp("rl") / "start"
+    save(load("random:toy"), str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(start, tmp_path_factory):
+    return run(tmp_path_factory.mktemp("rl") / "whole", f"--init={start}", *LONG, "--export_at=2,4")
+
+
+def test_what_a_run_leaves(whole):
+    m = [line for line in lines(whole) if "eval" not in line]
+    assert [line["step"] for line in m] == list(range(1, 7))
+    assert all(line["push_gap"] < 1e-5 and line["mismatch"] < 1e-5 for line in m)
+    assert all(line["ratio"] == line["ratio_max"] == 1 and line["clip_high"] == 0 for line in m)
+    assert m[0]["k3"] < 1e-9 < m[1]["k3"]                 # the reference starts as the policy
+    assert [line["step"] for line in lines(whole) if "eval" in line] == [0, 2, 4, 6]
+    assert sorted(os.listdir(whole / "models")) == ["step_000002", "step_000004"]
+    made = lines(whole, "samples.jsonl")
+    assert len(made) == 6 * 4 * 4 and len({(r["step"], r["group"]) for r in made}) == 24
+    for r in made:
+        assert len(r["tokens"]) == len(r["gen"]) == len(r["old"])
+        assert abs(np.array(r["gen"]) - np.array(r["old"])).max() < 1e-5
+        assert r["reward"] == pytest.approx(sum(r["terms"].values()))
+    by_step = {line["step"]: line for line in m}
+    for step in range(1, 7):
+        mine = [r for r in made if r["step"] == step]
+        assert by_step[step]["reward"] == pytest.approx(np.mean([r["reward"] for r in mine]))
+        assert by_step[step]["truncated"] == np.mean([r["finish"] != "stop" for r in mine])
+
+
+# -- the same numbers however it is run ----------------------------------------------------------------------
+
+def test_two_ranks_equal_one(start, whole, tmp_path):
+    two = Process(tmp_path / "two", *SMALL, f"--init={start}", *LONG, f"--run={tmp_path / 'two'}", world=2,
+                  stage="rl", OMP_NUM_THREADS="1")
+    assert two.wait(120) == 0, two.text("stderr")
+    ours, theirs = lines(whole, "samples.jsonl"), lines(tmp_path / "two", "samples.jsonl")
+    key = {"step", "id", "tokens", "reward"}
+    first = [sorted(([r[k] for k in sorted(key)] for r in made_ if r["step"] == 1), key=str)
+             for made_ in (ours, theirs)]
+    assert first[0] == first[1]
+    one, two = ([line for line in steps(f) if "eval" not in line] for f in (whole, tmp_path / "two"))
+    assert one[0]["loss"] == pytest.approx(two[0]["loss"], abs=1e-6)
+    assert one[0]["gnorm"] == pytest.approx(two[0]["gnorm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("flags", [["--row_tokens=64"], ["--row_tokens=1000"], ["--recompute=full"],
+                                   ["--ref_offload=True"]])
+def test_how_a_step_is_computed(flags, start, whole, tmp_path):
+    """Other rows, recomputation, the reference elsewhere: the same losses and gradients."""
+    folder = run(tmp_path / "run", f"--init={start}", *LONG, *flags)
+    one, two = ([line for line in steps(f) if "eval" not in line] for f in (whole, folder))
+    for a, b in zip(one[:2], two[:2], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-6) and a["k3"] == pytest.approx(b["k3"], abs=1e-6)
+        assert a["gnorm"] == pytest.approx(b["gnorm"], rel=1e-4)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(start, whole, tmp_path):
+    """Three steps, kill -9 in the middle of the fourth, and on: every number and weight the same bits."""
+    folder = tmp_path / "run"
+    flags = [*SMALL, f"--init={start}", *LONG, f"--run={folder}"]
+    process = Process(folder, *flags, stage="rl", OMP_NUM_THREADS="1")
+    end = time.monotonic() + 60
+    while latest(folder) < 3 and time.monotonic() < end:
+        time.sleep(0.002)
+    process.kill()
+    assert latest(folder) >= 3 and not (folder / "model").exists()
+    again = Process(folder, *flags, stage="rl", OMP_NUM_THREADS="1")
+    assert again.wait(120) == 0, again.text("stderr")
+    assert "goes on at step" in again.text("stdout")
+    assert steps(folder) == steps(whole)
+    assert lines(folder, "samples.jsonl") == lines(whole, "samples.jsonl")
+    ours, theirs = weights(folder), weights(whole)
+    assert all(torch.equal(ours[n], theirs[n]) for n in theirs)
+
+
+def latest(folder):
+    """The step of the newest complete checkpoint."""
+    return max((int(path[-6:]) for path in glob.glob(f"{folder}/checkpoints/step_??????")), default=0)
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments(start, whole, tmp_path):
+    """Each time no more than the step in flight is lost; in the end nothing is."""
+    folder, rng = tmp_path / "run", np.random.default_rng(0)
+    flags = [*SMALL, f"--init={start}", *LONG, f"--run={folder}"]
+    for _ in range(10):
+        before = latest(folder)
+        process = Process(folder, *flags, stage="rl", OMP_NUM_THREADS="1")
+        time.sleep(rng.uniform(0.1, 2.0))
+        done = process.running()
+        process.kill()
+        after = latest(folder)
+        assert after >= before
+        if not done and (folder / "rl.json").exists():
+            break
+        told = re.findall(r"step +(\d+)/", process.text("stdout"))
+        if told:
+            assert after >= int(told[-1])       # a step whose line was printed is never repeated
+    again = Process(folder, *flags, stage="rl", OMP_NUM_THREADS="1")
+    assert again.wait(120) == 0, again.text("stderr")
+    assert steps(folder) == steps(whole)
+    assert lines(folder, "samples.jsonl") == lines(whole, "samples.jsonl")
+
+
+def test_replay_trains_without_an_engine(start, whole, tmp_path):
+    """The same rollouts, the same updates, to the rounding of the written log-probs."""
+    folder = run(tmp_path / "run", f"--init={start}", *LONG, f"--replay={whole / 'samples.jsonl'}")
+    one, two = ([line for line in steps(f) if "eval" not in line] for f in (whole, folder))
+    assert len(two) == 6 and all(line["push_gap"] is None for line in two)
+    for a, b in zip(one, two, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5) and a["reward"] == pytest.approx(b["reward"])
+    ours, theirs = weights(folder), weights(whole)
+    assert all((ours[n] - theirs[n]).abs().max() < 1e-4 for n in theirs)
+
+
+def test_one_step_ahead(start, tmp_path):
+    """The first batch is the same; the second was sampled with the weights before the first update."""
+    one = run(tmp_path / "one", f"--init={start}")
+    two = run(tmp_path / "two", f"--init={start}", "--ahead=1")
+    a, b = ([line for line in steps(f) if "eval" not in line] for f in (one, two))
+    assert a[0]["loss"] == b[0]["loss"] and b[0]["mismatch"] < 1e-5
+    assert all(line["mismatch"] > 1e-4 for line in b[1:]) and all(line["mismatch"] < 1e-5 for line in a)
+
+
+# -- rows ----------------------------------------------------------------------------------------------------
+
+def some_responses(model, n, seed=0):
+    rng = np.random.default_rng(seed)
+    return [Response(0, rng.integers(0, 500, rng.integers(1, 20)).tolist(),
+                     rng.integers(0, 500, rng.integers(1, 30)).astype(np.int32), None, "stop", "")
+            for _ in range(n)]
+
+
+@pytest.mark.parametrize("name", ["toy", "toy-mistral", "toy-h", "toy-nemotron-h"])
+def test_packed_log_probs_are_those_of_responses_alone(name):
+    model = load(f"random:{name}")
+    responses = some_responses(model, 12)
+    rows = pack([len(r.ids) + len(r.tokens) for r in responses], 100)[0]
+    assert len(rows) > 2
+    with torch.no_grad():
+        for row in rows:
+            tensors = row_tensors(row, responses, "cpu")
+            logp, entropy = row_logprobs(model, tensors, 0.7)
+            for i in row:
+                r = responses[i]
+                logits = model(torch.tensor([[*r.ids, *r.tokens.tolist()]]))[0, len(r.ids) - 1:-1] / 0.7
+                alone = logits.log_softmax(-1)
+                own = tensors[-1] == i
+                expected = alone.gather(1, torch.tensor(r.tokens, dtype=torch.int64)[:, None])[:, 0]
+                assert (logp[own] - expected).abs().max() < 1e-5
+                assert (entropy[own] + (alone.exp() * alone).sum(-1)).abs().max() < 1e-4
+    empty = row_logprobs(model, row_tensors([], responses, "cpu"), 1.0)[0]
+    assert empty.shape == (0,) and empty.sum() == 0
+    empty.sum().backward()                                # a rank without responses takes part all the same
+
+
+# -- prompts, groups, rewards --------------------------------------------------------------------------------
+
+def made(text, tokens=(1, 2, 3), finish="stop"):
+    return Response(0, [1], np.array(tokens, dtype=np.int32), np.zeros(3, dtype=np.float32), finish, text)
+
+
+def test_rewards_term_by_term():
+    cfg, records = rl.Config(), [{"domain": "math", "truth": "5"}]
+    loop = (1, 2, 3, 4) * 4
+    cases = [(made("<think> 2 + 3 </think> \\boxed{5}"), True, 1.0),
+             (made("\\boxed{5}"), True, 0.0),           # right, but not of the form
+             (made("<think> x </think> \\boxed{6}"), False, 0.0),
+             (made("<think> x </think> \\boxed{5}", finish="length"), False, -0.5),
+             (made("<think> 2 + 3 </think> \\boxed{5}", loop), True, 1 - 0.5 * 9 / 13)]
+    rl.judge([r for r, *_ in cases], records, cfg)
+    for r, correct, reward in cases:
+        assert r.correct == correct and r.reward == pytest.approx(reward), r
+    cfg.format = False
+    r, = rl.judge([made("\\boxed{5}")], records, cfg)
+    assert r.reward == 1.0
+
+
+def test_prompts_come_all_before_any_comes_again():
+    records = [{"id": str(i)} for i in range(10)]
+    progress = {"cursor": 0, "retired": []}
+    drawn = [rl.draw_prompts(progress, records, 5, seed=3) for _ in range(4)]
+    assert sorted(drawn[0] + drawn[1]) == sorted(drawn[2] + drawn[3]) == list(range(10))
+    assert drawn[0] + drawn[1] != drawn[2] + drawn[3] and progress["cursor"] == 20
+    progress["retired"] = ["1", "2", "3"]
+    assert sorted(rl.draw_prompts(progress, records, 7, seed=3)) == [0, 4, 5, 6, 7, 8, 9]
+    with pytest.raises(InputError, match="3 of 10 prompts are retired, 30 a step are needed"):
+        rl.draw_prompts(progress, records, 30, seed=3)
+
+
+class Oracle:
+    """An engine whose answers to a prompt are right as often as `rates` says, by the prompt's first id."""
+
+    def __init__(self, rates):
+        self.rates, self.calls = rates, 0
+
+    def generate(self, prompts, n, **more):
+        self.calls += 1
+        texts = [[f"<think> x </think> \\boxed{{{int(j >= self.rates[p[0]] * n)}}}" for j in range(n)]
+                 for p in prompts]
+        return [[Sample([1, 2, 3], [-1.0] * 3, "stop", text) for text in own] for own in texts]
+
+
+def test_groups_without_a_difference_are_replaced():
+    """Filtered on correctness, whole groups; prompts always solved are retired."""
+    rates = {0: 0.0, 1: 1.0, 2: 0.5, 3: 0.25, 4: 0.5, 5: 0.0, 6: 0.75, 7: 1.0}
+    records = [{"id": str(i), "domain": "math", "truth": "0", "ids": [i]} for i in rates]
+    cfg = dataclasses.replace(rl.Config(), batch=4, group=4, refill=2, retire=1.0)
+    with ranks("cpu") as me:
+        progress, door = {"cursor": 0, "retired": []}, Oracle(rates)
+        groups, everything = rl.rollouts(0, door, records, progress, cfg, me)
+        assert len(groups) == 4 and all(len(g) == 4 and len({r.prompt for r in g}) == 1 for g in groups)
+        assert all(0 < sum(r.correct for r in g) < 4 for g in groups)
+        assert set(progress["retired"]) <= {"1", "7"} and 2 <= door.calls <= 3
+        cfg.refill = 0
+        groups, everything = rl.rollouts(1, door, records, progress, cfg, me)
+        assert len(everything) == 4 and len(groups) <= 4
+
+
+def test_truncated_responses_are_masked_without_breaking_groups():
+    """They have a say in their group's mean, and no token in the loss."""
+    lengths = torch.tensor([[5, 0, 3], [0, 0, 4]])        # 0: masked
+    w = rl.token_weights(lengths, "token")
+    assert w.tolist() == [[pytest.approx(1 / 12), 0, pytest.approx(1 / 12)], [0, 0, pytest.approx(1 / 12)]]
+    adv = rl.advantages(torch.tensor([[1.0, 0.0, 0.0]]))
+    assert adv[0].sum().abs() < 1e-6 and adv[0, 1] == adv[0, 2]
+
+
+def test_the_filter_writes_the_papers_mixes(start, tmp_path):
+    records = [{"id": f"m{i}", "domain": "math", "prompt": f"What is {i} + 1?", "truth": str(i + 1)}
+               for i in range(6)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    flags = [f"--prompts={tmp_path / 'train.jsonl'}", f"--init={start}", "--filter=True", "--group=16"]
+    run(tmp_path / "out", *flags)
+    verdicts = lines(tmp_path / "out", "verdicts.jsonl")
+    assert sorted(v["id"] for v in verdicts) == [f"m{i}" for i in range(6)]
+    assert all(len(v["verdicts"]) == 16 for v in verdicts)
+    # cut short and called again: the same file
+    text = (tmp_path / "out" / "verdicts.jsonl").read_text()
+    (tmp_path / "out" / "verdicts.jsonl").write_text(text[:len(text) // 2])
+    run(tmp_path / "out", *flags)
+    assert sorted(lines(tmp_path / "out", "verdicts.jsonl"), key=str) == sorted(verdicts, key=str)
+    assert {f for f in os.listdir(tmp_path / "out") if f.endswith(".jsonl")} == {
+        "verdicts.jsonl", "unbalanced-MC.jsonl", "unbalanced-MCS.jsonl", "balanced-MC.jsonl",
+        "balanced-MCS.jsonl"}
+
+
+# -- bad input -----------------------------------------------------------------------------------------------
+
+def prompt_file(folder, *records):
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    return f"--prompts={path}"
+
+
+GOOD = {"id": "a", "domain": "math", "prompt": "What is 1 + 1?", "truth": "2"}
+
+
+@pytest.mark.parametrize("records, flags, message", [
+    ([], [], "no prompt is left \\(the file is empty\\)"),
+    ([{**GOOD, "truth": ""}], [], "line 1 lacks truth"),
+    ([GOOD, GOOD], [], "line 2: the id 'a' came before"),
+    ([{**GOOD, "prompt": "word " * 200}], [], "1 as long as --context=64"),
+    ([{**GOOD, "truth": "\\frac{"}], [], "1 with a gold answer that cannot be read"),
+    ([{**GOOD, "domain": "code", "truth": {}}], [], "1 of code"),
+    ([GOOD], ["--batch=4"], "--batch=4: .* has only 1 prompts"),
+    ([GOOD], ["--group=1"], "--group=1 must be .* at least 2: a group of one has nothing to compare"),
+    ([GOOD], ["--lr=nan"], "--lr=nan"),
+    ([GOOD], ["--kl=k4"], "--kl='k4' is not one of k1, k2, k3"),
+    ([GOOD], ["--temperature=0"], "--temperature=0.0: RL needs samples that differ"),
+    ([GOOD], ["--domains=math+art"], "'art' is not one of math, code, science"),
+    ([GOOD], ["--engine=vlm", "--batch=1"], "--engine=vlm; did you mean 'vllm'"),
+    ([GOOD], ["--row_tokens=10"], "--row_tokens=10 does not hold a text of --context=64"),
+    ([GOOD], ["--replay=nowhere.jsonl", "--batch=1"], "--replay: nowhere.jsonl cannot be read"),
+])
+def test_bad_input(records, flags, message, start, tmp_path):
+    with pytest.raises(InputError, match=message):
+        run(tmp_path / "run", f"--init={start}", "--heldout=none", prompt_file(tmp_path, *records), *flags)
+
+
+def test_zero_reward_everywhere_is_told_and_changes_nothing(start, tmp_path, capsys):
+    folder = run(tmp_path / "run", f"--init={start}", "--keep_equal=False", "--steps=2")
+    assert capsys.readouterr().out.count("no group differs, nothing to learn from") == 2
+    before = {n: p for n, p in load(str(start)).named_parameters()}
+    assert all(torch.equal(p, before[n]) for n, p in weights(folder).items())
+
+
+def test_every_flag_has_a_help_comment():
+    source = [line for line in inspect.getsource(rl.Config).splitlines() if re.match(r"    \w+:", line)]
+    names = [f.name for f in dataclasses.fields(rl.Config)]
+    assert len(source) == len(names)
+    bare = [line for line in source if "  # " not in line]
+    assert [line.split(":")[0].strip() for line in bare] == ["beta2", "eps"]
