@@ -3,10 +3,13 @@ not depend on rows, groups stay whole, rollouts are replayed, bad input ends rea
 
 import dataclasses
 import glob
+import importlib.util
 import inspect
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -296,6 +299,45 @@ def test_the_filter_writes_the_papers_mixes(start, tmp_path):
     assert {f for f in os.listdir(tmp_path / "out") if f.endswith(".jsonl")} == {
         "verdicts.jsonl", "unbalanced-MC.jsonl", "unbalanced-MCS.jsonl", "balanced-MC.jsonl",
         "balanced-MCS.jsonl"}
+
+
+# -- with the real vLLM --------------------------------------------------------------------------------------
+
+VLLM = """
+import sys, torch
+import rl
+from runtime import parse
+torch.set_num_threads(1)
+
+def judge(responses, records, cfg):              # an easy task: ids that 8 divides, an eighth of them at first
+    for r in responses:
+        r.reward = float((r.tokens % 8 == 0).mean())
+        r.correct, r.terms = r.reward > 0.5, {"correct": r.reward}
+    return responses
+
+rl.judge = judge
+rl.main(parse(rl.Config, sys.argv[1:], rl.recipe))
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None and os.environ.get("VLLM") != "required",
+                    reason="no vLLM here; under VLLM=required that is a failure")
+@pytest.mark.parametrize("model, least", [("toy", 0.9), ("toy-h", 0.2)])
+def test_with_the_real_vllm(model, least, tmp_path):
+    """25 steps, every rollout and every push through vLLM: the reward rises (the hybrid's residual factor of
+    0.22 makes it slow), and trainer and vLLM agree at every step."""
+    save(load(f"random:{model}"), str(tmp_path / "start"))
+    (tmp_path / "script.py").write_text(VLLM)
+    flags = [f"--model={model}", f"--init={tmp_path / 'start'}", f"--run={tmp_path / 'run'}", "--engine=vllm",
+             "--domains=math", "--steps=25", "--batch=4", "--group=16", "--context=48", "--row_tokens=512",
+             "--eval_every=0", "--heldout=none", "--lr=1e-2", "--keep_equal=True", "--beta=0"]
+    root = os.path.dirname(os.path.abspath(rl.__file__))
+    done = subprocess.run([sys.executable, str(tmp_path / "script.py"), *flags], capture_output=True, text=True,
+                          timeout=240, env=os.environ | dict(PYTHONPATH=root, TORCH_COMPILE_DISABLE="1"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    m = lines(tmp_path / "run")
+    assert len(m) == 25 and m[0]["reward"] < 0.2 and m[-1]["reward"] > least
+    assert max(line["mismatch"] for line in m) < 1e-5 and max(line["push_gap"] for line in m) < 1e-5
 
 
 # -- bad input -----------------------------------------------------------------------------------------------
