@@ -301,7 +301,7 @@ def test_the_filter_writes_the_papers_mixes(start, tmp_path):
         "balanced-MCS.jsonl"}
 
 
-# -- with the real vLLM --------------------------------------------------------------------------------------
+# -- with the real vLLM -------------------------------------------------------------------------------------
 
 VLLM = """
 import sys, torch
@@ -322,7 +322,7 @@ rl.main(parse(rl.Config, sys.argv[1:], rl.recipe))
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None and os.environ.get("VLLM") != "required",
                     reason="no vLLM here; under VLLM=required that is a failure")
-@pytest.mark.parametrize("model, least", [("toy", 0.9), ("toy-h", 0.2)])
+@pytest.mark.parametrize("model, least", [("toy", 0.9), pytest.param("toy-h", 0.2, marks=pytest.mark.slow)])
 def test_with_the_real_vllm(model, least, tmp_path):
     """25 steps, every rollout and every push through vLLM: the reward rises (the hybrid's residual factor of
     0.22 makes it slow), and trainer and vLLM agree at every step."""
@@ -332,8 +332,8 @@ def test_with_the_real_vllm(model, least, tmp_path):
              "--domains=math", "--steps=25", "--batch=4", "--group=16", "--context=48", "--row_tokens=512",
              "--eval_every=0", "--heldout=none", "--lr=1e-2", "--keep_equal=True", "--beta=0"]
     root = os.path.dirname(os.path.abspath(rl.__file__))
-    done = subprocess.run([sys.executable, str(tmp_path / "script.py"), *flags], capture_output=True, text=True,
-                          timeout=240, env=os.environ | dict(PYTHONPATH=root, TORCH_COMPILE_DISABLE="1"))
+    done = subprocess.run([sys.executable, str(tmp_path / "script.py"), *flags], capture_output=True,
+                          text=True, timeout=240, env=os.environ | dict(PYTHONPATH=root, TORCH_COMPILE_DISABLE="1"))
     assert done.returncode == 0, done.stderr[-3000:]
     m = lines(tmp_path / "run")
     assert len(m) == 25 and m[0]["reward"] < 0.2 and m[-1]["reward"] > least
