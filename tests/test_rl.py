@@ -309,7 +309,7 @@ import rl
 from runtime import parse
 torch.set_num_threads(1)
 
-def judge(responses, records, cfg):              # an easy task: ids that 8 divides, an eighth of them at first
+def judge(responses, records, cfg):              # an easy task: ids that 8 divides, at first one in eight
     for r in responses:
         r.reward = float((r.tokens % 8 == 0).mean())
         r.correct, r.terms = r.reward > 0.5, {"correct": r.reward}
@@ -332,8 +332,9 @@ def test_with_the_real_vllm(model, least, tmp_path):
              "--domains=math", "--steps=25", "--batch=4", "--group=16", "--context=48", "--row_tokens=512",
              "--eval_every=0", "--heldout=none", "--lr=1e-2", "--keep_equal=True", "--beta=0"]
     root = os.path.dirname(os.path.abspath(rl.__file__))
+    env = os.environ | dict(PYTHONPATH=root, TORCH_COMPILE_DISABLE="1")
     done = subprocess.run([sys.executable, str(tmp_path / "script.py"), *flags], capture_output=True,
-                          text=True, timeout=240, env=os.environ | dict(PYTHONPATH=root, TORCH_COMPILE_DISABLE="1"))
+                          text=True, timeout=240, env=env)
     assert done.returncode == 0, done.stderr[-3000:]
     m = lines(tmp_path / "run")
     assert len(m) == 25 and m[0]["reward"] < 0.2 and m[-1]["reward"] > least
