@@ -385,7 +385,7 @@ def get(mixture: str = "math+code+science", tokens: str = "26.2144B", raw: str =
             try:
                 texts.get_part(hub, part, spec, percent / 100 * wanted / 1e9, raw, seed, connections)
             except OSError as e:
-                raise InputError(f"--raw={raw}: {part} cannot be written ({e.strerror}); free space, then "
+                raise InputError(f"--raw={raw}: {part} cannot be written ({e.strerror or e}); free space, then "
                                  f"run the command again, it goes on") from None
 
 
@@ -501,7 +501,8 @@ def tokenize(out: str, tokenizer: str, mixture: str = "", sources: str = "", raw
                              f"command again with fewer, it goes on") from None
         except OSError as e:
             room = "free space, then " if e.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-            raise InputError(f"--out={out}: {e.filename or 'a file'} cannot be written ({e.strerror}); {room}"
+            raise InputError(f"--out={out}: {e.filename or 'a file'} cannot be written "
+                             f"({e.strerror or e}); {room}"
                              f"run the command again, it goes on") from None
         finally:
             pool.shutdown(cancel_futures=True)
