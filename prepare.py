@@ -385,8 +385,8 @@ def get(mixture: str = "math+code+science", tokens: str = "26.2144B", raw: str =
             try:
                 texts.get_part(hub, part, spec, percent / 100 * wanted / 1e9, raw, seed, connections)
             except OSError as e:
-                raise InputError(f"--raw={raw}: {part} cannot be written ({e.strerror or e}); free space, then "
-                                 f"run the command again, it goes on") from None
+                raise InputError(f"--raw={raw}: {part} cannot be written ({e.strerror or e}); free "
+                                 f"space, then run the command again, it goes on") from None
 
 
 def named_tokenizer(name):
