@@ -341,7 +341,8 @@ class Writing:
         self.members = torch.zeros(len(sizes), int(sizes.max()), dtype=torch.int64, device=groups.device)
         self.members[groups, self.place] = self.rows
         self.lengths, self.stored = prompt_lengths[groups], prompt_lengths.clamp(max=cache.sizes[0])
-        self.prompt_tokens = round_up(int(self.stored.max()))
+        self.longest = int(self.stored.max())
+        self.prompt_tokens = round_up(self.longest)
         self.index = torch.arange(round_up(max(cache.sizes)), device=groups.device)
         self.exists = self.index[:self.prompt_tokens] < self.stored[:, None]
         self.prompt_mask = self._additive(self.exists[:, None, None])       # (P, 1, 1, T)
@@ -355,7 +356,7 @@ class Writing:
         stored = counts.clamp(max=kept)[:, None]
         self.mask = self._additive((self.index[:self.tokens] < stored)[:, None, None])
         # what each sample still sees of its prompt, once the window has moved on; a row a query head
-        if self.window and (self.stored + most).max() > self.window:
+        if self.window and self.longest + most > self.window:
             from_ = (self.stored[:, None] + counts[self.members] - self.window)[..., None]
             seen = self.exists[:, None] & (self.index[:self.prompt_tokens] >= from_)
             seen = seen[:, None].repeat_interleave(self.heads, 2)           # (P, 1, n R, T)

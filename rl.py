@@ -363,6 +363,8 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     if not (0 <= c <= n and 1 <= k <= n):
         raise InputError(f"pass@{k} of {n} samples, {c} correct: give at least {k} samples a prompt")
     return 1 - math.comb(n - c, k) / math.comb(n, k)
+
+
 # -- prompts -------------------------------------------------------------------------------------------------
 
 NEEDED = ("id", "domain", "prompt", "truth")

@@ -22,6 +22,8 @@ from transformers import (
     NemotronHForCausalLM,
 )
 
+from tokenizer import toy_tokenizer
+
 _COMMON = dict(vocab_size=131, hidden_size=36, num_hidden_layers=3, num_attention_heads=6,
                num_key_value_heads=2, intermediate_size=52, max_position_embeddings=256, bos_token_id=1,
                eos_token_id=2, pad_token_id=None, initializer_range=0.15)
@@ -78,6 +80,13 @@ def make(name, folder, shards=3, seed=0, **more):
     size = sum(p.nbytes for p in oracle.parameters())
     oracle.save_pretrained(folder, max_shard_size=size // shards if shards > 1 else "5GB")
     return oracle
+
+
+def write_tokenizer(folder):
+    """The toy's, beside the checkpoint's own config.json."""
+    config = open(os.path.join(folder, "config.json")).read()
+    toy_tokenizer().save(folder)
+    open(os.path.join(folder, "config.json"), "w").write(config)
 
 
 def respell(folder):

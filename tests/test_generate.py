@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from checkpoints import FAMILIES, ROOMY, make
+from checkpoints import FAMILIES, ROOMY, make, write_tokenizer
 
 import generate
 from generate import (
@@ -45,9 +45,7 @@ def folder(tmp_path_factory):
         if name not in made:
             made[name] = str(tmp_path_factory.mktemp(name))
             make(name, made[name], **ROOMY)
-            config = open(os.path.join(made[name], "config.json")).read()
-            toy_tokenizer().save(made[name])
-            open(os.path.join(made[name], "config.json"), "w").write(config)
+            write_tokenizer(made[name])
         return made[name]
     return get
 

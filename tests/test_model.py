@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 import torch
-from checkpoints import FAMILIES, make, respell
+from checkpoints import FAMILIES, make, respell, write_tokenizer
 from safetensors.torch import load_file, save_file
 
 from model import PRESETS, Model, flops_per_token, keys_met, load, parameter_counts, preset, read_config, save
@@ -30,13 +30,6 @@ def checkpoints(tmp_path_factory):
             write_tokenizer(folder)
         return made[name]
     return get
-
-
-def write_tokenizer(folder):
-    from tokenizer import toy_tokenizer
-    config = open(os.path.join(folder, "config.json")).read()
-    toy_tokenizer().save(folder)
-    open(os.path.join(folder, "config.json"), "w").write(config)
 
 
 def close(ours, theirs, name):
