@@ -4,9 +4,12 @@ BIN = .venv/bin
 
 .PHONY: demo test soak bench lint lines clean
 
-demo: .venv/demo                     ## a toy base, mid-trained on the paper's mixture: what was gained, what was kept
-	$(BIN)/python midtrain.py --model=toy --mixture=base --out=runs/base
-	$(BIN)/python midtrain.py --model=toy --init=runs/base/model --lr=1e-3 --out=runs/mt
+demo: .venv/demo                     ## a toy base, mid-trained on the paper's mixture, then RL from it and from the base
+	$(BIN)/python midtrain.py --model=toy --mixture=base --steps=300 --out=runs/base
+	$(BIN)/python midtrain.py --model=toy --init=runs/base/model --out=runs/mt
+	$(BIN)/python rl.py --model=toy --init=runs/mt/model --out=runs/rl
+	$(BIN)/python rl.py --model=toy --init=runs/base/model --steps=5 --out=runs/rl-base
+	$(BIN)/python tests/check_demo.py runs
 
 test: .venv/test                     ## everything but the long loops
 	$(BIN)/python -m pytest

@@ -98,8 +98,8 @@ class Config:
     dry_run: bool = False                # print the plan and stop
 
 
-TOY = dict(steps=300, seq_len=256, batch=16, micro_batch=16, lr=3e-3, warmup=30, recompute="off",
-           eval_every=50, checkpoint_every=200, log_every=20, eval_rows=4, export_dtype="float32")
+TOY = dict(steps=1200, seq_len=256, batch=8, micro_batch=8, lr=3e-3, warmup=30, recompute="off",
+           eval_every=200, checkpoint_every=200, log_every=50, eval_rows=4, export_dtype="float32")
 # FREE: cannot change what is trained
 FREE = ("replicate", "shard", "micro_batch", "recompute", "compile", "checkpoint_every", "keep", "log_every",
         "prefetch", "device", "peak_tflops", "mfu", "allow_changed", "dry_run", "run")

@@ -16,6 +16,7 @@ E Mamba inner width, S state, G groups (Mamba), P Mamba head dim.
 """
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -236,9 +237,10 @@ PRESETS = {                                               # name: (hub id or Non
         mamba_head_dim=64, ssm_state_size=128, n_groups=8, chunk_size=128, max_position_embeddings=8192)),
     # toys, under 2M parameters: the same families, the embedded world (world.py), random weights
     "toy-llama": (None, _hub("llama", "LlamaForCausalLM", 128, 4, 4, 2, 384, 512, _TOY, rms_norm_eps=1e-5,
-                             rope_theta=1e4, max_position_embeddings=4096, tie_word_embeddings=True)),
+                             rope_theta=1e4, max_position_embeddings=4096, tie_word_embeddings=True,
+                             initializer_range=0.05)),
     "toy-mistral": (None, _hub("mistral", "MistralForCausalLM", 128, 4, 4, 2, 384, 512, _TOY, **_MISTRAL,
-                               rope_theta=1e4, sliding_window=128)),
+                               rope_theta=1e4, sliding_window=128, initializer_range=0.05)),
     "toy-granite": (None, _hub("granite", "GraniteForCausalLM", 128, 4, 4, 2, 384, 512, _TOY, **_GRANITE,
                                attention_multiplier=0.03125, logits_scaling=4.0, initializer_range=0.05)),
     "toy-granite-4": (None, _hub("granitemoehybrid", "GraniteMoeHybridForCausalLM", 128, 4, 4, 2, 384, 512,
@@ -318,15 +320,20 @@ def attend(q, k, v, scale, window, lengths, edges=None):
         if window and t > window:
             i = torch.arange(t, device=q.device)
             mask = (i[:, None] >= i) & (i[:, None] - i < window)
+        dtype = q.dtype
+        if q.device.type == "cpu":                        # bf16 is up to three times slower there than fp32
+            q, k, v = q.float(), k.float(), v.float()
         q, k, v = (z.transpose(1, 2) for z in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale,
                                              enable_gqa=q.shape[1] != k.shape[1])
-        return out.transpose(1, 2)
+        return out.transpose(1, 2).to(dtype)
 
     if lengths is None:
         return one(q, k, v)
-    pieces = zip(*(z.flatten(0, 1)[None].split(lengths, 1) for z in (q, k, v)), strict=True)
-    return torch.cat([one(*piece) for piece in pieces], 1).view(B, T, H, D)
+    runs = [(t, len(list(same))) for t, same in itertools.groupby(lengths)]      # equal neighbours at once
+    pieces = zip(*(z.flatten(0, 1).split([t * n for t, n in runs]) for z in (q, k, v)), strict=True)
+    return torch.cat([one(*(z.unflatten(0, (-1, t)) for z in piece)).flatten(0, 1)
+                      for piece, (t, _) in zip(pieces, runs, strict=True)]).view(B, T, H, D)
 
 
 class Attention(nn.Module):

@@ -130,8 +130,9 @@ class Config:
     allow_changed: bool = False          # go on with a run although its config changed
 
 
-TOY = dict(steps=60, batch=16, context=256, row_tokens=2048, lr=3e-5, dtype="float32", recompute="off",
-           ref_every=20, eval_every=20, eval_prompts=32, eval_samples=4, checkpoint_every=1,
+TOY = dict(steps=50, batch=16, context=256, row_tokens=2048, lr=1e-4, dtype="float32", recompute="off",
+           domains="math+science",       # programs need a sandbox (bubblewrap), which pip cannot install
+           ref_every=20, eval_every=10, eval_prompts=64, eval_samples=4, checkpoint_every=1,
            export_dtype="float32")
 FREE = ("replicate", "shard", "row_tokens", "recompute", "checkpoint_every", "keep", "device", "run",
         "allow_changed", "ref_offload", "check", "gpus", "gpu_memory", "max_batch", "export_at")
@@ -172,6 +173,8 @@ def check(cfg, world_size):
         raise InputError(f"--ref_alpha={cfg.ref_alpha}, --retire={cfg.retire}: give shares, up to 1")
     if cfg.batch % world_size:
         raise InputError(f"--batch={cfg.batch} prompts do not divide by {world_size} ranks; take a multiple")
+    if not all(n.isdigit() for n in cfg.export_at.split(",") if cfg.export_at):
+        raise InputError(f"--export_at={cfg.export_at}: give steps, as in 20,40,80")
     unknown = set(cfg.domains.split("+")) - {"math", "code", "science"}
     if unknown:
         raise InputError(f"--domains={cfg.domains}: {min(unknown)!r} is not one of math, code, science")
@@ -376,10 +379,13 @@ def encode_prompt(tokenizer, prompt):
 
 
 def toy_prompts(split, count, domains):
-    """The embedded world's problems, `count` of each domain."""
+    """Those of the embedded world's first `count` problems of each domain that differ."""
     for domain in domains:
+        first = {}
         for i in range(count):
             p = world.problem(domain, split, i)
+            first.setdefault(p.prompt, (i, p))
+        for i, p in first.values():
             yield {"id": f"{domain}-{split}-{i}", "domain": domain, "prompt": p.prompt, "truth": p.truth}
 
 
@@ -497,18 +503,34 @@ def everyone(mine, me):
     return [item for part in parts for item in part]
 
 
+class Watch:
+    """Seconds by what they went to."""
+
+    def __init__(self):
+        self.seconds, self.at = Counter(), time.perf_counter()
+
+    def lap(self, name):
+        """Adds the time since the last lap."""
+        now = time.perf_counter()
+        self.seconds[name] += now - self.at
+        self.at = now
+
+
 def rollouts(step, door, records, progress, cfg, me):
     """The groups of a step, the same on every rank: lists of cfg.group responses. Groups all right or all
     wrong are left out (unless keep_equal) and replaced up to `refill` times. Returns (groups, all that was
-    sampled)."""
-    groups, everything = [], []
+    sampled, the seconds of this rank)."""
+    groups, everything, watch = [], [], Watch()
     for round_ in range(cfg.refill + 1):
         want = cfg.batch - len(groups)
         want = -(-want // me.world) * me.world            # every rank calls the engine
         indices = draw_prompts(progress, records, want, cfg.seed)
         asked = [(("train", step, round_, at), i) for at, i in enumerate(indices)]
         mine = sample(door, records, asked, cfg.group, cfg, me)
-        made = everyone(judge(mine, records, cfg), me)
+        watch.lap("generate_s")
+        judge(mine, records, cfg)
+        watch.lap("verify_s")
+        made = everyone(mine, me)
         made = [made[i:i + cfg.group] for i in range(0, len(made), cfg.group)]
         everything += made
         groups += [g for g in made if cfg.keep_equal or 0 < sum(r.correct for r in g) < cfg.group]
@@ -518,23 +540,37 @@ def rollouts(step, door, records, progress, cfg, me):
         progress["retired"] += sorted({records[g[0].prompt]["id"] for g in everything
                                        if sum(r.correct for r in g) >= cfg.retire * cfg.group}
                                       - set(progress["retired"]))
-    return groups[:cfg.batch], everything
+    return groups[:cfg.batch], everything, watch.seconds
 
 
-def replayed(path, records, cfg):
-    """{step: groups} of a samples.jsonl, graded as it says."""
+def replayed(path, records, known, cfg):
+    """{step: groups} of a samples.jsonl, graded as it says. known: how many ids the model can have said."""
     index, steps = {r["id"]: i for i, r in enumerate(records)}, {}
     for n, _, line in read_jsonl(path, "replay"):
         try:
             prompt = index[line["id"]]
             r = Response(prompt, records[prompt]["ids"], np.array(line["tokens"], dtype=np.int32),
                          np.array(line["gen"], dtype=np.float32), line["finish"], line["text"],
-                         line["correct"], line["verdict"], line["terms"], line["reward"])
-            place = steps.setdefault(line["step"], {}).setdefault(line["group"], [])
-        except (KeyError, TypeError, ValueError) as e:
+                         line["correct"], line["verdict"], line["terms"], float(line["reward"]))
+            if not (r.tokens.ndim == 1 and r.tokens.shape == r.gen.shape and np.isfinite(r.gen).all()
+                    and r.tokens.size and 0 <= r.tokens.min() <= r.tokens.max() < known
+                    and math.isfinite(r.reward)):
+                raise ValueError(f"{r.tokens.size} tokens and {r.gen.size} log-probs, which must be as many "
+                                 f"finite numbers, of ids from 0 to {known - 1}; reward {r.reward}")
+            place = steps.setdefault(int(line["step"]), {}).setdefault(line["group"], [])
+        except (KeyError, TypeError, ValueError, OverflowError) as e:
             raise InputError(f"--replay: {path}, line {n} is no rollout of these prompts ({e!r}); give the "
                              f"--prompts and --model that its run had") from None
         place.append(r)
+    for step, groups in steps.items():
+        for group, own in groups.items():
+            prompts = len({r.prompt for r in own})
+            if len(own) != cfg.group or prompts > 1:
+                raise InputError(f"--replay: {path}, step {step}, group {group} has {len(own)} responses to "
+                                 f"{prompts} prompts, not --group={cfg.group} to one: give the --group that "
+                                 f"its run had, and the file of one run")
+    if not steps:
+        raise InputError(f"--replay={path} holds no responses")
     return {step: list(groups.values()) for step, groups in steps.items()}
 
 
@@ -714,7 +750,11 @@ def main(cfg):
     --filter=True instead the verdicts and mixes of `difficulty`."""
     check(cfg, int(os.environ.get("WORLD_SIZE", 1)))
     if cfg.filter:
-        return difficulty(cfg)
+        try:
+            return difficulty(cfg)
+        except OSError as e:                              # NotADirectoryError, a full disk
+            raise InputError(f"--run={cfg.run}: the verdicts could not be written ({e}); make room, or give "
+                             f"another --run: the same command goes on where this one ended") from None
     domains = cfg.domains.split("+")
     with ranks(cfg.device, cfg.replicate, cfg.shard) as me:
         run = Run(cfg.run, cfg, me, FREE, FIXED, cfg.allow_changed)
@@ -775,7 +815,7 @@ def main(cfg):
         run.prune(cfg.keep)
         curve = [(line["step"], line["eval"]) for line in run.rewind(start) if "eval" in line]
         samples = open_samples(run, progress, me)
-        replay = replayed(cfg.replay, records, cfg) if cfg.replay else None
+        replay = replayed(cfg.replay, records, known_ids(init.arch, tokenizer), cfg) if cfg.replay else None
         door = make_engine(cfg, me) if replay is None else None
         run.log(f"{cfg.model} {sum(p.numel() for p in parameters):,} parameters | {me.world} x "
                 f"{me.device.type} {cfg.dtype} | {len(records):,} prompts"
@@ -806,17 +846,18 @@ def main(cfg):
                 run.log(evaluation_line(*curve[-1]))
 
         # -- the loop ---------------------------------------------------------------------------------------
-        gap, reward = refresh(), float("nan")
+        gap, m = refresh(), {}
         for step in range(start, cfg.steps):
             if step == 0 or (cfg.eval_every and step % cfg.eval_every == 0):
                 if future:
                     future.result()                       # the engine is free, but of older weights
                     gap = refresh()
                 evaluation(step)
-            clock = [time.perf_counter()]
+            watch, made_in = Watch(), {}
             if replay is None:
-                groups, everything, after = future.result() if future else sampled(step)
+                groups, everything, made_in, after = future.result() if future else sampled(step)
                 progress.update(cursor=after["cursor"], retired=after["retired"])
+                watch.lap("wait_s")
                 if cfg.ahead and step + 1 < cfg.steps:
                     gap = refresh()
                     future = pool_.submit(sampled, step + 1)
@@ -827,19 +868,19 @@ def main(cfg):
                 everything = replay.get(step + 1, [])
                 groups = [g for g in everything
                           if cfg.keep_equal or 0 < sum(r.correct for r in g) < len(g)][:cfg.batch]
-            clock.append(time.perf_counter())
+            watch.lap("push_s")
 
             # -- advantages, weights of tokens, rows ---------------------------------------------------------
             responses = [r for g in groups for r in g]
-            adv = [a for g in groups for a in advantages(
-                torch.tensor([[r.reward for r in g]]), cfg.eta, cfg.advantage)[0].tolist()]
+            adv = torch.tensor([r.reward for r in responses]).view(len(groups), cfg.group)
+            adv = advantages(adv, cfg.eta, cfg.advantage).flatten()
             lengths = torch.tensor([0 if cfg.mask_truncated and r.finish != "stop" else len(r.tokens)
                                     for r in responses])
             weight = token_weights(lengths, cfg.loss, cfg.context) if responses else lengths
             rows = pack([len(r.ids) + len(r.tokens) for r in responses], cfg.row_tokens or cfg.context,
                         me.world)[me.rank]
             rows = [row_tensors(row, responses, me.device) for row in rows]
-            adv, weight = (torch.as_tensor(x, dtype=torch.float32, device=me.device) for x in (adv, weight))
+            adv, weight = adv.to(me.device), weight.to(me.device, torch.float32)
             gen = [torch.tensor(r.gen, device=me.device) for r in responses]
             gen = [torch.cat([gen[i] for i in owner.unique_consecutive().tolist()] or [adv[:0]])
                    for *_, owner in rows]
@@ -852,7 +893,7 @@ def main(cfg):
                 exchange(reference, model)
             if cfg.updates > 1:
                 old = score_rows(model, rows, cfg.temperature)
-            clock.append(time.perf_counter())
+            watch.lap("score_s")
 
             # -- the update ----------------------------------------------------------------------------------
             lr, parts, loss, norm = lr_at(step, cfg), [], 0.0, 0.0
@@ -867,8 +908,8 @@ def main(cfg):
                                             weight[owner], owner)
                     share.backward()
                     total += share.detach()
+                    parts.append(part | {"entropy": h.detach().sum(dtype=torch.float64)})
                     if update == 0:
-                        parts.append(part | {"entropy": h.detach().sum(dtype=torch.float64)})
                         keep_logprobs(responses, owner, before)
                 reduce_vectors(parameters)
                 loss, norm = me.sum(float(total))[0], grad_norm(parameters, me.mesh)
@@ -886,29 +927,29 @@ def main(cfg):
             if cfg.beta and cfg.ref_every and (step + 1) % cfg.ref_every == 0:
                 polyak(reference.values(), parameters, cfg.ref_alpha)
             progress["step"] = step + 1
-            clock.append(time.perf_counter())
+            watch.lap("train_s")
 
             # -- log, save -----------------------------------------------------------------------------------
             m = averages(pool(everyone([pool(parts)], me))) if parts else {}
-            tell = [r for g in everything for r in g]
-            reward = sum(r.reward for r in tell) / max(1, len(tell))
             if not future:
                 gap = refresh()
-            clock.append(time.perf_counter())
+            watch.lap("push_s")
             write_samples(samples, run, step + 1, everything, records, progress, me)
-            line = report(step + 1, m, tell, groups, everything, records, cfg, run,
-                          dict(loss=loss, gnorm=norm, lr=lr, push_gap=gap), np.diff(clock).tolist())
+            m |= summary(groups, everything, records, cfg.group) | made_in | watch.seconds
+            m |= dict(loss=loss, gnorm=norm, lr=lr, push_gap=gap)
+            m["tok_s"] = m["length"] * m["responses"] / sum(watch.seconds.values())
+            run.metrics(step=step + 1, **m)
             if step + 1 == cfg.steps or (cfg.checkpoint_every and (step + 1) % cfg.checkpoint_every == 0):
                 run.save(state(), step + 1, cfg.keep)     # what the step has left is on the disk before
                 run.finish()                              # and no step that was saved is made again
-            run.log(line)
+            run.log(step_line(step + 1, m, cfg))
             if str(step + 1) in cfg.export_at.split(","):
                 save(model, run.path("models", f"step_{step + 1:06d}"), DTYPES[cfg.export_dtype])
 
         # -- result -----------------------------------------------------------------------------------------
         save(model, run.path("model"), DTYPES[cfg.export_dtype])
         evaluation(cfg.steps)
-        result = {"steps": cfg.steps, "curve": curve, "reward": reward}
+        result = {"steps": cfg.steps, "curve": curve, "reward": m.get("reward")}
         if me.rank == 0:
             with run.writing("the result"):
                 write_atomic(run.path("rl.json"), json.dumps(result, indent=1))
@@ -934,7 +975,7 @@ def keep_logprobs(responses, owner, logp):
     """The trainer's log-probs of a row, to the responses they belong to."""
     logp = logp.float().cpu().numpy()
     owners, sizes = owner.unique_consecutive(return_counts=True)
-    for i, own in zip(owners.tolist(), np.split(logp, np.cumsum(sizes.cpu().numpy())[:-1]), strict=True):
+    for i, own in zip(owners.tolist(), np.split(logp, np.cumsum(sizes.cpu().numpy()))[:-1], strict=True):
         responses[i].logp = own
 
 
@@ -959,33 +1000,36 @@ def write_samples(samples, run, step, everything, records, progress, me):
             progress["bytes"] = samples.tell()
 
 
-def report(step, m, tell, groups, everything, records, cfg, run, numbers, clock):
-    """The step's numbers to metrics.jsonl; returns its line."""
-    generate, ref, train, sync = clock
+def timed_out(verdict):
+    """Whether there was no time to grade, or a program took too much: by verify.py's own words, which stand
+    first (what follows them may be a program's output, and hold any word)."""
+    return verdict.startswith(("TLE", "not decided in time", "not decided: all workers are busy"))
+
+
+def summary(groups, everything, records, size):
+    """What a step's responses say of the policy: means over all that were sampled, kept or not."""
+    tell = [r for g in everything for r in g]
     n = max(1, len(tell))
     right = [sum(r.correct for r in g) for g in everything]
+    m = dict(reward=sum(r.reward for r in tell) / n, pass_rate=sum(r.correct for r in tell) / n,
+             solve_none=right.count(0) / max(1, len(right)), solve_all=right.count(size) / max(1, len(right)),
+             groups=len(groups), responses=len(tell), length=sum(len(r.tokens) for r in tell) / n,
+             truncated=sum(r.finish != "stop" for r in tell) / n,
+             timeouts=sum(timed_out(r.verdict) for r in tell))
+    m |= {f"reward_{k}": sum(r.terms[k] for r in tell) / n for k in (tell[0].terms if tell else ())}
     by_domain = {}
     for r in tell:
         by_domain.setdefault(records[r.prompt]["domain"], []).append(r.correct)
-    tokens = sum(len(r.tokens) for r in tell)
-    terms = {f"reward_{k}": sum(r.terms[k] for r in tell) / n for k in (tell[0].terms if tell else ())}
-    m = numbers | m | terms | dict(
-        reward=sum(r.reward for r in tell) / n, pass_rate=sum(r.correct for r in tell) / n,
-        solve_none=sum(c == 0 for c in right) / max(1, len(right)),
-        solve_all=sum(c == cfg.group for c in right) / max(1, len(right)), groups=len(groups),
-        length=tokens / n, truncated=sum(r.finish != "stop" for r in tell) / n,
-        timeouts=sum("time" in r.verdict for r in tell), tok_s=tokens / max(sum(clock), 1e-9),
-        generate_verify_s=generate, score_s=ref, train_s=train, push_s=sync)
-    m |= {f"pass_{d}": sum(own) / len(own) for d, own in by_domain.items()}
-    run.metrics(step=step, **m)
-    if groups:
-        middle = f"kl {m['k3']:.4f} | clip {m['clip_low'] + m['clip_high']:.3f} | tis {m['tis']:.3f} | " if (
-            "k3" in m) else ""
-    else:
-        middle = "no group differs, nothing to learn from | "
+    return m | {f"pass_{d}": sum(own) / len(own) for d, own in by_domain.items()}
+
+
+def step_line(step, m, cfg):
+    middle = (f"kl {m['k3']:.4f} | clip {m['clip_low'] + m['clip_high']:.3f} | tis {m['tis']:.3f}"
+              if m["groups"] else "no group differs, nothing to learn from")
     return (f"step {step:5d}/{cfg.steps} {step / cfg.steps:6.1%} | reward {m['reward']:.3f} | pass "
-            f"{m['pass_rate']:.3f} | {middle}len {m['length']:.0f} | trunc {m['truncated']:.1%} | "
-            f"{human(m['tok_s'])} tok/s | {generate:.1f}s gen + {ref + train:.1f}s train")
+            f"{m['pass_rate']:.3f} | {middle} | len {m['length']:.0f} | trunc {m['truncated']:.1%} | "
+            f"{human(m['tok_s'])} tok/s | {m.get('wait_s', 0):.1f}s gen + {m['score_s'] + m['train_s']:.1f}s "
+            f"train")
 
 
 if __name__ == "__main__":

@@ -71,8 +71,8 @@ def problem(domain: str, split: str, index: int, seed: int = 0) -> Problem:
     """The index-th problem of a split. Any integer is an index; in the long run problems return.
 
     Candidates are drawn until one belongs to the split, which a hash of the problem itself decides; so no
-    prompt is in two splits, whatever the seeds. Distinct problems, not counting function names and options,
-    which vary freely: about a million in math (19k equations, 7k products), 32k in code, 15k in science.
+    prompt is in two splits, whatever the seeds. Distinct problems, not counting function names, which vary
+    freely: about 22k in math, 32k in code, 26k in science.
     Raises ValueError, listing the known names, on an unknown domain or split.
     """
     _check("domain", domain, DOMAINS)
@@ -91,46 +91,43 @@ def _split(key: str) -> str:
 
 
 # Each generator below returns key, prompt, truth, (steps, answer), (guess, answer). The key is the problem
-# without its accidents (a function's name, the options, the order of summands) and decides the split.
+# without its accidents (a function's name, the order of summands) and decides the split.
 
-# -- math: arithmetic digit by digit, and linear equations ---------------------------------------------
+# -- math: arithmetic on numbers of two digits, digit by digit ------------------------------------------
 
 def _math(rng) -> tuple:
     kind = rng.choices("+-*x", weights=(4, 3, 1, 2))[0]          # ours
+    a, b = rng.randrange(10, 100), rng.randrange(2, 10) if kind == "*" else rng.randrange(10, 100)
+    op = rng.choice("+-") if kind == "x" else kind
+    if op == "-":
+        a, b = max(a, b), min(a, b)                              # no negative results
+    steps, right = _columns(a, op, b)
     if kind == "x":
-        a, b, x = rng.randrange(2, 10), rng.randrange(1, 61), rng.randrange(1, 21)
-        there, back, c = rng.choice((("+", "-", a * x + b), ("-", "+", a * x - b)))
-        key = prompt = f"Solve {a}x {there} {b} = {c}."
-        steps, right = f"{a}x = {c} {back} {b} = {a * x}. x = {a * x}/{a} = {x}.", x
-        slips = (1, 2, -1, -2)
+        key = prompt = f"Solve x {'-' if op == '+' else '+'} {b} = {a}."
+        steps = f"x = {a} {op} {b}. {steps}"
     else:
-        a, b = rng.randrange(100, 1000), rng.randrange(2, 10) if kind == "*" else rng.randrange(10, 1000)
-        if kind == "-":
-            a, b = max(a, b), min(a, b)                          # no negative results
-        key, prompt = f"{max(a, b)} {kind} {min(a, b)}", f"What is {a} {kind} {b}?"
-        steps, right = _columns(a, kind, b)
-        slips = (1, 10, 100, -1, -10, -100)                      # a lost carry, a digit misread
-    slip = rng.choice([slip for slip in slips if right + slip >= 0])
-    guess = right if rng.random() < LUCKY else right + slip
+        key, prompt = f"{max(a, b)} {op} {min(a, b)}", f"What is {a} {op} {b}?"
+    slip = rng.choice([slip for slip in (1, 2, 10, 20, -1, -2, -10, -20) if right + slip >= 0])
+    guess = right if rng.random() < LUCKY else right + slip      # a lost carry, a digit misread
     return key, prompt, str(right), (steps, f"\\boxed{{{right}}}"), (f"about {guess}", f"\\boxed{{{guess}}}")
 
 
 def _columns(a: int, op: str, b: int) -> tuple[str, int]:
-    """Column by column, the result growing: '7+5=12: 2 carry 1. 4+8+1=13: 32 carry 1. 3+2+1=6: 632.'"""
-    steps, done, carry = [], "", 0
-    for place in range(3):
-        x, y = a // 10**place % 10, b if op == "*" else b // 10**place % 10
-        value = {"+": x + y + carry, "-": x - y - carry, "*": x * y + carry}[op]
-        text = f"{x}{op}{y}" + (f"{'-' if op == '-' else '+'}{carry}" if carry else "")
-        if value < 0:                                            # borrow from the next column
-            text, value, carry = text + "+10", value + 10, 1
-        else:
-            carry = value // 10
-        if place < 2:
-            done = str(value % 10) + done
-            steps.append(f"{text}={value}: {done}" + (f" carry {carry}." if carry else "."))
-    result = int(str(value) + done)                              # the last column keeps its carry; 014 is 14
-    return " ".join([*steps, f"{text}={value}: {result}."]), result
+    """Units, then tens, the result growing: '7+5=12: 2 carry 1. 4+8+1=13: 132.' A difference borrows first:
+    '13-5=8: 8 carry 1. 4-3-1=0: 8.'"""
+    x, y, tens = a % 10, b % 10, 0 if op == "*" else b // 10
+    if op == "*":
+        units, y = x * b, b
+    else:
+        x += 10 * (op == "-" and x < y)
+        units = x + y if op == "+" else x - y
+    carry = int(x > 9) if op == "-" else units // 10
+    first = f"{x}{op}{y}={units}: {units % 10}{f' carry {carry}' if carry else ''}."
+    left = {"+": a // 10 + tens + carry, "-": a // 10 - tens - carry, "*": a // 10 * b + carry}[op]
+    again = f"{'-' if op == '-' else '+'}{carry}" if carry else ""
+    then = f"{a // 10}{op}{b if op == '*' else tens}{again}"
+    result = 10 * left + units % 10
+    return f"{first} {then}={left}: {result}.", result
 
 
 # -- code: functions of one line, told in words --------------------------------------------------------
@@ -189,56 +186,43 @@ def _arguments(rng, arg: str, a, b) -> list:
     return [rng.sample(WORDS, n) if arg == "ws" else rng.choice(WORDS) for n in (1, 2, 3, 4, 5)]
 
 
-# -- science: multiple choice on formulas and units ----------------------------------------------------
+# -- science: multiple choice on formulas, the answer a range ------------------------------------------
 
-PRODUCTS = (               # x in 11..99 times y in 2..9 times a power of ten, the last column
-    ("A mass of {x} kg accelerates at {y} m/s^2. What is the force?", "F = m*a", "N", 1),
-    ("A force of {x} N acts over {y} m. What is the work?", "W = F*d", "J", 1),
-    ("A mass of {x} kg moves at {y} m/s. What is its momentum?", "p = m*v", "kg m/s", 1),
-    ("A current of {y} A flows through {x} ohm. What is the voltage?", "V = R*I", "V", 1),
-    ("A current of {y} A flows at {x} V. What is the power?", "P = V*I", "W", 1),
-    ("A car drives at {x} km/h for {y} h. How far does it go?", "d = v*t", "km", 1),
-    ("A pressure of {x} Pa acts on {y} m^2. What is the force?", "F = p*A", "N", 1),
-    ("A gas of {x} kg/m^3 fills {y} m^3. What is its mass?", "m = D*V", "kg", 1),
-    ("A mass of {x} kg is lifted {y} m. What is the energy with g = 10 m/s^2?", "E = m*h*g", "J", 10),
-)
-QUOTIENTS = (              # x*y by y, so the result is x
-    ("A car drives {xy} km in {y} h. What is its speed?", "v = d/t", "km/h"),
-    ("A force of {xy} N acts on {y} kg. What is the acceleration?", "a = F/m", "m/s^2"),
-    ("A block of {xy} kg has {y} m^3. What is its density?", "D = m/V", "kg/m^3"),
-    ("A voltage of {xy} V drives {y} ohm. What is the current?", "I = V/R", "A"),
-    ("A voltage of {xy} V drives {y} A. What is the resistance?", "R = V/I", "ohm"),
-)
-UNITS = (("km", "m", 1000), ("kg", "g", 1000), ("L", "mL", 1000), ("m", "cm", 100), ("m^2", "cm^2", 10000))
+FORMULAS = {               # by operation: what is asked about the quantities x and y
+    "*": ("Force F = m*a in N, m = {x} kg, a = {y} m/s^2.", "Work W = F*d in J, F = {x} N, d = {y} m.",
+          "Momentum p = m*v in kg m/s, m = {x} kg, v = {y} m/s.", "Way d = v*t in m, v = {x} m/s, t = {y} s.",
+          "Voltage V = I*R in V, I = {x} A, R = {y} ohm.", "Power P = V*I in W, V = {x} V, I = {y} A.",
+          "Force F = p*A in N, p = {x} Pa, A = {y} m^2.", "Mass m = D*V in kg, D = {x} kg/m^3, V = {y} m^3."),
+    "/": ("Speed v = d/t in km/h, d = {x} km, t = {y} h.", "Current I = V/R in A, V = {x} V, R = {y} ohm.",
+          "Density D = m/V in kg/m^3, m = {x} kg, V = {y} m^3."),
+    "+": ("Net force F = F1+F2 in N, F1 = {x} N, F2 = {y} N.",
+          "Speed v = v1+v2 in m/s, v1 = {x} m/s, v2 = {y} m/s.",
+          "In series R = R1+R2 in ohm, R1 = {x} ohm, R2 = {y} ohm."),
+    "-": ("Net force F = F1-F2 in N, F1 = {x} N, F2 = {y} N.",
+          "Energy left E = E1-E2 in J, E1 = {x} J, E2 = {y} J."),
+}
+RANGES = {"*": (20, 40, 60), "/": (4, 6, 8), "+": (70, 110, 150), "-": (20, 40, 60)}   # where B, C, D begin
 
 
 def _science(rng) -> tuple:
-    family = rng.choice(PRODUCTS + QUOTIENTS + UNITS)
-    x, y = rng.randrange(11, 100), rng.randrange(2, 10)
-    if family in PRODUCTS:
-        asked, formula, unit, ten = family
-        asked, right = asked.format(x=x, y=y), x * y * ten
-        steps = f"{formula}. {x}*{y} = {x // 10 * 10 * y}+{x % 10 * y} = {x * y}"
-        steps += f". {x * y}*{ten} = {right}" if ten > 1 else ""
-        slips = {(x + y) * ten, right + 10 * ten, right - 10 * ten, right + x * ten, right - x * ten}
-    elif family in QUOTIENTS:
-        asked, formula, unit = family
-        asked, right = asked.format(xy=x * y, y=y), x
-        top, low = x * y // 10, x * y % 10                       # long division, a digit at a time
-        steps = f"{formula}. {top}/{y} = {x // 10} rest {top % y}. "
-        steps += f"{top % y * 10 + low}/{y} = {x % 10}. So {x}"
-        slips = {x + 1, x - 1, x + 10, x * y - y, x * y + y, 10 * x}
-    else:
-        (big, unit, ratio), x = family, rng.randrange(2, 1000)
-        asked, right = f"How many {unit} are {x} {big}?", x * ratio
-        steps = f"1 {big} = {ratio} {unit}. {x}*{ratio} = {right}"
-        slips = {right // 10, right // 100, 10 * right, 100 * right}
-    letter = rng.choice(LETTERS)
+    op = rng.choices("*/+-", weights=(4, 2, 6, 4))[0]            # ours
+    asked, (b, c, d), letter = rng.choice(FORMULAS[op]), RANGES[op], rng.choice(LETTERS)
+    while True:                                      # until the answer is the letter: each is as likely
+        x, y = (rng.randrange(2, 10) if op in "*/" else rng.randrange(10, 100) for _ in range(2))
+        if op == "-":
+            x, y = max(x, y), min(x, y)
+        if op == "*":
+            chain, right = f"{x}*{y}={x * y}", x * y
+        elif op == "/":
+            chain, right, x = f"{x * y}/{y}={x}", x, x * y
+        else:
+            chain, right = _columns(x, op, y)
+        if LETTERS[(right >= b) + (right >= c) + (right >= d)] == letter:
+            break
+    asked = asked.format(x=x, y=y)
+    prompt = f"{asked}\nA) 0-{b - 1}\nB) {b}-{c - 1}\nC) {c}-{d - 1}\nD) {d}-{199 if op == '+' else 99}"
     guess = letter if rng.random() < LUCKY else rng.choice(LETTERS.replace(letter, ""))
-    options = rng.sample(sorted(slips - {right}), 3)             # positive, distinct, in the same unit
-    options.insert(LETTERS.index(letter), right)
-    listed = "".join(f"\n{name}) {value} {unit}" for name, value in zip(LETTERS, options, strict=True))
-    return (asked, asked + listed, letter, (f"{steps} {unit}, that is {letter}.", f"\\boxed{{{letter}}}"),
+    return (asked, prompt, letter, (f"{chain.rstrip('.')} is {letter}.", f"\\boxed{{{letter}}}"),
             (f"maybe {guess}", f"\\boxed{{{guess}}}"))
 
 

@@ -6,6 +6,7 @@ import glob
 import importlib.util
 import inspect
 import json
+import math
 import os
 import re
 import subprocess
@@ -18,14 +19,16 @@ import torch
 from processes import Process
 
 import rl
-from generate import Sample
+from generate import EngineError, Sample, TorchEngine
 from model import load, save
 from rl import Response, pack, row_logprobs, row_tensors
 from runtime import InputError, parse, ranks
+from verify import grade
 
 SMALL = ["--model=toy", "--domains=math+science", "--steps=3", "--batch=4", "--group=4", "--context=64",
          "--row_tokens=128", "--eval_every=0", "--eval_prompts=4", "--eval_samples=2", "--lr=1e-3",
          "--keep_equal=True"]
+SHORT = ["--heldout=none", "--ref_every=2"]
 LONG = ["--steps=6", "--retire=1.0", "--ref_every=2", "--eval_every=2"]
 
 
@@ -178,6 +181,71 @@ def test_one_step_ahead(start, tmp_path):
     assert all(line["mismatch"] > 1e-4 for line in b[1:]) and all(line["mismatch"] < 1e-5 for line in a)
 
 
+# -- what can break in the middle ----------------------------------------------------------------------------
+
+def same_run(one, two):
+    assert steps(one) == steps(two)
+    assert lines(one, "samples.jsonl") == lines(two, "samples.jsonl")
+    ours, theirs = weights(one), weights(two)
+    assert all(torch.equal(ours[n], theirs[n]) for n in theirs)
+
+
+@pytest.fixture(scope="module")
+def short(start, tmp_path_factory):
+    """Three steps, nothing held out; the reference changes before the third."""
+    return run(tmp_path_factory.mktemp("rl") / "short", f"--init={start}", *SHORT)
+
+
+def test_the_engine_dies_in_a_step(start, short, tmp_path, monkeypatch):
+    """In the third. The two before are kept; the same command goes on from there, bit for bit."""
+    flags, generate = [f"--init={start}", *SHORT], TorchEngine.generate
+
+    def dies(self, *args, keys=None, **more):
+        if keys and keys[0][:2] == ("train", 2):
+            raise EngineError("the engine died in generate, status -9")
+        return generate(self, *args, keys=keys, **more)
+
+    monkeypatch.setattr(TorchEngine, "generate", dies)
+    with pytest.raises(InputError, match="the engine died in generate"):
+        run(tmp_path / "run", *flags)
+    assert latest(tmp_path / "run") == 2 and not (tmp_path / "run" / "model").exists()
+    monkeypatch.undo()
+    same_run(run(tmp_path / "run", *flags), short)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="mounts a small disk")
+@pytest.mark.parametrize("where, size, what", [("run", "34m", "the checkpoint of step 3"),
+                                               ("samples", "48k", "samples.jsonl")])
+def test_a_full_disk(where, size, what, start, short, tmp_path):
+    """Of the run folder (a checkpoint has 14 MB, two are kept while a third is written), or for samples.jsonl
+    alone (25 kB a step). With room the same command goes on, bit for bit."""
+    disk, folder = tmp_path / where, tmp_path / "run"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "x", disk]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("cannot mount")
+    try:
+        if where == "samples":
+            folder.mkdir()
+            (folder / "samples.jsonl").symlink_to(disk / "samples.jsonl")
+        flags = [*SMALL, f"--init={start}", *SHORT, f"--run={folder}"]
+        process = Process(tmp_path / "out", *flags, stage="rl", OMP_NUM_THREADS="1")
+        assert process.wait(60) == 2
+        errors = process.text("stderr")
+        assert errors.startswith("error: ") and errors.count("\n") == 1 and "Traceback" not in errors
+        assert what in errors and str(folder) in errors
+        assert "No space" in errors or "0 MB are free" in errors
+        before = latest(folder)
+        assert before >= 1 and not (folder / "model").exists()
+        subprocess.run(["mount", "-o", "remount,size=200m", disk], check=True)
+        again = Process(tmp_path / "out", *flags, stage="rl", OMP_NUM_THREADS="1")
+        assert again.wait(60) == 0, again.text("stderr")
+        assert f"goes on at step {before}" in again.text("stdout")
+        same_run(folder, short)
+    finally:
+        subprocess.run(["umount", disk])
+
+
 # -- rows ----------------------------------------------------------------------------------------------------
 
 def some_responses(model, n, seed=0):
@@ -264,13 +332,64 @@ def test_groups_without_a_difference_are_replaced():
     cfg = dataclasses.replace(rl.Config(), batch=4, group=4, refill=2, retire=1.0)
     with ranks("cpu") as me:
         progress, door = {"cursor": 0, "retired": []}, Oracle(rates)
-        groups, everything = rl.rollouts(0, door, records, progress, cfg, me)
+        groups, everything, _ = rl.rollouts(0, door, records, progress, cfg, me)
         assert len(groups) == 4 and all(len(g) == 4 and len({r.prompt for r in g}) == 1 for g in groups)
         assert all(0 < sum(r.correct for r in g) < 4 for g in groups)
         assert set(progress["retired"]) <= {"1", "7"} and 2 <= door.calls <= 3
         cfg.refill = 0
-        groups, everything = rl.rollouts(1, door, records, progress, cfg, me)
+        groups, everything, _ = rl.rollouts(1, door, records, progress, cfg, me)
         assert len(everything) == 4 and len(groups) <= 4
+
+
+class Saved:
+    """Replays saved texts: one list of them a prompt, by its first id."""
+
+    def __init__(self, texts):
+        self.texts = texts
+
+    def generate(self, prompts, n, **more):
+        return [[Sample([1] * (p[0] + 1), [-1.0] * (p[0] + 1), "stop", text) for text in self.texts[p[0]]]
+                for p in prompts]
+
+
+def test_evaluation_by_hand():
+    """Four samples a prompt. Right before: m0 2, m1 0, m2 0, s3 1, s4 0; after: m0 1, m1 4, m2 0, s3 0, s4 2.
+    So m1, m2, s4 were unsolved; of them m1 and s4 are solved now. s3, lost meanwhile, was never unsolved."""
+    held = [{"id": id, "domain": domain, "truth": truth, "ids": [i]} for i, (id, domain, truth) in enumerate([
+        ("m0", "math", "5"), ("m1", "math", "\\frac{1}{2}"), ("m2", "math", "7"), ("s3", "science", "C"),
+        ("s4", "science", "A")])]
+    box = "<think> x </think> \\boxed{%s}"
+    before = [[box % 5, box % 5, box % 6, "5"], [box % 2] * 4, [""] * 4, [box % "C", *[box % "B"] * 3],
+              ["<think> \\boxed{A}"] * 4]
+    after = [[box % 5, "", "", ""], [box % "0.5"] * 4, [box % 6] * 4, [box % "D"] * 4,
+             [box % "A", box % "A", box % "B", ""]]
+    cfg, progress = rl.Config(eval_samples=4), {"unsolved": None}
+    with ranks("cpu") as me:
+        first = rl.evaluate(0, Saved(before), held, progress, cfg, me)
+        assert progress["unsolved"] == ["m1", "m2", "s4"]
+        last = rl.evaluate(50, Saved(after), held, progress, cfg, me)
+    assert progress["unsolved"] == ["m1", "m2", "s4"]
+    assert first == {"math": {"pass@1": pytest.approx(2 / 12), "pass@4": pytest.approx(1 / 3)},
+                     "science": {"pass@1": pytest.approx(1 / 8), "pass@4": 0.5},
+                     "frontier": {"unsolved": 3, "solved": 0}, "pass": 3 / 20, "length": 3}
+    assert last == {"math": {"pass@1": pytest.approx(5 / 12), "pass@4": pytest.approx(2 / 3)},
+                    "science": {"pass@1": pytest.approx(2 / 8), "pass@4": 0.5},
+                    "frontier": {"unsolved": 3, "solved": 2}, "pass": 7 / 20, "length": 3}
+    assert rl.evaluation_line(50, last) == (
+        "held-out    50 | pass 0.350 | math pass@1 0.417 pass@4 0.667 | science pass@1 0.250 pass@4 0.500 | "
+        "solved 2 of 3 unsolved at first | len 3")
+
+
+@pytest.mark.filterwarnings("ignore:unsafe_sandbox")
+def test_timeouts_are_told_by_the_verdict():
+    slow = {"kind": "stdio", "tests": [{"input": "", "output": "1"}], "time_limit_s": 0.2}
+    verdict = grade("code", "```python\nwhile True: pass\n```", slow, unsafe_sandbox=True).reason
+    assert verdict.startswith("TLE on test 0") and rl.timed_out(verdict)
+    out = "raise RuntimeError('time is not decided in time')"
+    raised = grade("code", f"```python\n{out}\n```", slow, unsafe_sandbox=True).reason
+    assert "RuntimeError" in raised and not rl.timed_out(raised)
+    assert rl.timed_out("not decided in time") and rl.timed_out("not decided: all workers are busy")
+    assert not rl.timed_out("not decided: the worker ran out of memory")
 
 
 def test_truncated_responses_are_masked_without_breaking_groups():
@@ -299,6 +418,20 @@ def test_the_filter_writes_the_papers_mixes(start, tmp_path):
     assert {f for f in os.listdir(tmp_path / "out") if f.endswith(".jsonl")} == {
         "verdicts.jsonl", "unbalanced-MC.jsonl", "unbalanced-MCS.jsonl", "balanced-MC.jsonl",
         "balanced-MCS.jsonl"}
+
+
+def test_verdicts_that_cannot_be_written(start, tmp_path):
+    """A file has no room for the third batch of prompts: the two before are kept."""
+    records = [GOOD | {"id": f"m{i}"} for i in range(6)]
+    flags = [*SMALL, prompt_file(tmp_path, *records), f"--init={start}", "--filter=True", "--group=16",
+             "--batch=2", f"--run={tmp_path / 'run'}"]
+    for more, limit in (["--run=pyproject.toml/run"], "10000"), ([], "700"):
+        process = Process(tmp_path / "out", *flags, *more, stage="rl", OMP_NUM_THREADS="1", FILE_LIMIT=limit)
+        assert process.wait(60) == 2
+        errors = process.text("stderr")
+        assert errors.startswith("error: --run=") and "verdicts could not be written" in errors, errors
+    run(tmp_path / "run", *flags)
+    assert [v["id"] for v in lines(tmp_path / "run", "verdicts.jsonl")] == [f"m{i}" for i in range(6)]
 
 
 # -- with the real vLLM -------------------------------------------------------------------------------------
@@ -364,14 +497,78 @@ GOOD = {"id": "a", "domain": "math", "prompt": "What is 1 + 1?", "truth": "2"}
     ([GOOD], ["--lr=nan"], "--lr=nan"),
     ([GOOD], ["--kl=k4"], "--kl='k4' is not one of k1, k2, k3"),
     ([GOOD], ["--temperature=0"], "--temperature=0.0: RL needs samples that differ"),
+    ([GOOD], ["--export_at=20,abc"], "--export_at=20,abc: give steps"),
     ([GOOD], ["--domains=math+art"], "'art' is not one of math, code, science"),
     ([GOOD], ["--engine=vlm", "--batch=1"], "--engine=vlm; did you mean 'vllm'"),
     ([GOOD], ["--row_tokens=10"], "--row_tokens=10 does not hold a text of --context=64"),
     ([GOOD], ["--replay=nowhere.jsonl", "--batch=1"], "--replay: nowhere.jsonl cannot be read"),
+    ([], ["--prompts=nowhere.jsonl"], "--prompts: nowhere.jsonl cannot be read \\(No such file"),
+    ([{**GOOD, "domain": "art"}], [], "no prompt is left \\(1 of art \\(--domains\\)\\)"),
+    ([GOOD], ["--heldout=nowhere.jsonl"], "--heldout: nowhere.jsonl cannot be read"),
+    ([GOOD], ["--heldout=pyproject.toml"], "--heldout: pyproject.toml, line 1 is no JSON object"),
+    ([GOOD], ["--init=nowhere"], "--init=nowhere|--init: .*nowhere"),
+    ([GOOD], ["--init=random:toyy"], "did you mean 'toy'"),
 ])
 def test_bad_input(records, flags, message, start, tmp_path):
     with pytest.raises(InputError, match=message):
         run(tmp_path / "run", f"--init={start}", "--heldout=none", prompt_file(tmp_path, *records), *flags)
+
+
+ROLLOUT = dict(step=1, group=0, id="a", tokens=[5, 6], gen=[-1.0, -2.0], text="", finish="stop", correct=True,
+               verdict="", terms={}, reward=1.0)
+
+
+@pytest.mark.parametrize("line, message", [
+    ("{", "JSON object"),
+    ({"id": "b"}, "rollout .*KeyError..b"),
+    ({"step": None}, "rollout .*NoneType"),
+    ({"reward": None}, "rollout .*NoneType"),
+    ({"reward": math.inf}, "rollout .*reward inf"),
+    ({"gen": [-1.0]}, "rollout .*2 tokens and 1 log-probs"),
+    ({"gen": None}, "rollout .*2 tokens and 1 log-probs"),
+    ({"gen": [-1.0, None]}, "rollout .*must be as many finite numbers"),
+    ({"tokens": [], "gen": []}, "rollout .*0 tokens"),
+    ({"tokens": [5, 512]}, "rollout .*ids from 0 to 5.."),
+    ({"tokens": [5, -1]}, "rollout .*ids from 0 to 5.."),
+    ({"tokens": [5, 2**40]}, "rollout .*OverflowError"),
+])
+def test_a_replay_of_something_else(line, message, start, tmp_path):
+    path = tmp_path / "samples.jsonl"
+    second = line if isinstance(line, str) else json.dumps(ROLLOUT | line)
+    path.write_text(f"{json.dumps(ROLLOUT)}\n{second}\n")
+    with pytest.raises(InputError, match=f"--replay: {path}, line 2 is no {message}"):
+        run(tmp_path / "run", f"--init={start}", "--heldout=none", "--batch=1", f"--replay={path}",
+            prompt_file(tmp_path, GOOD))
+
+
+def test_a_replay_of_another_group_size(start, tmp_path):
+    (tmp_path / "samples.jsonl").write_text((json.dumps(ROLLOUT) + "\n") * 3)
+    with pytest.raises(InputError, match="group 0 has 3 responses to 1 prompts, not --group=4 to one"):
+        run(tmp_path / "run", f"--init={start}", "--heldout=none", "--batch=1",
+            f"--replay={tmp_path}/samples.jsonl", prompt_file(tmp_path, GOOD))
+
+
+def test_prompts_that_do_not_fit_are_left_out_and_counted(start, tmp_path, capsys):
+    long, unread = {**GOOD, "id": "b", "prompt": "word " * 200}, {**GOOD, "id": "c", "truth": "\\frac{"}
+    run(tmp_path / "run", f"--init={start}", "--heldout=none", "--batch=1", "--steps=1",
+        prompt_file(tmp_path, GOOD, long, unread, {**unread, "id": "d"}))
+    assert ("1 prompts, 1 left out as long as --context=64 or longer, 2 left out with a gold answer that "
+            "cannot be read" in capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("replay", [False, True])
+def test_weights_that_are_not_numbers(replay, start, tmp_path):
+    model = load(str(start))
+    with torch.no_grad():
+        next(model.parameters())[7, 3] = math.nan
+    save(model, str(tmp_path / "start"))
+    (tmp_path / "samples.jsonl").write_text((json.dumps(ROLLOUT | {"tokens": [7, 7]}) + "\n") * 4)
+    flags = [f"--replay={tmp_path}/samples.jsonl"] * replay
+    with pytest.raises(InputError, match="step 1: loss nan.*not finite; .* lower --lr" if replay else
+                       "not a number: its weights hold NaN"):
+        run(tmp_path / "run", f"--init={tmp_path / 'start'}", "--heldout=none", "--batch=1",
+            prompt_file(tmp_path, GOOD), *flags)
+    assert not (tmp_path / "run" / "model").exists()
 
 
 def test_zero_reward_everywhere_is_told_and_changes_nothing(start, tmp_path, capsys):

@@ -1,0 +1,22 @@
+"""The end of `make demo`: prints what RL made of the mid-trained toy and of the base, and fails unless RL
+found something to learn from in the one and nothing in the other (the paper, section 10)."""
+
+import json
+import sys
+from pathlib import Path
+
+runs = Path(sys.argv[1])
+gained = {}
+print("\nRL from                      held-out pass rate: before   after   unsolved before, solved after")
+for name, start in (("rl", "the mid-trained toy"), ("rl-base", "the toy base")):
+    curve = json.loads((runs / name / "rl.json").read_text())["curve"]
+    before, after = curve[0][1], curve[-1][1]
+    gained[name] = after["pass"] - before["pass"]
+    steps = [line for line in map(json.loads, (runs / name / "metrics.jsonl").open()) if "lr" in line]
+    seconds = sum(line[part] for line in steps for part in ("wait_s", "score_s", "train_s", "push_s"))
+    print(f"{start:47s} {before['pass']:7.3f} {after['pass']:7.3f}   {after['frontier']['solved']} of "
+          f"{after['frontier']['unsolved']}   ({curve[-1][0]} steps, {seconds:.0f} s)")
+    if name == "rl-base" and after["pass"]:
+        sys.exit("the base solves held-out problems: it should not know the form of an answer")
+if gained["rl"] < 0.2:
+    sys.exit(f"RL raised the mid-trained toy's pass rate by {gained['rl']:.3f}; at least 0.2 was expected")
