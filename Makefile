@@ -5,7 +5,7 @@ BIN = .venv/bin
 .PHONY: demo test soak bench lint lines clean
 
 demo: .venv/demo                     ## a toy base, mid-trained on the paper's mixture, then RL from it and from the base
-	$(BIN)/python midtrain.py --model=toy --mixture=base --steps=300 --out=runs/base
+	$(BIN)/python midtrain.py --model=toy --mixture=base --steps=400 --out=runs/base
 	$(BIN)/python midtrain.py --model=toy --init=runs/base/model --out=runs/mt
 	$(BIN)/python rl.py --model=toy --init=runs/mt/model --out=runs/rl
 	$(BIN)/python rl.py --model=toy --init=runs/base/model --steps=5 --out=runs/rl-base
@@ -17,11 +17,12 @@ test: .venv/test                     ## everything but the long loops
 soak: .venv/test                     ## the long loops: 20 kills and the like
 	$(BIN)/python -m pytest -m slow
 
-bench: .venv/test                    ## training beside transformers, data beside datasets and TRL, grading, sampling
+bench: .venv/test                    ## training beside transformers, data beside datasets and TRL, grading, sampling, RL beside TRL
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/verify.py
 	$(BIN)/python benchmarks/generate.py
+	$(BIN)/python benchmarks/rl.py
 
 lint: .venv/test
 	$(BIN)/ruff check .

@@ -3,8 +3,8 @@ GPUs.
 
     python rl.py --model=toy --init=runs/mt/model --out=runs/rl           # two CPU cores, the embedded world
     torchrun --nproc_per_node=8 rl.py --model=granite-3.3-8b --init=runs/mt-granite/model \\
-        --prompts=data/mcs.jsonl --engine=vllm --out=runs/rl-granite      # trainer and vLLM share the GPUs
-    python rl.py --model=toy --init=runs/mt/model --replay=runs/rl/samples.jsonl      # without an engine
+        --prompts=runs/filter/balanced-MCS.jsonl --engine=vllm --out=runs/rl-granite
+    python rl.py --model=toy --init=runs/mt/model --replay=runs/rl/samples.jsonl --out=runs/again  # no engine
 
 A step: draw prompts, sample a group of responses to each, grade them, turn the rewards of a group into
 advantages, pack the responses into rows, one update of the policy, push its weights into the engine. All of
@@ -30,6 +30,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import numpy as np
 import torch
@@ -56,7 +57,15 @@ from runtime import (
     shard,
     write_atomic,
 )
-from verify import SandboxMissing, check_sandbox, grade_batch, repetition, stop_penalty, think_format
+from verify import (
+    SandboxMissing,
+    check_sandbox,
+    gradable,
+    grade_batch,
+    repetition,
+    stop_penalty,
+    think_format,
+)
 
 # -- config --------------------------------------------------------------------------------------------------
 
@@ -106,6 +115,7 @@ class Config:
     refill: int = 0                      # times to sample new prompts in place of such groups; ours
     retire: float = 0.0                  # prompts of at least this pass rate are not drawn again; 0 = all are
     ahead: int = 0                       # 1: sample the next batch while training, one step off-policy
+                                         # (resumed, the first batch is sampled anew, by newer weights)
     engine: str = "torch"                # torch (embedded), vllm
     layout: str = "inside"               # vllm: inside (shares the GPUs), beside (its own: --gpus)
     gpus: str = ""                       # vllm beside: its GPUs, "4,5,6,7"
@@ -119,7 +129,7 @@ class Config:
     recompute: str = "full"              # a layer's activations: off, full, selective
     eval_every: int = 50                 # steps between evaluations; also before, after; 0 = only those
     eval_prompts: int = 256              # held-out prompts of each domain at most
-    eval_samples: int = 8                # responses to each, at temperature 1
+    eval_samples: int = 8                # responses to each, at --temperature
     export_at: str = ""                  # steps after which to write run/models/step_N too: "20,40,80"
     checkpoint_every: int = 10           # steps between resumable checkpoints; 0 = only at the end
     keep: int = 2                        # checkpoints kept; 0 = all
@@ -130,14 +140,19 @@ class Config:
     allow_changed: bool = False          # go on with a run although its config changed
 
 
-TOY = dict(steps=50, batch=16, context=256, row_tokens=2048, lr=1e-4, dtype="float32", recompute="off",
-           domains="math+science",       # programs need a sandbox (bubblewrap), which pip cannot install
-           ref_every=20, eval_every=10, eval_prompts=64, eval_samples=4, checkpoint_every=1,
+TOY = dict(steps=40, batch=16, context=256, row_tokens=2048, lr=1e-4, dtype="float32", recompute="off",
+           domains="math",               # science wants a longer mid-training, code bubblewrap
+           ref_every=20, eval_every=20, eval_prompts=64, eval_samples=4, checkpoint_every=1,
            export_dtype="float32")
 FREE = ("replicate", "shard", "row_tokens", "recompute", "checkpoint_every", "keep", "device", "run",
         "allow_changed", "ref_offload", "check", "gpus", "gpu_memory", "max_batch", "export_at")
 FIXED = ("model", "prompts", "domains", "seed", "batch", "group")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def exported(cfg):
+    """The steps of --export_at."""
+    return {int(n) for n in cfg.export_at.split(",") if n}
 
 
 def recipe(model):
@@ -163,8 +178,12 @@ def check(cfg, world_size):
                         ("loss", ("token", "constant", "sequence"))):
         if getattr(cfg, name) not in known:
             raise InputError(f"--{name}={getattr(cfg, name)!r} is not one of {', '.join(map(str, known))}")
-    if not cfg.temperature > 0:
-        raise InputError(f"--temperature={cfg.temperature}: RL needs samples that differ; the paper takes 1")
+    if not 0.01 <= cfg.temperature <= 100:
+        raise InputError(f"--temperature={cfg.temperature}: RL needs samples that differ, 0.01 to 100; the "
+                         f"paper takes 1")
+    for name in ("beta1", "beta2", "gpu_memory"):
+        if not 0 <= getattr(cfg, name) < 1:
+            raise InputError(f"--{name}={getattr(cfg, name)} must be in [0, 1)")
     if cfg.row_tokens and cfg.row_tokens < cfg.context:
         raise InputError(f"--row_tokens={cfg.row_tokens} does not hold a text of --context={cfg.context}")
     if cfg.warmup >= cfg.steps:
@@ -173,8 +192,13 @@ def check(cfg, world_size):
         raise InputError(f"--ref_alpha={cfg.ref_alpha}, --retire={cfg.retire}: give shares, up to 1")
     if cfg.batch % world_size:
         raise InputError(f"--batch={cfg.batch} prompts do not divide by {world_size} ranks; take a multiple")
-    if not all(n.isdigit() for n in cfg.export_at.split(",") if cfg.export_at):
-        raise InputError(f"--export_at={cfg.export_at}: give steps, as in 20,40,80")
+    if not all(n.isdecimal() and 0 < int(n) <= cfg.steps for n in cfg.export_at.split(",") if cfg.export_at):
+        raise InputError(f"--export_at={cfg.export_at}: give steps of 1 to --steps={cfg.steps}, as in 20,40")
+    if (cfg.seq_low or cfg.seq_high) and not cfg.seq_low < cfg.seq_high:
+        raise InputError(f"--seq_low={cfg.seq_low} --seq_high={cfg.seq_high}: give a range, as in 0.5 and 2")
+    if cfg.ahead and cfg.engine == "vllm" and cfg.layout == "inside" and cfg.tensor_parallel > 1:
+        raise InputError(f"--ahead=1 with --tensor_parallel={cfg.tensor_parallel} inside the trainer: two "
+                         f"threads would talk between the same GPUs; take --layout=beside, or --ahead=0")
     unknown = set(cfg.domains.split("+")) - {"math", "code", "science"}
     if unknown:
         raise InputError(f"--domains={cfg.domains}: {min(unknown)!r} is not one of math, code, science")
@@ -400,6 +424,9 @@ def read_prompts(path, flag, domains, tokenizer, context, split="rl", count=2000
         if missing:
             raise InputError(f"--{flag}: {path}, line {n} lacks {', '.join(missing)}; a record has "
                              f"{', '.join(NEEDED)} (python data.py prompts writes them)")
+        if not isinstance(record["id"], str | int) or not isinstance(record["prompt"], str):
+            raise InputError(f"--{flag}: {path}, line {n}: id is {record['id']!r:.40}, prompt is "
+                             f"{record['prompt']!r:.40}: an id is a text or a whole number, a prompt a text")
         if record["domain"] not in domains:
             left_out[f"of {record['domain']} (--domains)"] += 1
             continue
@@ -416,7 +443,7 @@ def read_prompts(path, flag, domains, tokenizer, context, split="rl", count=2000
     boxed = [(r["domain"], f"\\boxed{{{_letter(r['truth'])}}}", r["truth"]) for r in records
              if r["domain"] != "code"]
     verdicts = iter(grade_batch(boxed))
-    kept = [r for r in records if r["domain"] == "code" or next(verdicts).correct]
+    kept = [r for r in records if (gradable(r["truth"]) if r["domain"] == "code" else next(verdicts).correct)]
     if len(kept) < len(records):
         left_out["with a gold answer that cannot be read"] = len(records) - len(kept)
     if not kept:
@@ -426,7 +453,16 @@ def read_prompts(path, flag, domains, tokenizer, context, split="rl", count=2000
 
 
 def _letter(truth):
-    return truth["letter"] if isinstance(truth, dict) else truth
+    return truth.get("letter", "") if isinstance(truth, dict) else truth
+
+
+def need_sandbox(records, cfg):
+    """InputError where programs are to be graded and there is nowhere to run them."""
+    if any(r["domain"] == "code" for r in records):
+        try:
+            check_sandbox(cfg.unsafe_sandbox)
+        except SandboxMissing as e:
+            raise InputError(f"--domains={cfg.domains}: {e}; or leave code out") from None
 
 
 @functools.lru_cache(2)
@@ -447,7 +483,8 @@ def draw_prompts(progress, records, want, seed):
             drawn.append(index)
     if len(drawn) < want:
         raise InputError(f"--retire: {len(retired)} of {len(records)} prompts are retired, {want} a step are "
-                         f"needed: the run has learnt what there is; lower --batch or raise --retire")
+                         f"needed: the run has learnt what there is. --allow_changed=True with --steps of "
+                         f"the last step ends it there and writes its model")
     return drawn
 
 
@@ -516,6 +553,12 @@ class Watch:
         self.at = now
 
 
+def differs(group, cfg):
+    """Whether a group is trained on. Judged by correctness: shaping terms would keep groups that teach form
+    alone."""
+    return cfg.keep_equal or 0 < sum(r.correct for r in group) < len(group)
+
+
 def rollouts(step, door, records, progress, cfg, me):
     """The groups of a step, the same on every rank: lists of cfg.group responses. Groups all right or all
     wrong are left out (unless keep_equal) and replaced up to `refill` times. Returns (groups, all that was
@@ -533,7 +576,7 @@ def rollouts(step, door, records, progress, cfg, me):
         made = everyone(mine, me)
         made = [made[i:i + cfg.group] for i in range(0, len(made), cfg.group)]
         everything += made
-        groups += [g for g in made if cfg.keep_equal or 0 < sum(r.correct for r in g) < cfg.group]
+        groups += [g for g in made if differs(g, cfg)]
         if len(groups) >= cfg.batch:
             break
     if cfg.retire:
@@ -554,7 +597,7 @@ def replayed(path, records, known, cfg):
                          line["correct"], line["verdict"], line["terms"], float(line["reward"]))
             if not (r.tokens.ndim == 1 and r.tokens.shape == r.gen.shape and np.isfinite(r.gen).all()
                     and r.tokens.size and 0 <= r.tokens.min() <= r.tokens.max() < known
-                    and math.isfinite(r.reward)):
+                    and math.isfinite(r.reward) and isinstance(r.terms, dict)):
                 raise ValueError(f"{r.tokens.size} tokens and {r.gen.size} log-probs, which must be as many "
                                  f"finite numbers, of ids from 0 to {known - 1}; reward {r.reward}")
             place = steps.setdefault(int(line["step"]), {}).setdefault(line["group"], [])
@@ -652,7 +695,8 @@ def lr_at(step, cfg):
 
 def evaluate(step, door, held, progress, cfg, me):
     """Pass rates on held-out prompts by domain, unbiased pass@k, and the solvability frontier: of the prompts
-    that no response solved before the first step, the share that some response solves now."""
+    that no response solved before the first step, how many some response solves now, and their pass
+    rate."""
     n, right = cfg.eval_samples, Counter({i: 0 for i in range(len(held))[me.rank::me.world]})
     made = judge(sample(door, held, [(("eval", step), i) for i in range(len(held))], n, cfg, me), held, cfg)
     for r in made:
@@ -666,9 +710,9 @@ def evaluate(step, door, held, progress, cfg, me):
                           for k in sorted({1, n})}
     if progress["unsolved"] is None:
         progress["unsolved"] = [held[i]["id"] for i in range(len(held)) if not right[i]]
-    unsolved = set(progress["unsolved"])
-    solved = sum(right[i] > 0 for i, r in enumerate(held) if r["id"] in unsolved)
-    result["frontier"] = {"unsolved": len(unsolved), "solved": solved}
+    unsolved = [right[i] for i, r in enumerate(held) if r["id"] in set(progress["unsolved"])]
+    result["frontier"] = {"unsolved": len(unsolved), "solved": sum(c > 0 for c in unsolved),
+                          "pass": sum(unsolved) / (n * max(1, len(unsolved)))}
     result["pass"] = sum(right.values()) / (n * len(held))
     result["length"] = sum(lengths) / len(lengths)
     return result
@@ -693,8 +737,20 @@ def difficulty(cfg):
         with me.first_on_node():
             init = Init(cfg.init or cfg.model)
         records, _ = read_prompts(cfg.prompts, "prompts", domains, init.tokenizer(), cfg.context)
+        need_sandbox(records, cfg)
         os.makedirs(cfg.run, exist_ok=True)
-        path = os.path.join(cfg.run, "verdicts.jsonl")
+        path, of = os.path.join(cfg.run, "verdicts.jsonl"), os.path.join(cfg.run, "filter.json")
+        mine = {k: getattr(cfg, k) for k in ("init", "model", "prompts", "seed", "group", "context",
+                                             "temperature", "dtype", "engine")}
+        if me.rank == 0 and os.path.exists(of):
+            with open(of) as f:
+                before = json.load(f)
+            changed = [k for k in mine if mine[k] != before.get(k)]
+            if changed:
+                raise InputError(f"--{changed[0]}={mine[changed[0]]}: {cfg.run} has verdicts made with "
+                                 f"{before.get(changed[0])}; give another --run")
+        if me.rank == 0:
+            write_atomic(of, json.dumps(mine, indent=1))
         done = set()
         if me.rank == 0 and os.path.exists(path):
             whole = read_lines(path)                      # without a line that a kill cut short
@@ -774,11 +830,7 @@ def main(cfg):
             held, _ = read_prompts(cfg.heldout, "heldout", domains, tokenizer, cfg.context, "heldout",
                                    cfg.eval_prompts)
             held = [r for d in domains for r in [r for r in held if r["domain"] == d][:cfg.eval_prompts]]
-        if any(r["domain"] == "code" for r in records):
-            try:
-                check_sandbox(cfg.unsafe_sandbox)
-            except SandboxMissing as e:
-                raise InputError(f"--domains={cfg.domains}: {e}; or leave code out") from None
+        need_sandbox(records + held, cfg)
         if cfg.batch > len(records):
             raise InputError(f"--batch={cfg.batch}: --prompts={cfg.prompts} has only {len(records)} prompts")
 
@@ -796,7 +848,7 @@ def main(cfg):
             for name, p in model.named_parameters():
                 local = (p.to_local() if isinstance(p, DTensor) else p).detach().clone()
                 reference[name] = local.cpu() if cfg.ref_offload else local
-        progress = {"step": 0, "cursor": 0, "retired": [], "unsolved": None, "bytes": 0}
+        progress = {"cursor": 0, "retired": [], "unsolved": None, "bytes": 0}
         start = run.latest() or 0
 
         def state():
@@ -813,9 +865,18 @@ def main(cfg):
             for name, p in saved.get("reference", {}).items():
                 reference[name].copy_(p.to_local() if isinstance(p, DTensor) else p)
         run.prune(cfg.keep)
-        curve = [(line["step"], line["eval"]) for line in run.rewind(start) if "eval" in line]
+        told = run.rewind(start)
+        curve = [(line["step"], line["eval"]) for line in told if "eval" in line]
+        replay = None
+        if cfg.replay:
+            if os.path.realpath(cfg.replay) == os.path.realpath(run.path("samples.jsonl")):
+                raise InputError(f"--replay={cfg.replay} is what this run writes; give another --run")
+            replay = replayed(cfg.replay, records, known_ids(init.arch, tokenizer), cfg)
+            missing = [n for n in range(start + 1, cfg.steps + 1) if n not in replay]
+            if missing:
+                raise InputError(f"--replay={cfg.replay} has no step {missing[0]}: give --steps of at most "
+                                 f"{missing[0] - 1}")
         samples = open_samples(run, progress, me)
-        replay = replayed(cfg.replay, records, known_ids(init.arch, tokenizer), cfg) if cfg.replay else None
         door = make_engine(cfg, me) if replay is None else None
         run.log(f"{cfg.model} {sum(p.numel() for p in parameters):,} parameters | {me.world} x "
                 f"{me.device.type} {cfg.dtype} | {len(records):,} prompts"
@@ -829,7 +890,12 @@ def main(cfg):
             """The policy's weights to the engine; the proof's difference in nats, None unchecked."""
             return None if door is None else push(door, model, check=cfg.check)
 
-        away, pool_, future = dataclasses.replace(me, side=dist.new_group(backend="gloo")), None, None
+        def export(step):
+            if step in exported(cfg):
+                save(model, run.path("models", f"step_{step:06d}"), DTYPES[cfg.export_dtype])
+
+        away, pool_, future = dataclasses.replace(me, side=dist.new_group(
+            backend="gloo", timeout=timedelta(hours=12))), None, None
         if cfg.ahead:
             pool_ = ThreadPoolExecutor(1)
 
@@ -846,7 +912,8 @@ def main(cfg):
                 run.log(evaluation_line(*curve[-1]))
 
         # -- the loop ---------------------------------------------------------------------------------------
-        gap, m = refresh(), {}
+        export(start)                                     # it may have been killed before
+        gap, m = refresh(), next((line for line in reversed(told) if "reward" in line), {})
         for step in range(start, cfg.steps):
             if step == 0 or (cfg.eval_every and step % cfg.eval_every == 0):
                 if future:
@@ -866,8 +933,7 @@ def main(cfg):
                     door.sleep()
             else:
                 everything = replay.get(step + 1, [])
-                groups = [g for g in everything
-                          if cfg.keep_equal or 0 < sum(r.correct for r in g) < len(g)][:cfg.batch]
+                groups = [g for g in everything if differs(g, cfg)][:cfg.batch]
             watch.lap("push_s")
 
             # -- advantages, weights of tokens, rows ---------------------------------------------------------
@@ -897,7 +963,7 @@ def main(cfg):
 
             # -- the update ----------------------------------------------------------------------------------
             lr, parts, loss, norm = lr_at(step, cfg), [], 0.0, 0.0
-            for update in range(cfg.updates if responses else 0):
+            for update in range(cfg.updates if (lengths > 0).any() else 0):
                 total = torch.zeros((), device=me.device)
                 for i, row in enumerate(rows):
                     model.set_requires_all_reduce(i + 1 == len(rows))
@@ -908,7 +974,8 @@ def main(cfg):
                                             weight[owner], owner)
                     share.backward()
                     total += share.detach()
-                    parts.append(part | {"entropy": h.detach().sum(dtype=torch.float64)})
+                    entropy = torch.where(weight[owner] > 0, h.detach(), 0).sum(dtype=torch.float64)
+                    parts.append(part | {"entropy": entropy})
                     if update == 0:
                         keep_logprobs(responses, owner, before)
                 reduce_vectors(parameters)
@@ -926,7 +993,6 @@ def main(cfg):
                 optimizer.zero_grad()
             if cfg.beta and cfg.ref_every and (step + 1) % cfg.ref_every == 0:
                 polyak(reference.values(), parameters, cfg.ref_alpha)
-            progress["step"] = step + 1
             watch.lap("train_s")
 
             # -- log, save -----------------------------------------------------------------------------------
@@ -943,8 +1009,7 @@ def main(cfg):
                 run.save(state(), step + 1, cfg.keep)     # what the step has left is on the disk before
                 run.finish()                              # and no step that was saved is made again
             run.log(step_line(step + 1, m, cfg))
-            if str(step + 1) in cfg.export_at.split(","):
-                save(model, run.path("models", f"step_{step + 1:06d}"), DTYPES[cfg.export_dtype])
+            export(step + 1)
 
         # -- result -----------------------------------------------------------------------------------------
         save(model, run.path("model"), DTYPES[cfg.export_dtype])
@@ -967,7 +1032,11 @@ def open_samples(run, progress, me):
         return None
     with run.writing("samples.jsonl"):
         f = open(run.path("samples.jsonl"), "ab")
-        f.truncate(progress["bytes"])
+    if f.tell() < progress["bytes"]:
+        raise InputError(f"{run.path('samples.jsonl')} has {f.tell():,} bytes, it had {progress['bytes']:,} "
+                         f"when the checkpoint was made: put the file back, or start in another --run")
+    f.truncate(progress["bytes"])
+    f.seek(progress["bytes"])
     return f
 
 
@@ -998,6 +1067,7 @@ def write_samples(samples, run, step, everything, records, progress, me):
                     samples.write(json.dumps(line).encode() + b"\n")
             samples.flush()
             progress["bytes"] = samples.tell()
+    progress["bytes"] = me.agree(progress["bytes"])       # any rank may be the one that saves it
 
 
 def timed_out(verdict):
@@ -1016,20 +1086,21 @@ def summary(groups, everything, records, size):
              groups=len(groups), responses=len(tell), length=sum(len(r.tokens) for r in tell) / n,
              truncated=sum(r.finish != "stop" for r in tell) / n,
              timeouts=sum(timed_out(r.verdict) for r in tell))
-    m |= {f"reward_{k}": sum(r.terms[k] for r in tell) / n for k in (tell[0].terms if tell else ())}
+    m |= {f"reward_{k}": sum(r.terms.get(k, 0) for r in tell) / n for k in (tell[0].terms if tell else ())}
     by_domain = {}
     for r in tell:
-        by_domain.setdefault(records[r.prompt]["domain"], []).append(r.correct)
-    return m | {f"pass_{d}": sum(own) / len(own) for d, own in by_domain.items()}
+        by_domain.setdefault(records[r.prompt]["domain"], []).append(r)
+    for d, own in by_domain.items():
+        m |= {f"pass_{d}": sum(r.correct for r in own) / len(own),
+              f"reward_{d}": sum(r.reward for r in own) / len(own)}
+    return m
 
 
 def step_line(step, m, cfg):
-    middle = (f"kl {m['k3']:.4f} | clip {m['clip_low'] + m['clip_high']:.3f} | tis {m['tis']:.3f}"
-              if m["groups"] else "no group differs, nothing to learn from")
-    return (f"step {step:5d}/{cfg.steps} {step / cfg.steps:6.1%} | reward {m['reward']:.3f} | pass "
-            f"{m['pass_rate']:.3f} | {middle} | len {m['length']:.0f} | trunc {m['truncated']:.1%} | "
-            f"{human(m['tok_s'])} tok/s | {m.get('wait_s', 0):.1f}s gen + {m['score_s'] + m['train_s']:.1f}s "
-            f"train")
+    middle = f"kl {m['k3']:.4f}" if "k3" in m else "nothing to learn from: no group differs"
+    return (f"step {step:4d}/{cfg.steps} | reward {m['reward']:.3f} | pass {m['pass_rate']:.3f} | {middle} | "
+            f"len {m['length']:.0f} | cut {m['truncated']:.0%} | {human(m['tok_s'])} tok/s | "
+            f"{m.get('wait_s', 0):.1f} s gen + {m['score_s'] + m['train_s']:.1f} s train")
 
 
 if __name__ == "__main__":

@@ -1129,6 +1129,14 @@ def _values_agree(checker, tolerance, got, expected):
         got == expected if checker == "json" else _texts_agree(checker, tolerance, got, expected))
 
 
+def gradable(truth) -> bool:
+    """Whether programs can be graded against this code truth."""
+    try:
+        return bool(_Task.of(truth))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return False
+
+
 class _Task(NamedTuple):
     """A code truth, checked."""
     kind: str

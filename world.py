@@ -72,7 +72,7 @@ def problem(domain: str, split: str, index: int, seed: int = 0) -> Problem:
 
     Candidates are drawn until one belongs to the split, which a hash of the problem itself decides; so no
     prompt is in two splits, whatever the seeds. Distinct problems, not counting function names, which vary
-    freely: about 22k in math, 32k in code, 26k in science.
+    freely: about 21k in math, 32k in code, 28k in science.
     Raises ValueError, listing the known names, on an unknown domain or split.
     """
     _check("domain", domain, DOMAINS)
@@ -91,7 +91,8 @@ def _split(key: str) -> str:
 
 
 # Each generator below returns key, prompt, truth, (steps, answer), (guess, answer). The key is the problem
-# without its accidents (a function's name, the order of summands) and decides the split.
+# without its accidents (a function's name, the order of
+# summands and factors) and decides the split.
 
 # -- math: arithmetic on numbers of two digits, digit by digit ------------------------------------------
 
@@ -219,10 +220,12 @@ def _science(rng) -> tuple:
             chain, right = _columns(x, op, y)
         if LETTERS[(right >= b) + (right >= c) + (right >= d)] == letter:
             break
+    low, high = sorted((x, y))
+    key = asked.format(x=low, y=high) if op in "*+" else asked.format(x=x, y=y)
     asked = asked.format(x=x, y=y)
     prompt = f"{asked}\nA) 0-{b - 1}\nB) {b}-{c - 1}\nC) {c}-{d - 1}\nD) {d}-{199 if op == '+' else 99}"
     guess = letter if rng.random() < LUCKY else rng.choice(LETTERS.replace(letter, ""))
-    return (asked, prompt, letter, (f"{chain.rstrip('.')} is {letter}.", f"\\boxed{{{letter}}}"),
+    return (key, prompt, letter, (f"{chain.rstrip('.')} is {letter}.", f"\\boxed{{{letter}}}"),
             (f"maybe {guess}", f"\\boxed{{{guess}}}"))
 
 
@@ -231,8 +234,8 @@ def _science(rng) -> tuple:
 def documents(source: str, split: str) -> Iterator[str]:
     """The texts of a source in a fixed order, without end tokens. No text of a heldout split is in any train.
 
-    Generated sources have as many documents as GENERATED says, of 50-230 characters (in a thousand, a few
-    are equal). Those of the library have what the installation holds, at most CAPS characters.
+    Generated sources have as many documents as GENERATED says, of 50-230 characters (some are equal). Those
+    of the library have what the installation holds, at most CAPS characters.
     Raises ValueError, listing the known names, on an unknown source or split (at the call, not at the first
     text) and FileNotFoundError where this Python has no standard library to read.
     """

@@ -6,8 +6,8 @@
 
 A step: 16 responses to each of 16 prompts, grading, log-probs of a reference (beta 0.05), one update over
 all 256 responses, the weights to the engine; fp32, temperature 1. The model is our toy, mid-trained on the
-spot for 300 steps, so that responses end by themselves (after 30 tokens or so) or are cut at 128. Prompts are
-the world's math problems, 10 to 13 tokens: TRL pads little there. Each side is a process of its own and
+spot for 400 steps, so that responses end by themselves (after 30 tokens or so) or are cut at 128. Prompts are
+the world's math problems, of like lengths: TRL pads little there. Each side is a process of its own and
 learns from its own samples; while one steps the others wait. Medians without the first two steps; a step is
 all that lies between two of them (ours writes samples.jsonl there, TRL logs nothing). Memory is the highest
 resident of a process, without its grading workers.
@@ -74,16 +74,13 @@ def ours(turn, folder, prompts, steps, engine):
                      domains="math", steps=steps, batch=PROMPTS, group=GROUP, context=longest + NEW,
                      engine=engine, lr=1e-4, beta=0.05, keep_equal=True, format=False, stop_penalty=0.0,
                      repetition_penalty=0.0, ref_every=0, eval_every=0, checkpoint_every=0, device="cpu")
-        report = rl.report
+        step_line = rl.step_line
 
-        def reported(*args):
-            line = report(*args)
-            with open(f"{tmp}/run/metrics.jsonl") as f:
-                m = json.loads(f.readlines()[-1])
-            split = {part: m[f"{'push' if part == 'sync' else part}_s"] for part in PARTS}
-            turn.over(split, m["length"] * PROMPTS * GROUP)
-            return line
-        rl.report = reported
+        def told(step, m, cfg):                           # a step's last call
+            turn.over({part: m[f"{'push' if part == 'sync' else part}_s"] for part in PARTS},
+                      m["length"] * m["responses"])
+            return step_line(step, m, cfg)
+        rl.step_line = told
         rl.main(parse(rl.Config, [f"--{k}={v}" for k, v in flags.items()], rl.recipe))
 
 
@@ -168,7 +165,7 @@ def worker(pipe, side, folder, prompts, steps, threads):
 def compare(folder, sides, steps, threads):
     """{side: its steps, medians}. Sides that do not run here are told and left out."""
     import rl
-    records = list(rl.toy_prompts("rl", PROMPTS * steps, ["math"]))
+    records = list(rl.toy_prompts("rl", 2 * PROMPTS * steps, ["math"]))[:PROMPTS * steps]
     order = [records[i] for i in rl.epoch_order(0, len(records), 1)]       # as rl.py with --seed=1 draws them
     spawn, running, seen = multiprocessing.get_context("spawn"), {}, {}
     for side in sides:
@@ -216,7 +213,7 @@ def main(init="", sides="", steps=9, threads=2):
     with tempfile.TemporaryDirectory() as tmp:
         if not init:
             subprocess.run([sys.executable, os.path.join(HOME, "midtrain.py"), "--model=toy",
-                            "--mixture=math", "--steps=300", "--eval_every=0", "--out=mt"], cwd=tmp,
+                            "--mixture=math", "--steps=400", "--eval_every=0", "--out=mt"], cwd=tmp,
                            check=True, stdout=subprocess.DEVNULL)
         init = os.path.abspath(init) if init else os.path.join(tmp, "mt", "model")
         table(compare(init, chosen, int(steps), int(threads)))

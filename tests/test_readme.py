@@ -10,6 +10,7 @@ import miniatures
 
 import generate
 import midtrain
+import rl
 import sources
 from runtime import parse
 
@@ -20,19 +21,21 @@ BLOCKS = re.findall(r"```\n(.*?)```", README, re.S)
 
 
 def commands(start):
-    lines = [line for block in BLOCKS for line in block.splitlines() if line.startswith(start)]
+    blocks = [block.replace("\\\n", "") for block in BLOCKS]
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith(start)]
     return [line.split(" #")[0].strip() for line in lines]
 
 
-def test_midtrain_commands_parse():
-    found = commands(("python midtrain.py", "torchrun"))
-    assert len(found) >= 7
+def test_training_commands_parse():
+    found = commands(("python midtrain.py", "python rl.py", "torchrun"))
+    assert len(found) >= 11
     for command in found:
         words = shlex.split(command)
-        flags = words[words.index("midtrain.py") + 1:]
+        stage = midtrain if "midtrain.py" in words else rl
+        flags = words[words.index(f"{stage.__name__}.py") + 1:]
         if flags != ["--help"]:
-            cfg = parse(midtrain.Config, flags, midtrain.recipe)
-            midtrain.check(cfg, 8 if words[0] == "torchrun" else 1)
+            cfg = parse(stage.Config, flags, stage.recipe)
+            stage.check(cfg, 8 if words[0] == "torchrun" else 1)
 
 
 def test_data_commands_run(tmp_path):

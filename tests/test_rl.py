@@ -9,9 +9,11 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ from rl import Response, pack, row_logprobs, row_tensors
 from runtime import InputError, parse, ranks
 from verify import grade
 
-SMALL = ["--model=toy", "--domains=math+science", "--steps=3", "--batch=4", "--group=4", "--context=64",
+SMALL = ["--model=toy", "--domains=math", "--steps=3", "--batch=4", "--group=4", "--context=64",
          "--row_tokens=128", "--eval_every=0", "--eval_prompts=4", "--eval_samples=2", "--lr=1e-3",
          "--keep_equal=True"]
 SHORT = ["--heldout=none", "--ref_every=2"]
@@ -113,21 +115,35 @@ def test_how_a_step_is_computed(flags, start, whole, tmp_path):
         assert a["gnorm"] == pytest.approx(b["gnorm"], rel=1e-4)
 
 
-def test_a_resumed_run_is_the_uninterrupted_one(start, whole, tmp_path):
-    """Three steps, kill -9 in the middle of the fourth, and on: every number and weight the same bits."""
-    folder = tmp_path / "run"
-    flags = [*SMALL, f"--init={start}", *LONG, f"--run={folder}"]
-    process = Process(folder, *flags, stage="rl", OMP_NUM_THREADS="1")
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_resumed_run_is_the_uninterrupted_one(world, start, tmp_path):
+    """Three steps, kill -9 in the middle of the fourth, and on: every number and weight the same bits, on one
+    rank and on two, with prompts that are retired and some that were solved before the first step."""
+    def process(folder):
+        return Process(folder, *SMALL, f"--init={start}", *LONG, "--retire=0.75", "--eval_prompts=8",
+                       f"--run={folder}", world=world, stage="easy_rl", OMP_NUM_THREADS="1")
+
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    straight = process(whole)
+    assert straight.wait(120) == 0, straight.text("stderr")
+    right = [line["pass_rate"] for line in steps(whole) if "eval" not in line]
+    assert 0 < min(right) and max(right) < 1
+    assert 0 < steps(whole)[0]["eval"]["frontier"]["unsolved"] < 8
+    killed = process(folder)
     end = time.monotonic() + 60
     while latest(folder) < 3 and time.monotonic() < end:
         time.sleep(0.002)
-    process.kill()
+    killed.kill()
     assert latest(folder) >= 3 and not (folder / "model").exists()
-    again = Process(folder, *flags, stage="rl", OMP_NUM_THREADS="1")
+    again = process(folder)
     assert again.wait(120) == 0, again.text("stderr")
     assert "goes on at step" in again.text("stdout")
     assert steps(folder) == steps(whole)
-    assert lines(folder, "samples.jsonl") == lines(whole, "samples.jsonl")
+    made = lines(folder, "samples.jsonl")
+    assert made == lines(whole, "samples.jsonl")
+    right = Counter((r["step"], r["id"]) for r in made if r["correct"])
+    retired = {id_: step for (step, id_), n in right.items() if n >= 3}
+    assert min(retired.values()) < 3 and all(r["step"] <= retired.get(r["id"], 6) for r in made)
     ours, theirs = weights(folder), weights(whole)
     assert all(torch.equal(ours[n], theirs[n]) for n in theirs)
 
@@ -371,10 +387,10 @@ def test_evaluation_by_hand():
     assert progress["unsolved"] == ["m1", "m2", "s4"]
     assert first == {"math": {"pass@1": pytest.approx(2 / 12), "pass@4": pytest.approx(1 / 3)},
                      "science": {"pass@1": pytest.approx(1 / 8), "pass@4": 0.5},
-                     "frontier": {"unsolved": 3, "solved": 0}, "pass": 3 / 20, "length": 3}
+                     "frontier": {"unsolved": 3, "solved": 0, "pass": 0}, "pass": 3 / 20, "length": 3}
     assert last == {"math": {"pass@1": pytest.approx(5 / 12), "pass@4": pytest.approx(2 / 3)},
                     "science": {"pass@1": pytest.approx(2 / 8), "pass@4": 0.5},
-                    "frontier": {"unsolved": 3, "solved": 2}, "pass": 7 / 20, "length": 3}
+                    "frontier": {"unsolved": 3, "solved": 2, "pass": 0.5}, "pass": 7 / 20, "length": 3}
     assert rl.evaluation_line(50, last) == (
         "held-out    50 | pass 0.350 | math pass@1 0.417 pass@4 0.667 | science pass@1 0.250 pass@4 0.500 | "
         "solved 2 of 3 unsolved at first | len 3")
@@ -497,7 +513,15 @@ GOOD = {"id": "a", "domain": "math", "prompt": "What is 1 + 1?", "truth": "2"}
     ([GOOD], ["--lr=nan"], "--lr=nan"),
     ([GOOD], ["--kl=k4"], "--kl='k4' is not one of k1, k2, k3"),
     ([GOOD], ["--temperature=0"], "--temperature=0.0: RL needs samples that differ"),
-    ([GOOD], ["--export_at=20,abc"], "--export_at=20,abc: give steps"),
+    ([GOOD], ["--export_at=2,abc"], "--export_at=2,abc: give steps"),
+    ([GOOD], ["--export_at=2,20"], "give steps of 1 to --steps=3"),
+    ([GOOD], ["--seq_low=0.5"], "--seq_low=0.5 --seq_high=0.0: give a range"),
+    ([GOOD], ["--temperature=inf"], "--temperature=inf: RL needs"),
+    ([GOOD], ["--beta1=2"], "--beta1=2.0 must be in"),
+    ([{**GOOD, "id": ["a"]}], [], "an id is a text or a whole number"),
+    ([{**GOOD, "prompt": 5}], [], "line 1: id is 'a', prompt is 5"),
+    ([{**GOOD, "truth": {"x": 1}}], [], "1 with a gold answer that cannot be read"),
+    ([{**GOOD, "domain": "code", "truth": "x"}], ["--domains=code"], "1 with a gold answer that cannot"),
     ([GOOD], ["--domains=math+art"], "'art' is not one of math, code, science"),
     ([GOOD], ["--engine=vlm", "--batch=1"], "--engine=vlm; did you mean 'vllm'"),
     ([GOOD], ["--row_tokens=10"], "--row_tokens=10 does not hold a text of --context=64"),
@@ -541,6 +565,41 @@ def test_a_replay_of_something_else(line, message, start, tmp_path):
             prompt_file(tmp_path, GOOD))
 
 
+def test_a_replay_that_is_too_short_or_its_own(start, whole, tmp_path):
+    flags = [f"--init={start}", *SHORT]
+    with pytest.raises(InputError, match="has no step 7: give --steps of at most 6"):
+        run(tmp_path / "run", *flags, "--steps=8", f"--replay={whole / 'samples.jsonl'}")
+    size = (whole / "samples.jsonl").stat().st_size
+    os.makedirs(tmp_path / "own")
+    (tmp_path / "own" / "samples.jsonl").write_bytes((whole / "samples.jsonl").read_bytes())
+    with pytest.raises(InputError, match="is what this run writes"):
+        run(tmp_path / "own", *flags, f"--replay={tmp_path / 'own' / 'samples.jsonl'}")
+    assert (tmp_path / "own" / "samples.jsonl").stat().st_size == size
+
+
+def test_what_a_kill_between_checkpoint_and_result_leaves(start, whole, tmp_path):
+    """Exports that are missing are written, the result has its reward; a samples.jsonl that was taken away is
+    asked for."""
+    folder, flags = tmp_path / "run", [f"--init={start}", *LONG, "--export_at=2,6"]
+    run(folder, *flags)
+    reward = json.loads((folder / "rl.json").read_text())["reward"]
+    (folder / "rl.json").unlink()
+    shutil.rmtree(folder / "models" / "step_000006")
+    run(folder, *flags)
+    assert (folder / "models" / "step_000006" / "config.json").exists()
+    assert json.loads((folder / "rl.json").read_text())["reward"] == reward
+    (folder / "rl.json").unlink()
+    (folder / "samples.jsonl").write_bytes(b"")
+    with pytest.raises(InputError, match="samples.jsonl has 0 bytes, it had"):
+        run(folder, *flags)
+
+
+def test_masked_tokens_are_in_no_average(start, tmp_path):
+    """Of responses that were cut, entropy is nobody's: a mean over counted tokens is at most log V."""
+    folder = run(tmp_path / "run", f"--init={start}", *SHORT, "--mask_truncated=True")
+    assert all(0 <= line["entropy"] < math.log(512) for line in steps(folder) if "entropy" in line)
+
+
 def test_a_replay_of_another_group_size(start, tmp_path):
     (tmp_path / "samples.jsonl").write_text((json.dumps(ROLLOUT) + "\n") * 3)
     with pytest.raises(InputError, match="group 0 has 3 responses to 1 prompts, not --group=4 to one"):
@@ -563,7 +622,7 @@ def test_weights_that_are_not_numbers(replay, start, tmp_path):
         next(model.parameters())[7, 3] = math.nan
     save(model, str(tmp_path / "start"))
     (tmp_path / "samples.jsonl").write_text((json.dumps(ROLLOUT | {"tokens": [7, 7]}) + "\n") * 4)
-    flags = [f"--replay={tmp_path}/samples.jsonl"] * replay
+    flags = ["--steps=1", f"--replay={tmp_path}/samples.jsonl"] * replay
     with pytest.raises(InputError, match="step 1: loss nan.*not finite; .* lower --lr" if replay else
                        "not a number: its weights hold NaN"):
         run(tmp_path / "run", f"--init={tmp_path / 'start'}", "--heldout=none", "--batch=1",
@@ -573,7 +632,7 @@ def test_weights_that_are_not_numbers(replay, start, tmp_path):
 
 def test_zero_reward_everywhere_is_told_and_changes_nothing(start, tmp_path, capsys):
     folder = run(tmp_path / "run", f"--init={start}", "--keep_equal=False", "--steps=2")
-    assert capsys.readouterr().out.count("no group differs, nothing to learn from") == 2
+    assert capsys.readouterr().out.count("nothing to learn from: no group differs") == 2
     before = {n: p for n, p in load(str(start)).named_parameters()}
     assert all(torch.equal(p, before[n]) for n, p in weights(folder).items())
 
