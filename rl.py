@@ -140,9 +140,9 @@ class Config:
     allow_changed: bool = False          # go on with a run although its config changed
 
 
-TOY = dict(steps=40, batch=16, context=256, row_tokens=2048, lr=1e-4, dtype="float32", recompute="off",
+TOY = dict(steps=50, batch=16, context=256, row_tokens=2048, lr=1e-4, dtype="float32", recompute="off",
            domains="math",               # science wants a longer mid-training, code bubblewrap
-           ref_every=20, eval_every=20, eval_prompts=64, eval_samples=4, checkpoint_every=1,
+           ref_every=20, eval_every=25, eval_prompts=128, eval_samples=4, checkpoint_every=1,
            export_dtype="float32")
 FREE = ("replicate", "shard", "row_tokens", "recompute", "checkpoint_every", "keep", "device", "run",
         "allow_changed", "ref_offload", "check", "gpus", "gpu_memory", "max_batch", "export_at")
