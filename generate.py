@@ -774,7 +774,7 @@ def probe(engine, model, prompts, new_tokens):
             pairs = list(zip(a.tokens, b.tokens, strict=False))
             same = next((t for t, (x, y) in enumerate(pairs) if x != y), len(pairs) - 1) + 1
             answer += difference([a.logprobs[:same]], [b.logprobs[:same]]) / len(old)
-        found[kind] = worst_rank(answer, model), moved
+        found[kind] = -worst_rank(-answer, model), moved          # of the engine that answers least
     engine.load_weights(full_tensors(model, engine.dtype))
     return found
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import miniatures
+import pytest
 
 import generate
 import midtrain
@@ -38,6 +39,7 @@ def test_training_commands_parse():
             stage.check(cfg, 8 if words[0] == "torchrun" else 1)
 
 
+@pytest.mark.slow
 def test_data_commands_run(tmp_path):
     """In their order: your own texts to a mixture that trains; the paper's, from miniatures of them."""
     hub, asked = miniatures.hub(tmp_path / "hub"), {"check", "get", "get_prompts"}

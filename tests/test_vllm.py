@@ -490,6 +490,7 @@ with ranks("cpu") as r:
 """
 
 
+@pytest.mark.slow
 def test_two_ranks(tmp_path):
     """torchrun: two replicas, one model of two halves, one child for both; each rank its own prompts, the
     same samples every way, weights out of a sharded model, a child that stalls."""
