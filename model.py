@@ -320,20 +320,20 @@ def attend(q, k, v, scale, window, lengths, edges=None):
         if window and t > window:
             i = torch.arange(t, device=q.device)
             mask = (i[:, None] >= i) & (i[:, None] - i < window)
-        dtype = q.dtype
-        if q.device.type == "cpu":                        # bf16 is up to three times slower there than fp32
-            q, k, v = q.float(), k.float(), v.float()
         q, k, v = (z.transpose(1, 2) for z in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale,
                                              enable_gqa=q.shape[1] != k.shape[1])
-        return out.transpose(1, 2).to(dtype)
+        return out.transpose(1, 2)
 
+    dtype = q.dtype
+    if q.device.type == "cpu":                            # bf16 is up to three times slower there than fp32
+        q, k, v = q.float(), k.float(), v.float()
     if lengths is None:
-        return one(q, k, v)
+        return one(q, k, v).to(dtype)
     runs = [(t, len(list(same))) for t, same in itertools.groupby(lengths)]      # equal neighbours at once
     pieces = zip(*(z.flatten(0, 1).split([t * n for t, n in runs]) for z in (q, k, v)), strict=True)
     return torch.cat([one(*(z.unflatten(0, (-1, t)) for z in piece)).flatten(0, 1)
-                      for piece, (t, _) in zip(pieces, runs, strict=True)]).view(B, T, H, D)
+                      for piece, (t, _) in zip(pieces, runs, strict=True)]).view(B, T, H, D).to(dtype)
 
 
 class Attention(nn.Module):

@@ -710,7 +710,8 @@ def evaluate(step, door, held, progress, cfg, me):
                           for k in sorted({1, n})}
     if progress["unsolved"] is None:
         progress["unsolved"] = [held[i]["id"] for i in range(len(held)) if not right[i]]
-    unsolved = [right[i] for i, r in enumerate(held) if r["id"] in set(progress["unsolved"])]
+    known = set(progress["unsolved"])
+    unsolved = [right[i] for i, r in enumerate(held) if r["id"] in known]
     result["frontier"] = {"unsolved": len(unsolved), "solved": sum(c > 0 for c in unsolved),
                           "pass": sum(unsolved) / (n * max(1, len(unsolved)))}
     result["pass"] = sum(right.values()) / (n * len(held))

@@ -91,8 +91,7 @@ def _split(key: str) -> str:
 
 
 # Each generator below returns key, prompt, truth, (steps, answer), (guess, answer). The key is the problem
-# without its accidents (a function's name, the order of
-# summands and factors) and decides the split.
+# without its accidents (a function's name, the order of summands and factors) and decides the split.
 
 # -- math: arithmetic on numbers of two digits, digit by digit ------------------------------------------
 
@@ -116,19 +115,15 @@ def _math(rng) -> tuple:
 def _columns(a: int, op: str, b: int) -> tuple[str, int]:
     """Units, then tens, the result growing: '7+5=12: 2 carry 1. 4+8+1=13: 132.' A difference borrows first:
     '13-5=8: 8 carry 1. 4-3-1=0: 8.'"""
-    x, y, tens = a % 10, b % 10, 0 if op == "*" else b // 10
-    if op == "*":
-        units, y = x * b, b
-    else:
-        x += 10 * (op == "-" and x < y)
-        units = x + y if op == "+" else x - y
+    (a, x), (b, y) = divmod(a, 10), (b, b) if op == "*" else divmod(b, 10)  # a factor has no tens
+    x += 10 * (op == "-" and x < y)
+    units = {"+": x + y, "-": x - y, "*": x * y}[op]
     carry = int(x > 9) if op == "-" else units // 10
+    tens = {"+": a + b + carry, "-": a - b - carry, "*": a * b + carry}[op]
+    result = 10 * tens + units % 10
     first = f"{x}{op}{y}={units}: {units % 10}{f' carry {carry}' if carry else ''}."
-    left = {"+": a // 10 + tens + carry, "-": a // 10 - tens - carry, "*": a // 10 * b + carry}[op]
     again = f"{'-' if op == '-' else '+'}{carry}" if carry else ""
-    then = f"{a // 10}{op}{b if op == '*' else tens}{again}"
-    result = 10 * left + units % 10
-    return f"{first} {then}={left}: {result}.", result
+    return f"{first} {a}{op}{b}{again}={tens}: {result}.", result
 
 
 # -- code: functions of one line, told in words --------------------------------------------------------

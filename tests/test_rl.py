@@ -138,14 +138,11 @@ def test_a_resumed_run_is_the_uninterrupted_one(world, start, tmp_path):
     again = process(folder)
     assert again.wait(120) == 0, again.text("stderr")
     assert "goes on at step" in again.text("stdout")
-    assert steps(folder) == steps(whole)
+    same_run(folder, whole)
     made = lines(folder, "samples.jsonl")
-    assert made == lines(whole, "samples.jsonl")
     right = Counter((r["step"], r["id"]) for r in made if r["correct"])
     retired = {id_: step for (step, id_), n in right.items() if n >= 3}
     assert min(retired.values()) < 3 and all(r["step"] <= retired.get(r["id"], 6) for r in made)
-    ours, theirs = weights(folder), weights(whole)
-    assert all(torch.equal(ours[n], theirs[n]) for n in theirs)
 
 
 def latest(folder):
