@@ -28,6 +28,7 @@ from types import SimpleNamespace
 import numpy as np
 from tqdm import tqdm
 
+import world
 from runtime import InputError, appearing, did_you_mean, write_atomic
 from sources import (
     NEMOTRON,
@@ -464,6 +465,22 @@ def conflicting(domain, truths):
     return len({re.sub(r"\\[dt]frac", r"\\frac", t) for t in plain}) > 1
 
 
+def encode_prompt(tokenizer, prompt):
+    """The ids a response follows: as in mid-training, the question and a line break (paper, section 3)."""
+    return [*tokenizer.before, *tokenizer.encode(prompt.rstrip("\n") + "\n")]
+
+
+def toy_prompts(split, count, domains):
+    """Those of the embedded world's first `count` problems of each domain that differ."""
+    for domain in domains:
+        first = {}
+        for i in range(count):
+            p = world.problem(domain, split, i)
+            first.setdefault(p.prompt, (i, p))
+        for i, p in first.values():
+            yield {"id": f"{domain}-{split}-{i}", "domain": domain, "prompt": p.prompt, "truth": p.truth}
+
+
 def quotas(available, limit):
     """{name: how many to take}: `limit` in all (0 = everything), small ones whole, large ones evenly. The
     paper gives the sum alone; a plain draw of code would be 99 % OpenCodeInstruct."""
@@ -649,6 +666,14 @@ def read_verdicts(path, samples=16):
         if seen.setdefault(name, verdicts) != verdicts:
             raise InputError(f"{where}: {name} was judged before, with other verdicts; keep one of the lines")
     return {name: sum(verdicts) for name, verdicts in seen.items()}
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """The chance that k of n samples, drawn without putting back, hold one of the c correct ones: 1 -
+    C(n - c, k) / C(n, k), the unbiased estimate of pass@k (Chen et al. 2021). 0 <= c <= n, 1 <= k <= n."""
+    if not (0 <= c <= n and 1 <= k <= n):
+        raise InputError(f"pass@{k} of {n} samples, {c} correct: give at least {k} samples a prompt")
+    return 1 - math.comb(n - c, k) / math.comb(n, k)
 
 
 def mixes(records, passes, kind, domains, seed, each=19_000):

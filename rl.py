@@ -38,12 +38,11 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-import world
 from data import best_fit
 from generate import engine, known_ids, push
 from kernels.logprob import token_logprobs
 from model import PRESETS, Init, Model, attention_kernel, load, preset, save
-from prompts import mixes, read_jsonl, read_verdicts
+from prompts import encode_prompt, mixes, pass_at_k, read_jsonl, read_verdicts, toy_prompts
 from runtime import (
     InputError,
     Run,
@@ -65,6 +64,7 @@ from verify import (
     repetition,
     stop_penalty,
     think_format,
+    timed_out,
 )
 
 # -- config --------------------------------------------------------------------------------------------------
@@ -384,33 +384,9 @@ def polyak(reference, policy, alpha: float) -> None:
         r.lerp_(p.to(r.device, r.dtype), alpha)
 
 
-def pass_at_k(n: int, c: int, k: int) -> float:
-    """The chance that k of n samples, drawn without putting back, hold one of the c correct ones: 1 -
-    C(n - c, k) / C(n, k), the unbiased estimate of pass@k (Chen et al. 2021). 0 <= c <= n, 1 <= k <= n."""
-    if not (0 <= c <= n and 1 <= k <= n):
-        raise InputError(f"pass@{k} of {n} samples, {c} correct: give at least {k} samples a prompt")
-    return 1 - math.comb(n - c, k) / math.comb(n, k)
-
-
 # -- prompts -------------------------------------------------------------------------------------------------
 
 NEEDED = ("id", "domain", "prompt", "truth")
-
-
-def encode_prompt(tokenizer, prompt):
-    """The ids a response follows: as in mid-training, the question and a line break (paper, section 3)."""
-    return [*tokenizer.before, *tokenizer.encode(prompt.rstrip("\n") + "\n")]
-
-
-def toy_prompts(split, count, domains):
-    """Those of the embedded world's first `count` problems of each domain that differ."""
-    for domain in domains:
-        first = {}
-        for i in range(count):
-            p = world.problem(domain, split, i)
-            first.setdefault(p.prompt, (i, p))
-        for i, p in first.values():
-            yield {"id": f"{domain}-{split}-{i}", "domain": domain, "prompt": p.prompt, "truth": p.truth}
 
 
 def read_prompts(path, flag, domains, tokenizer, context, split="rl", count=2000):
@@ -1069,12 +1045,6 @@ def write_samples(samples, run, step, everything, records, progress, me):
             samples.flush()
             progress["bytes"] = samples.tell()
     progress["bytes"] = me.agree(progress["bytes"])       # any rank may be the one that saves it
-
-
-def timed_out(verdict):
-    """Whether there was no time to grade, or a program took too much: by verify.py's own words, which stand
-    first (what follows them may be a program's output, and hold any word)."""
-    return verdict.startswith(("TLE", "not decided in time", "not decided: all workers are busy"))
 
 
 def summary(groups, everything, records, size):

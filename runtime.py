@@ -239,7 +239,7 @@ class Run:
     def _claim(self, config, free, fixed, allow_changed):
         path = os.path.join(self.folder, "config.json")
         try:
-            os.makedirs(self.checkpoints, exist_ok=True)
+            os.makedirs(self.folder, exist_ok=True)
             if os.path.exists(path):
                 with open(path) as f:
                     old = dict(json.load(f))
@@ -256,7 +256,7 @@ class Run:
                     return (f"--run={self.folder} was started with another config: "
                             f"{', '.join(changed.values())}. Take the old values, another --run, or "
                             f"--allow_changed=True to go on with the new ones")
-            for name in os.listdir(self.checkpoints):     # what a killed run left half-written
+            for name in self._saved():                    # what a killed run left half-written
                 if ".tmp" in name:
                     shutil.rmtree(os.path.join(self.checkpoints, name))
             write_atomic(path, json.dumps(config, indent=2))
@@ -335,8 +335,11 @@ class Run:
         """The step of the newest complete checkpoint, or None; agreed on by all ranks."""
         return self.ranks.agree(max(self._steps(), default=None) if self.ranks.rank == 0 else None)
 
+    def _saved(self):
+        return os.listdir(self.checkpoints) if os.path.isdir(self.checkpoints) else []
+
     def _steps(self):
-        return sorted(int(n[5:]) for n in os.listdir(self.checkpoints) if re.fullmatch(r"step_\d+", n))
+        return sorted(int(n[5:]) for n in self._saved() if re.fullmatch(r"step_\d+", n))
 
     def _at(self, step):
         return os.path.join(self.checkpoints, f"step_{step:06d}")
@@ -420,6 +423,20 @@ def write_atomic(path, text):
     """A file that is there whole or not at all."""
     with appearing(path) as f:
         f.write(text)
+
+
+def appending(path):
+    """A .jsonl file open for appending bytes; a last line that a kill cut short is taken away first."""
+    f = open(path, "ab+")
+    end = f.tell()
+    f.seek(0)
+    whole = 0
+    for line in f:
+        whole += len(line) if line.endswith(b"\n") else 0
+    if whole < end:
+        f.truncate(whole)
+    f.seek(whole)
+    return f
 
 
 def read_lines(path):

@@ -148,6 +148,12 @@ def final_text(response, finish_reason="stop"):
     return text, ""
 
 
+def timed_out(reason) -> bool:
+    """Whether a verdict's reason says that there was no time to grade, or that a program took too much. Such
+    words stand first (what follows them may be a program's output, and hold any word)."""
+    return reason.startswith(("TLE", "not decided in time", "not decided: all workers are busy"))
+
+
 # -- shaping: terms of the reward beside correctness --------------------------------------------------------
 
 def think_format(response, opened=False) -> bool:

