@@ -1,16 +1,17 @@
 r"""The paper's benchmarks, with error bars (PRISM, arXiv 2603.17074, sections 4 and 13).
 
-    python evaluate.py --model=toy --init=runs/rl/model --out=runs/eval/rl                # the embedded world's
+    python evaluate.py --model=toy --init=runs/rl/model --out=runs/eval/rl         # the embedded world's
     torchrun --nproc_per_node=8 evaluate.py --model=granite-3.3-8b --init=runs/rl-granite/model \
         --tasks=paper+ruler --engine=vllm --out=runs/eval/granite-rl
-    python evaluate.py --compare runs/eval/base runs/eval/mt runs/eval/rl                 # paired differences
+    python evaluate.py --compare runs/eval/base runs/eval/mt runs/eval/rl          # gains, paired by problem
 
 Three passes, each saved as it goes: sample (samples.jsonl), grade the saved texts (verdicts.jsonl), sum up
 (results.json, problems.jsonl, results.png). What is there is not made again: a killed run goes on with the
 same command, which without a missing sample starts no engine, and a mended grader grades again.
 
-Two protocols. strict, the default: options of GPQA in an order of each question's own, checkers where a problem has several right
-answers, complete tests only, no editorial. paper: the published set-up, with the flaws that FLAWS names.
+Two protocols. strict, the default: options of GPQA in an order of each question's own, checkers where a
+problem has several right answers, complete tests only, no editorial. paper: the published set-up, with the
+flaws that FLAWS names.
 
 Scores are means over problems of the share of right samples. Intervals are of 95 %, for other problems of the
 same kind: the samples of a problem are no independent draws, so a problem counts once (see interval()).
@@ -29,7 +30,6 @@ import random
 import re
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -41,9 +41,10 @@ import torch.distributed as dist
 import ruler
 import verify
 import world
+from figures import bars, gained, heat, lengths, picture, solved
 from generate import context_of, engine
 from model import PRESETS, Init, load, preset
-from prompts import encode_prompt, pass_at_k, read_jsonl, toy_prompts
+from prompts import pass_at_k, read_jsonl, toy_prompts
 from runtime import InputError, Run, appending, did_you_mean, human, launch, ranks, write_atomic
 from verify import SandboxMissing, check_sandbox, grade_batch, timed_out
 
@@ -102,7 +103,8 @@ def check(cfg, world_size):
     if not all(n.isdecimal() and int(n) for n in cfg.lengths.split("+")):
         raise InputError(f"--lengths={cfg.lengths}: give numbers of tokens, as in 8192+16384")
     if cfg.data and not os.path.isdir(cfg.data):
-        raise InputError(f"--data={cfg.data} is no folder; give one with NAME.jsonl, or leave it out: the hub")
+        raise InputError(f"--data={cfg.data} is no folder; give one with NAME.jsonl of each task, or "
+                         f"leave it out to take the hub's")
     task_names(cfg)
 
 
@@ -145,22 +147,19 @@ TOY_PROBLEMS, TOY_SAMPLES = 128, 4                        # ours
 def toy_task(name):
     """Held-out problems of the embedded world, no prompt of which is in its training data; retrieval: one of
     eight two-digit numbers by its key (one in eight is chance)."""
-    domain, group = name.removeprefix("toy-"), name.removeprefix("toy-")
+    origin, domain = "the embedded world", name.removeprefix("toy-")
     if domain == "retrieval":
-        problems, group = [_recall(i) for i in range(TOY_PROBLEMS)], "recall"
-    else:
-        problems = [Problem(r["id"], domain, r["prompt"] + "\n", r["truth"], r["prompt"])
-                    for r in toy_prompts("heldout", TOY_PROBLEMS, [domain])]
-    new = 8 if group == "recall" else 192
-    return Task(name, group, problems, 1 if group == "recall" else TOY_SAMPLES,
-                0.0 if group == "recall" else 0.6, 1.0 if group == "recall" else 0.95, new, "the embedded world", {})
+        return Task(name, "recall", [_retrieval(i) for i in range(TOY_PROBLEMS)], 1, 0.0, 1.0, 8, origin, {})
+    problems = [Problem(r["id"], domain, r["prompt"] + "\n", r["truth"], r["prompt"])
+                for r in toy_prompts("heldout", TOY_PROBLEMS, [domain])]
+    return Task(name, domain, problems, TOY_SAMPLES, 0.6, 0.95, 192, origin, {})
 
 
-def _recall(i):
-    rng = random.Random(f"recall/{i}")
+def _retrieval(i):
+    rng = random.Random(f"retrieval/{i}")
     keys, values, asked = rng.sample(world.WORDS, 8), rng.sample(range(10, 100), 8), rng.randrange(8)
-    prompt = "".join(f"{key}: {value}\n" for key, value in zip(keys, values, strict=True)) + f"{keys[asked]}:"
-    return Problem(f"recall-{i}", "recall", prompt, [str(values[asked])], "")
+    lines = "".join(f"{key}: {value}\n" for key, value in zip(keys, values, strict=True))
+    return Problem(f"retrieval-{i}", "recall", f"{lines}{keys[asked]}:", [str(values[asked])], "")
 
 
 # -- problems: tasks by name -------------------------------------------------------------------------------
@@ -176,7 +175,8 @@ def task_names(cfg):
         known = (*SETS, *TOYS, *SUITE, *ruler.TASKS)
         if name not in known and not name.endswith(".jsonl"):
             raise InputError(f"--tasks: {name!r} is no task{did_you_mean(name, known)}; known are "
-                             f"{', '.join((*SETS, *SUITE, *TOYS))}, RULER's by their names, and files of prompts (.jsonl)")
+                             f"{', '.join((*SETS, *SUITE, *TOYS))}, RULER's by their names, and files of "
+                             f"prompts (.jsonl)")
         names += SETS.get(name, (name,))
     return list(dict.fromkeys(names))
 
@@ -194,14 +194,15 @@ def make_task(name, cfg):
 
 
 def file_task(path):
-    """A file of prompts, records as data.py prompts writes them, sampled as rl.py samples (paper, 9.5: 16)."""
+    """A file of prompts, records as data.py prompts writes them, sampled as in rl.py (paper, 9.5)."""
     problems = []
     for n, _, r in read_jsonl(path, "tasks"):
         missing = [key for key in ("id", "domain", "prompt", "truth") if r.get(key) in (None, "")]
         if missing or r["domain"] not in ("math", "code", "science"):
             raise InputError(f"--tasks: {path}, line {n} is no prompt: it needs id, domain (math, code or "
                              f"science), prompt, truth")
-        problems.append(Problem(str(r["id"]), r["domain"], r["prompt"].rstrip("\n") + "\n", r["truth"], r["prompt"]))
+        prompt = r["prompt"].rstrip("\n")
+        problems.append(Problem(str(r["id"]), r["domain"], prompt + "\n", r["truth"], prompt))
     groups = sorted({p.domain for p in problems})
     return Task(os.path.basename(path)[:-6], "+".join(groups), problems, 16, 1.0, 1.0, 16_384, path, {})
 
@@ -269,7 +270,7 @@ def calls(task, missing, size):
             for first, n, own in asked for at in range(0, len(own), max(1, size // n))]
 
 
-def sample(tasks, weights, init, cfg, me, run):
+def sample(tasks, weights, init, tokenizer, cfg, me, run):
     """Makes what samples.jsonl lacks; each rank writes its own file."""
     dist.barrier(group=me.side)                           # nobody writes before all have read
     there = {r["key"] for r in records(run, "samples")}
@@ -280,11 +281,11 @@ def sample(tasks, weights, init, cfg, me, run):
         missing[task.name] = {i: js for i, js in lacks.items() if js}
     dist.barrier(group=me.side)
     wanted = sum(len(js) for own in missing.values() for js in own.values())
-    run.log(f"{len(tasks)} tasks, {sum(len(t.problems) for t in tasks):,} problems; samples: {len(there):,} saved, "
-            f"{wanted:,} to make" + (f" by --engine={cfg.engine}" if wanted else ""))
+    run.log(f"{len(tasks)} tasks, {sum(len(t.problems) for t in tasks):,} problems, {wanted:,} samples to "
+            "make" + (f" by --engine={cfg.engine}" if wanted else ""))
     if not wanted:
         return
-    door, tokenizer = make_engine(init, cfg, me), init.tokenizer()
+    door = make_engine(init, cfg, me)
     name = "samples.jsonl" if me.rank == 0 else f"samples.{me.rank}.jsonl"
     with run.writing(name):
         file = appending(run.path(name))
@@ -308,12 +309,13 @@ def sample(tasks, weights, init, cfg, me, run):
                         file.write(json.dumps(line).encode() + b"\n")
                         file.flush()
 
-                door.generate(list(prompts), n, max_new_tokens=task.max_new_tokens, first=first, seed=cfg.seed,
-                              temperature=task.temperature, top_p=task.top_p, on_sample=keep,
-                              keys=[(task.name, p.id) for p in mine])
+                door.generate(list(prompts), n, seed=cfg.seed, first=first,
+                              max_new_tokens=task.max_new_tokens, temperature=task.temperature,
+                              top_p=task.top_p, on_sample=keep, keys=[(task.name, p.id) for p in mine])
             seconds, (tokens,) = time.monotonic() - start, me.sum(tokens)
             if missing[task.name]:
-                run.log(f"{task.name}: {human(tokens)} tokens in {seconds:.0f} s, {human(tokens / seconds)} tok/s")
+                run.log(f"{task.name}: {human(tokens)} tokens in {seconds:.0f} s, {human(tokens / seconds)} "
+                        f"tok/s")
     door.close()
 
 
@@ -332,8 +334,8 @@ def make_engine(init, cfg, me):
         options |= dict(layout=cfg.layout, gpus=cfg.gpus, tensor_parallel=cfg.tensor_parallel,
                         gpu_memory=cfg.gpu_memory)
         return engine(init.text, "vllm", dtype=cfg.dtype, **options)
-    return engine(load(init.text, dtype=getattr(torch, cfg.dtype), device=me.device), cfg.engine, dtype=cfg.dtype,
-                  **options)
+    model = load(init.text, dtype=getattr(torch, cfg.dtype), device=me.device)
+    return engine(model, cfg.engine, dtype=cfg.dtype, **options)
 
 
 # -- grades ------------------------------------------------------------------------------------------------
@@ -341,7 +343,8 @@ def make_engine(init, cfg, me):
 def grade(tasks, weights, cfg, run):
     """{task: rows} of all samples of this evaluation, graded; those graded before by the same grader are not
     graded again. A row: problem, index, tokens, finish, nll, score, answer, reason."""
-    asked = {sample_key(weights, t, p, j, cfg): (t, p, j) for t in tasks for p in t.problems for j in range(t.samples)}
+    asked = {sample_key(weights, t, p, j, cfg): (t, p, j)
+             for t in tasks for p in t.problems for j in range(t.samples)}
     by = digest(source(verify), source(ruler))
     told = {v["key"]: v for v in records(run, "verdicts")}
     rows, waiting = {t.name: [] for t in tasks}, []
@@ -349,8 +352,9 @@ def grade(tasks, weights, cfg, run):
         file = appending(run.path("verdicts.jsonl"))
     with file:
         def settle():
-            items = [(p.domain, s["text"], p.truth, s["finish"]) for _, s, (_, p, _) in waiting if p.domain != "recall"]
-            verdicts = iter(grade_batch(items, unsafe_sandbox=cfg.unsafe_sandbox))
+            verdicts = iter(grade_batch(
+                [(p.domain, s["text"], p.truth, s["finish"]) for _, s, (_, p, _) in waiting
+                 if p.domain != "recall"], unsafe_sandbox=cfg.unsafe_sandbox))
             for key, s, (task, p, _) in waiting:
                 if p.domain == "recall":
                     score, answer, reason = recall(task, s["text"], s["answers"]), s["text"], ""
@@ -395,9 +399,10 @@ def recall(task, text, answers):
 
 def interval(scores, draws=1):
     """(mean, low, high) of P problems' scores in [0, 1], each the mean of `draws` samples: a 95 % interval
-    for other problems of the kind. Wilson's, with the number of independent draws that the spread over
-    problems speaks for: mean (1 - mean) / (variance / P), at most P x draws; P where all are equal to 0 or 1. Student's
-    t for P - 1 (first order of Cornish and Fisher)."""
+    for other problems of the kind. Wilson's, with as many independent draws as the spread over problems
+    speaks for, mean (1 - mean) / (variance / P), at most P x draws, and P where all are 0 or all 1; and
+    Student's t (its first order by Cornish and Fisher) for few problems. Simulated coverage at the sizes of
+    the paper's benchmarks: 95 to 96 %; 83 % for 30 problems of which only one or two are ever solved."""
     P, p = len(scores), float(np.mean(scores))
     if P < 2:
         return p, 0.0, 1.0
@@ -410,8 +415,8 @@ def interval(scores, draws=1):
 
 
 def combined(parts):
-    """(mean, low, high) of sum w x over independent (w, (x, low, high)), w >= 0: limits by recovered variances (Zou and
-    Donner 2008), which keep their skew."""
+    """(mean, low, high) of sum w x over independent (w, (x, low, high)), w >= 0: limits by recovered
+    variances, which keep the skew of the parts' (Zou and Donner 2008)."""
     x = sum(w * p for w, (p, _, _) in parts)
     low = math.sqrt(sum((w * (p - lo)) ** 2 for w, (p, lo, _) in parts))
     high = math.sqrt(sum((w * (hi - p)) ** 2 for w, (p, _, hi) in parts))
@@ -419,8 +424,8 @@ def combined(parts):
 
 
 def paired(parts, resamples=10_000, seed=0):
-    """(difference, low, high, p) of sum w (mean of d) over (w, d): d (P,), what each problem gained from one run to
-    another. A bootstrap over problems, within each part; p is two-sided."""
+    """(gain, low, high, p) of sum w (mean of d) over (w, d): d (P,), what each problem gained from one run to
+    another. A bootstrap over problems within each part: 95 %, p two-sided."""
     rng, total = np.random.default_rng(seed), np.zeros(resamples)
     for w, d in parts:
         d = np.asarray(d, dtype=float)
@@ -440,15 +445,16 @@ DOMAINS = {"": {"code": ("livecodebench", "codeforces"), "math": ("aime-2024", "
 
 def averages(names):
     """{average: {task: weight}} of those that these tasks give: code and math (means of their benchmarks),
-    avg_domain (mean of the three domains; the paper's AVG), avg6 (flat mean of the six benchmarks; AVG of the paper's
-    project page), ruler@LENGTH (mean of the RULER tasks at a length)."""
+    avg_domain (mean of the three domains; the paper's AVG), avg6 (flat mean of the six benchmarks; the AVG of
+    the paper's project page), ruler@LENGTH (mean of the RULER tasks at a length)."""
     found = {}
     for kind, domains in DOMAINS.items():
         for domain, own in domains.items():
             if len(own) > 1 and set(own) <= set(names):
                 found[kind + domain] = {task: 1 / len(own) for task in own}
         if all(set(own) <= set(names) for own in domains.values()):
-            found[kind + "avg_domain"] = {task: 1 / len(domains) / len(own) for own in domains.values() for task in own}
+            found[kind + "avg_domain"] = {task: 1 / len(domains) / len(own)
+                                          for own in domains.values() for task in own}
     if "avg_domain" in found:
         found["avg6"] = dict.fromkeys(found["avg_domain"], 1 / 6)
     lengths = {name.partition("@")[2] for name in names} - {""}
@@ -471,7 +477,11 @@ def by_problem(rows):
 def estimate(problems):
     """{"score", "low", "high"} of {id: scores of its samples}."""
     draws = min(map(len, problems.values()))
-    return dict(zip(("score", "low", "high"), interval([np.mean(s) for s in problems.values()], draws), strict=True))
+    return limits(interval([np.mean(own) for own in problems.values()], draws))
+
+
+def limits(found):
+    return dict(zip(("score", "low", "high"), found, strict=True))
 
 
 def summary(task, rows, seen=()):
@@ -488,7 +498,8 @@ def summary(task, rows, seen=()):
     result = estimate(problems) | {
         "problems": len(problems), "samples": n, "origin": task.origin, "left_out": task.left_out,
         "what": digest([(p.id, p.prompt, p.truth) for p in task.problems]),
-        "pass@k": {k: float(np.mean([pass_at_k(n, int(sum(own)), k) for own in problems.values()])) for k in ks},
+        "pass@k": {k: float(np.mean([pass_at_k(n, int(sum(own)), k) for own in problems.values()]))
+                   for k in ks},
         "truncated": float(np.mean([r["finish"] != "stop" for r in rows])),
         "unparsed": float(np.mean([r["finish"] == "stop" and r["answer"] is None for r in rows])),
         "timed_out": float(np.mean([timed_out(r["reason"]) for r in rows])),
@@ -507,8 +518,8 @@ def percent(x):
 
 def table(results):
     """The results as lines of text. RULER's tasks stand in results.json one by one, here as their mean."""
-    head = ("", "problems", "score", "95 % interval", "pass@n", "cut", "no answer", "too slow", "tokens right",
-            "wrong", "nll right", "wrong", "not seen")
+    head = ("", "problems", "score", "95 % interval", "pass@n", "cut", "no answer", "too slow",
+            "tokens right", "wrong", "nll right", "wrong", "not seen")
     lines = [head]
     for name, r in results["tasks"].items():
         if "@" in name:
@@ -516,56 +527,22 @@ def table(results):
         if "score" not in r:
             lines.append((name, r["problems"], r["why"]))
             continue
-        number = [f"{r[kind]['median_tokens']:.0f}" if r[kind]["samples"] else "-" for kind in ("right", "wrong")]
-        nll = [f"{r[kind]['nll']:.3f}" if r[kind]["samples"] else "-" for kind in ("right", "wrong")]
+        number, nll = ([form.format(r[kind][what]) if r[kind]["samples"] else "-"
+                        for kind in ("right", "wrong")] for what, form in (("median_tokens", "{:.0f}"), ("nll", "{:.3f}")))
         clean = r.get("clean")
         lines.append((name, f"{r['problems']} x {r['samples']}", percent(r["score"]),
                       f"{percent(r['low'])} to {percent(r['high'])}", percent(r["pass@k"].get(r["samples"])),
                       *(percent(r[k]) for k in ("truncated", "unparsed", "timed_out")), *number, *nll,
                       f"{percent(clean['score'])} ({len(r['seen'])} seen)" if clean else "-"))
     for name, r in results["averages"].items():
-        lines.append((name, f"{len(r['of'])} tasks", percent(r["score"]), f"{percent(r['low'])} to {percent(r['high'])}"))
+        lines.append((name, f"{len(r['of'])} tasks", percent(r["score"]),
+                      f"{percent(r['low'])} to {percent(r['high'])}"))
     lines = [[str(cell) for cell in line] for line in lines]
     columns = len(head) - (not any("clean" in r for r in results["tasks"].values()))
-    widths = [max(len(line[i]) for line in lines if i < len(line) and len(line) > 3 or i < 2) for i in range(columns)]
+    widths = [max(len(line[i]) for line in lines if len(line) > 3 and i < len(line) or i < 2)
+              for i in range(columns)]
     return "\n".join("  ".join(f"{cell:{'<' if i == 0 else '>'}{width}}" for i, (cell, width)
                                in enumerate(zip(line, widths, strict=False))) for line in lines)
-
-
-def picture(path, draw):
-    """draw(plt) -> a figure, written as path.png and path.svg."""
-    import matplotlib
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
-                                "svg.hashsalt": "prism"}):
-        figure = draw(plt)
-        figure.savefig(path + ".png", dpi=150, bbox_inches="tight")
-        figure.savefig(path + ".svg", bbox_inches="tight", metadata={"Date": None})
-        plt.close(figure)
-
-
-COLOURS = ("#b8b8b8", "#4878a8", "#c8553d", "#5b8c5a", "#8e6c8a", "#c9a227", "#3f3f3f")       # grey when printed
-
-
-def bars(plt, runs, names, title):
-    """Scores of tasks and averages with their intervals, a group a name, a bar a run: {run: {name: result}}."""
-    figure, axes = plt.subplots(figsize=(2 + 0.5 * len(names) * (1 + 0.5 * len(runs)), 3.6))
-    width = 0.8 / len(runs)
-    for r, (run, scores) in enumerate(runs.items()):
-        there = [(i, scores[name]) for i, name in enumerate(names) if name in scores]
-        x = [i + (r - (len(runs) - 1) / 2) * width for i, _ in there]
-        y = [100 * s["score"] for _, s in there]
-        error = [[100 * (s["score"] - s["low"]) for _, s in there], [100 * (s["high"] - s["score"]) for _, s in there]]
-        axes.bar(x, y, width, label=run, color=COLOURS[r % len(COLOURS)], edgecolor="black", linewidth=0.5)
-        axes.errorbar(x, y, error, fmt="none", ecolor="black", elinewidth=1, capsize=2)
-    axes.set_xticks(range(len(names)), names, rotation=30 if len(names) > 4 else 0, ha="right" if len(names) > 4 else "center")
-    axes.set_ylim(0, min(100, max(10, axes.get_ylim()[1])))
-    axes.set_ylabel("score, %")
-    axes.set_title(title, loc="left")
-    if len(runs) > 1:
-        axes.legend(frameon=False, fontsize=8)
-    return figure
 
 
 # -- main --------------------------------------------------------------------------------------------------
@@ -578,11 +555,12 @@ def main(cfg):
         with me.first_on_node():                          # it downloads, the others find it
             init = Init(cfg.init or cfg.model)
             tasks = [limited(task, cfg) for name in task_names(cfg) for task in make_task(name, cfg)]
-        longest = context_of(init.arch, cfg.context)
+        tokenizer, longest = init.tokenizer(), context_of(init.arch, cfg.context)
         for task in tasks:
             if "@" in task.name and int(task.name.partition("@")[2]) > longest:
-                raise InputError(f"--lengths={cfg.lengths}: {task.name} is longer than the context of {longest} tokens; "
-                                 f"leave that length out, or raise --context")
+                raise InputError(f"--lengths={cfg.lengths}: {task.name} is longer than the context of "
+                                 f"{longest} tokens; leave that length out, or raise --context")
+            read(task.problems[0], tokenizer)             # too short for a task, too long for its texts: now
         weights = me.agree(init.identity() if me.rank == 0 else None)
         run.log(f"{cfg.init or cfg.model}, weights {weights}, protocol {cfg.protocol}")
         if cfg.protocol == "paper":
@@ -595,7 +573,7 @@ def main(cfg):
         except SandboxMissing as e:
             ungraded = f"not graded: {e}. The samples are saved: the same command grades them where it works"
             run.log(f"code is sampled, but {ungraded}")
-        sample(tasks, weights, init, cfg, me, run)
+        sample(tasks, weights, init, tokenizer, cfg, me, run)
         dist.barrier(group=me.side)                       # rank 0 reads what all have written
         results = None
         if me.rank == 0:
@@ -605,10 +583,11 @@ def main(cfg):
                        "versions": versions(), "config": dataclasses.asdict(cfg),
                        "tasks": {t.name: summary(t, rows[t.name], seen.get(t.name, ())) if t.name in rows else
                                  {"problems": len(t.problems), "why": ungraded} for t in tasks}}
-            scores = {name: (r["score"], r["low"], r["high"]) for name, r in results["tasks"].items() if "score" in r}
+            scores = {name: (r["score"], r["low"], r["high"]) for name, r in results["tasks"].items()
+                      if "score" in r}
             results["averages"] = {
-                name: dict(zip(("score", "low", "high"), combined([(w, scores[t]) for t, w in own.items()]), strict=True))
-                | {"of": own} for name, own in averages(scores).items()}
+                name: limits(combined([(w, scores[t]) for t, w in own.items()])) | {"of": own}
+                for name, own in averages(scores).items()}
             scored = {name: by_problem(own) for name, own in rows.items()}
             with run.writing("the results"):
                 write_atomic(run.path("problems.jsonl"), "".join(
@@ -618,17 +597,17 @@ def main(cfg):
                 write_atomic(run.path("results.json"), json.dumps(results, indent=1))
                 if scores:
                     shown = [n for n in scores if "@" not in n] + list(results["averages"])
-                    everything = results["tasks"] | results["averages"]
-                    picture(run.path("results"), lambda plt: bars(
-                        plt, {cfg.run: everything}, shown, f"{cfg.init or cfg.model}: score and 95 % interval over problems"))
+                    panels = [bars(shown, {cfg.run: results["tasks"] | results["averages"]}),
+                              lengths([row for own in rows.values() for row in own])]
+                    picture(run.path("results"), panels + [heat(results)] * any("@" in n for n in scores))
             run.log("\n" + table(results) + f"\n\n{run.path('results.json')}   {run.path('results.png')}")
         results = me.agree(results)
         return results
 
 
 def limited(task, cfg):
-    """A task as --problems, --samples and --max_new_tokens cut it. The problems are drawn by hashes of their ids, not the
-    first, so that a part is a fair sample."""
+    """A task as --problems, --samples and --max_new_tokens cut it. Problems are drawn by hashes of their ids,
+    so that a part is a fair sample, and the same one in every run."""
     if not task.problems:
         raise InputError(f"--tasks: {task.name} has no problem left of {task.origin}: " + "; ".join(
             f"{n} {reason}" for reason, n in task.left_out.items()))
@@ -670,15 +649,15 @@ def read_results(folder):
         raise InputError(f"--compare: {folder} has no results.json; give folders of finished evaluations "
                          f"(python evaluate.py --out={folder} makes one)") from None
     except (ValueError, KeyError, TypeError) as e:
-        raise InputError(f"--compare: {folder}/results.json is damaged ({e!r}); run that evaluation again, it takes "
-                         f"seconds") from None
+        raise InputError(f"--compare: {folder}/results.json is damaged ({e!r}); run that evaluation again: "
+                         f"its samples are saved") from None
 
 
 def frontier(runs):
-    """What becomes of the problems that the first run never solves, or once (paper, 9.5): {"0 of n": {problems,
-    pass (a rate a run), solved (problems, a run)}, "1 of n": ...}. Chance alone solves some of them later, even
-    without any learning: "0 of n / 2" selects by the first half of the first run's samples, and its pass of the
-    first run is that of the other half, so it tells what an unchanged model would seem to gain.
+    """What becomes of the problems that the first run never solves, or once (paper, 9.5): {"0 of n":
+    {problems, pass (a rate a run), solved (problems, a run)}, "1 of n": ...}. Chance alone solves some of
+    them later, without any learning: "0 of n/2" selects by the first half of the first run's samples, and its
+    pass of the first run is that of the other half: what an unchanged model would seem to gain.
     runs: [{problem: scores, 0 or 1}], the same problems in each."""
     first, n = runs[0], min(len(own) for own in runs[0].values())
     found = {}
@@ -692,23 +671,26 @@ def frontier(runs):
 
 
 def compare(folders, out=""):
-    """Evaluations of one suite beside each other, in the order given: each score with its interval, the gain on the run
-    before, paired by problem, and the frontier. Writes out/compare.json, .png and .svg (out: the last folder).
-    Only problems with the same id, prompt and truth in two runs are paired."""
+    """Evaluations beside each other, in the order given: each score with its interval, the gain on the run
+    before, paired by problem, and the frontier. Writes out/compare.json, .png and .svg (out: the last
+    folder). Problems are pairs when they have the same id, prompt and truth in both runs."""
     if len(folders) < 2:
         raise InputError(f"--compare {' '.join(folders)}: give two folders of results or more")
     found = [read_results(folder) for folder in folders]
     names = [os.path.basename(os.path.normpath(folder)) for folder in folders]
     names = names if len(set(names)) == len(names) else list(folders)
-    scores = {name: results["tasks"] | results["averages"] for name, (results, _) in zip(names, found, strict=True)}
+    scores = {name: results["tasks"] | results["averages"]
+              for name, (results, _) in zip(names, found, strict=True)}
     problems = [of for _, of in found]
     gains = {}
     for a, b, before, after in zip(names, names[1:], problems, problems[1:], strict=False):
         shared = {task: sorted(before[task].keys() & after[task].keys()) for task in before if task in after}
         shared = {task: keys for task, keys in shared.items() if keys}
         if not shared:
-            raise InputError(f"--compare: {a} and {b} have no problem in common: give the same --tasks and --protocol")
-        d = {task: [np.mean(after[task][k]) - np.mean(before[task][k]) for k in keys] for task, keys in shared.items()}
+            raise InputError(f"--compare: {a} and {b} have no problem in common; give runs of the same "
+                             f"--tasks and --protocol")
+        d = {task: [np.mean(after[task][k]) - np.mean(before[task][k]) for k in keys]
+             for task, keys in shared.items()}
         parts = {task: [(1.0, d[task])] for task in d if "@" not in task}
         parts |= {name: [(w, d[t]) for t, w in own.items()] for name, own in averages(d).items()}
         gains[f"{a} to {b}"] = {name: dict(zip(("gain", "low", "high", "p"), paired(own), strict=True))
@@ -717,17 +699,20 @@ def compare(folders, out=""):
     for task in problems[0]:
         keys = set.intersection(*(set(of.get(task, ())) for of in problems))
         every = [{k: of[task][k] for k in sorted(keys)} for of in problems if task in of]
-        if keys and len(every[0][min(keys)]) > 1 and {s for of in every for own in of.values() for s in own} <= {0, 1}:
+        if keys and min(len(own) for own in every[0].values()) > 1 and {
+                s for of in every for own in of.values() for s in own} <= {0, 1}:
             fronts[task] = frontier(every)
     result = {"runs": dict(zip(names, folders, strict=True)), "gains": gains, "frontier": fronts}
-    shown = [n for n in dict.fromkeys(n for own in scores.values() for n in own) if "@" not in n or n.startswith("ruler@")]
-    shown = [n for n in shown if any("score" in own.get(n, ()) for own in scores.values())]
+    shown = [name for name in dict.fromkeys(name for own in scores.values() for name in own)
+             if ("@" not in name or name.startswith("ruler@"))
+             and any("score" in own.get(name, ()) for own in scores.values())]
     print(comparison(names, shown, scores, gains, fronts))
     out = out or folders[-1]
     try:
         os.makedirs(out, exist_ok=True)
         write_atomic(os.path.join(out, "compare.json"), json.dumps(result, indent=1))
-        picture(os.path.join(out, "compare"), lambda plt: compared(plt, names, shown, scores, gains, fronts))
+        picture(os.path.join(out, "compare"), [bars(shown, scores), gained(shown, gains)] + [
+            solved(names, fronts)] * bool(fronts))
     except OSError as e:
         raise InputError(f"--out={out}: cannot write there ({e.strerror}); give another folder") from None
     print(f"\n{os.path.join(out, 'compare.json')}   {os.path.join(out, 'compare.png')}")
@@ -743,51 +728,21 @@ def comparison(names, shown, scores, gains, fronts):
         for a, b in zip(["", *names], names, strict=False):
             gain = gains.get(f"{a} to {b}", {}).get(name)
             if a:
-                line.append(f"{100 * gain['gain']:+.1f} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}] "
-                            f"p {gain['p']:.2g}" if gain else "-")
+                x, low, high = (100 * gain[k] for k in ("gain", "low", "high")) if gain else (0, 0, 0)
+                line.append(f"{x:+.1f} [{low:+.1f}, {high:+.1f}] p {gain['p']:.2g}" if gain else "-")
             r = scores[b].get(name, {})
-            line.append(f"{percent(r['score'])} [{percent(r['low'])}, {percent(r['high'])}]" if "score" in r else "-")
+            line.append("{} [{}, {}]".format(*(percent(r[k]) for k in ("score", "low", "high")))
+                        if "score" in r else "-")
         lines.append(line)
     for task, front in fronts.items():
         for kind, f in front.items():
-            lines.append([f"{task}: {f['problems']} solved {kind}",
-                          *(x for i, (p, s) in enumerate(zip(f["pass"], f["solved"], strict=True))
-                            for x in ([""] if i else []) + [f"{percent(p)} ({s} solved)"])])
+            if f["problems"]:
+                lines.append([f"{task}: {f['problems']} solved {kind}",
+                              *(x for i, (p, s) in enumerate(zip(f["pass"], f["solved"], strict=True))
+                                for x in ([""] if i else []) + [f"{percent(p)} ({s} solved)"])])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
-
-
-def compared(plt, names, shown, scores, gains, fronts):
-    """The picture of compare(): scores, paired gains, and what becomes of problems the first run never solves."""
-    figure = bars(plt, scores, shown, "score and 95 % interval over problems")
-    axes = figure.axes[0]
-    box = axes.get_position()
-    right = figure.add_axes([box.x1 + 0.25, box.y0, 0.4, box.height])
-    for g, (pair, own) in enumerate(gains.items()):
-        there = [(i, own[name]) for i, name in enumerate(shown[::-1]) if name in own]
-        y = [i + 0.25 - 0.5 * (g + 1) / (len(gains) + 1) for i, _ in there]
-        x = [100 * gain["gain"] for _, gain in there]
-        error = [[100 * (gain["gain"] - gain["low"]) for _, gain in there],
-                 [100 * (gain["high"] - gain["gain"]) for _, gain in there]]
-        right.errorbar(x, y, xerr=error, fmt="os^Dv"[g % 5], color=COLOURS[(g + 1) % len(COLOURS)], label=pair, capsize=2,
-                       markersize=4)
-    right.axvline(0, color="black", linewidth=0.5)
-    right.set_yticks(range(len(shown)), shown[::-1])
-    right.set_xlabel("points gained, paired by problem")
-    right.legend(frameon=False, fontsize=8)
-    if len(names) > 2 and fronts:
-        third = figure.add_axes([box.x1 + 0.75, box.y0, 0.3, box.height])
-        for task, front in fronts.items():
-            kind = next(iter(front))
-            if front[kind]["problems"]:
-                third.plot(range(len(names)), [100 * p for p in front[kind]["pass"]], marker="o",
-                           label=f"{task}: {front[kind]['problems']} problems")
-        third.set_xticks(range(len(names)), names)
-        third.set_ylim(0)
-        third.set_ylabel("pass rate, %")
-        third.set_title(f"never solved by {names[0]}", loc="left")
-        third.legend(frameon=False, fontsize=8)
-    return figure
+    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip()
+                     for line in lines)
 
 
 if __name__ == "__main__":
