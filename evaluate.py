@@ -19,19 +19,24 @@ same kind: the samples of a problem are no independent draws, so a problem count
 P problems, n samples a problem.
 """
 
+import base64
 import dataclasses
 import functools
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import math
 import os
+import pickletools
 import random
 import re
 import sys
 import time
+import zlib
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -44,9 +49,10 @@ import world
 from figures import bars, gained, heat, lengths, picture, solved
 from generate import context_of, engine
 from model import PRESETS, Init, load, preset
-from prompts import pass_at_k, read_jsonl, toy_prompts
+from prompts import BENCHMARKS, called, decoded, identity, key, pass_at_k, read_jsonl, toy_prompts
 from runtime import InputError, Run, appending, did_you_mean, human, launch, ranks, write_atomic
-from verify import SandboxMissing, check_sandbox, grade_batch, timed_out
+from sources import Drop, Hub, Part, get_part, matches, number, raw_files, read_lock, rows, text
+from verify import SandboxMissing, check_sandbox, gradable, grade_batch, timed_out
 
 # -- config --------------------------------------------------------------------------------------------------
 
@@ -81,7 +87,7 @@ class Config:
 
 
 TOY = dict(tasks="toy", context=256, dtype="float32", lengths="1024")
-DTYPES = ("bfloat16", "float32")
+DTYPES, PROTOCOLS = ("bfloat16", "float32"), ("strict", "paper")
 FREE = tuple(f.name for f in dataclasses.fields(Config))  # samples know what they were made with
 
 
@@ -97,7 +103,7 @@ def check(cfg, world_size):
                         ("max_batch", 1), ("tensor_parallel", 1)):
         if getattr(cfg, name) < least:
             raise InputError(f"--{name}={getattr(cfg, name)} must be at least {least}")
-    for name, known in (("dtype", DTYPES), ("protocol", ("strict", "paper"))):
+    for name, known in (("dtype", DTYPES), ("protocol", PROTOCOLS)):
         if getattr(cfg, name) not in known:
             raise InputError(f"--{name}={getattr(cfg, name)!r} is not one of {', '.join(known)}")
     if not all(n.isdecimal() and int(n) for n in cfg.lengths.split("+")):
@@ -118,6 +124,7 @@ class Problem(NamedTuple):
     truth: object                        # as verify.grade takes it; recall: the strings to find
     text: str                            # the question alone, which contamination is searched for
     draw: Callable | None = None         # RULER: makes the Example, prompt is then only its name
+    what: str = ""                       # a hash of prompt and truth
 
 
 class Task(NamedTuple):
@@ -133,9 +140,296 @@ class Task(NamedTuple):
     left_out: dict                       # {reason: problems}
 
 
-# (the readers of the seven come here)
-SUITE = {}
-FLAWS = {}
+# -- problems: the paper's seven benchmarks ------------------------------------------------------------------
+#
+# A reader is one function of (row, protocol). Both protocols are graded by verify.py: evalchemy's extractors
+# (the last letter A to D anywhere, the article "a" included; math as strings) are not reproduced.
+
+class Benchmark(NamedTuple):
+    part: Part | None      # where it is published; None: only as a file of one's own
+    columns: tuple         # that `read` needs
+    read: Callable[[dict, str], Problem]                  # (row, protocol); Drop: no problem of the benchmark
+    samples: int           # of a problem; paper, section 13; GPQA: our inference
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    group: str             # math | code | science, of the averages
+
+
+# The published prompts: data of github.com/mlfoundations/evalchemy at 6ed6741 (Apache-2.0), files
+# eval/chat_benchmarks/{MATH500,GPQADiamond,LiveCodeBenchv5,CodeForces}/eval_instruct.py; AIME24 and AIME25
+# ask as MATH500. They decide scores, missing spaces included: keep them.
+TEMPLATES = {
+    "math": "Problem: {problem}\nMark your solution with \\boxed\nAnswer:",
+    "gpqa": "Return your final response within \\boxed{{}} and only include the letter choice (A, B, C, or "
+            "D) as your final response.\nProblem: {problem}\nOptions: {options}\nAnswer:",
+    "lcb-stdio": "Generate an executable Python function generated from the given prompt. The function "
+                 "should take stdin as input and print the output. Simply call the function after the "
+                 "definition.",
+    "lcb-function": "Generate an executable Python function generated from the given prompt. Return the "
+                    "function body without invoking it at the final solution.",
+    "codeforces": "You are a coding expert. Given a competition-level coding problem, you need to write a "
+                  "Python program to solve it. You may start by outlining your thought process. In the end, "
+                  "please provide the complete code in a code block enclosed with ``` ```. The code should "
+                  "take stdin as input and print the output. Your program should be a Python function "
+                  "generated from the given prompt. Simply call the function after the definition.\n\n",
+}
+FLAWS = {
+    "gpqa-diamond": "the options are shuffled with seed 42 for every question: the right one is always D",
+    "livecodebench": "no prompt shows the starter code: the program's first function is called, whatever its "
+                     "name (a class fails); private tests only",
+    "codeforces": "the prompt has the editorial; incomplete or missing tests count; no checker, so the "
+                  "output must be the sample's; problems that read files are asked as if they read stdin",
+}
+
+
+def math_500(row, protocol="strict"):
+    return _math(text(row, "problem"), text(row, "answer").strip(), protocol, text(row, "unique_id"))
+
+
+INTEGER = re.compile(r"0*([0-9]{1,3})(?:\.0*)?")
+
+
+def aime(row, protocol="strict"):
+    r"""The answer is an integer of 0 to 999, published as 33, 33.0 or "033". verify.py finds \boxed{033},
+    33.0 and, as it leaves units out, 33\% and 33^\circ equal to 33."""
+    answer = INTEGER.fullmatch(str(row.get("answer")).strip())
+    if not answer:
+        raise Drop("answer is no integer of 0 to 999")
+    return _math(text(row, "problem"), answer[1], protocol)
+
+
+def _math(problem, answer, protocol, name=None):
+    prompt = TEMPLATES["math"].format(problem=problem) if protocol == "paper" else (
+        f"{problem.strip()}\n\nReason step by step, and put the final answer in \\boxed{{}}.")
+    return Problem(name or identity("math", problem), "math", prompt, answer, problem)
+
+
+def gpqa(row, protocol="strict"):
+    """The letter of the right option: strict, by a hash of question and option, so that other questions and
+    their order do not matter; paper, D for every question, as each has a fresh Random(42)."""
+    question = text(row, "Question")
+    options = [text(row, c) for c in ("Correct Answer", *(f"Incorrect Answer {i}" for i in (1, 2, 3)))]
+    if protocol == "paper":                               # neither question nor options are stripped
+        right = options[0]
+        random.Random(42).shuffle(options)
+        listed = ", ".join(f"{letter}) {o}" for letter, o in zip("ABCD", options, strict=True))
+        prompt = TEMPLATES["gpqa"].format(problem=question, options=listed)
+    else:
+        options = [o.strip() for o in options]
+        right = options[0]
+        options.sort(key=lambda option: key(question.strip(), option))
+        listed = "\n".join(f"{letter}) {o}" for letter, o in zip("ABCD", options, strict=True))
+        prompt = (f"{question.strip()}\n\n{listed}\n\nReason step by step, and put the letter of the right "
+                  "option in \\boxed{}.")
+    truth = {"letter": "ABCD"[options.index(right)], "options": [o.strip() for o in options]}
+    return Problem(optional(row, "Record ID") or identity("science", question), "science", prompt, truth,
+                   question.strip())
+
+
+WINDOW = ("2024-08-01", "2025-02-01")                     # both days included: LiveCodeBench v5, 279 problems
+UNPACKED = 1 << 30                                        # bytes of a problem's tests (they take tens of MB)
+PROGRAM = "Reason step by step, then give the whole program in one ```python block."
+STDIO = f"The program reads standard input and writes to standard output. {PROGRAM}"
+
+
+def livecodebench(row, protocol="strict"):
+    """paper, as evalchemy's LiveCodeBenchv5 does: private tests only; of a function neither the starter code
+    nor the name is told, and verify.py calls the first one of the program (no fn_name). "tokens" is nearest
+    to its comparison, of texts stripped at both ends: white space within is free here."""
+    day = str(row.get("contest_date"))[:10]               # 2024-08-03T00:00:00
+    if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", day):
+        raise Drop("contest_date is no date")
+    if not WINDOW[0] <= day <= WINDOW[1]:
+        raise Drop("contest_date out of the window")
+    asked, starter = text(row, "question_content"), optional(row, "starter_code")
+    public, cases = unpacked(row, "public_test_cases"), unpacked(row, "private_test_cases")
+    kinds = {str(case.get("testtype")) for case in public + cases}
+    if kinds not in ({"stdin"}, {"functional"}):
+        raise Drop("tests of several or unknown kinds")
+    function, name = kinds == {"functional"}, None
+    if protocol == "paper":
+        prompt = TEMPLATES["lcb-function" if function else "lcb-stdio"] + asked
+    elif function:
+        metadata, cases = decoded(row.get("metadata"), "metadata"), public + cases
+        name = metadata.get("func_name") if isinstance(metadata, dict) else None
+        if not isinstance(name, str) or not name.isidentifier() or not starter:
+            raise Drop("no function name or starter code")
+        prompt = (f"{asked.strip()}\n\nUse this starter code:\n```python\n{starter}\n```\n\n{PROGRAM}")
+    else:
+        cases = public + cases
+        prompt = f"{asked.strip()}\n\n{STDIO}"
+    tests = [(case["input"], case["output"]) for case in cases]
+    truth = {"kind": "function" if function else "stdio", "fn_name": name,
+             "tests": [{"input": a, "output": b} for a, b in (called(tests) if function else tests)],
+             "checker": "json" if function else "tokens" if protocol == "paper" else "decimal",
+             "time_limit_s": 6, "memory_limit_mb": 1024}  # time: LiveCodeBench's; memory: ours
+    if not gradable(truth):
+        raise Drop("tests cannot be graded")
+    return Problem(text(row, "question_id"), "code", prompt, truth, asked)
+
+
+def unpacked(row, column):
+    """A list of {"input", "output", "testtype"}, published as JSON or as base64 of zlib of a pickle of JSON.
+    Nothing is unpickled: the one text is read from the pickle's instructions, which may hold no others."""
+    packed = value = text(row, column)
+    if not packed.lstrip().startswith("["):
+        try:
+            stream = zlib.decompressobj()
+            pickled = stream.decompress(base64.b64decode(packed), UNPACKED)
+            if not stream.eof:
+                raise Drop(f"{column} is cut off, or over {UNPACKED >> 20} MB")
+            value, = _said(pickled)
+        except (ValueError, zlib.error):
+            raise Drop(f"{column} is neither JSON nor packed JSON") from None
+    try:
+        return tested(json.loads(value), column)
+    except (ValueError, RecursionError):
+        raise Drop(f"{column} is no JSON") from None
+
+
+def _said(pickled):
+    """The texts of a pickle that does nothing but hold texts, else ValueError."""
+    for op, value, _ in itertools.islice(pickletools.genops(pickled), 9):
+        if "UNICODE" in op.name:
+            yield value
+        elif op.name not in ("PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "STOP"):
+            raise ValueError(op.name)
+
+
+def codeforces(row, protocol="strict"):
+    """paper: a problem without tests stays, and counts as failed. Its comparison takes line breaks for blanks
+    and the rest exactly; "tokens" is nearest, where several blanks are one. strict: the problem's own checker
+    where it has one, else numbers as numbers."""
+    if optional(row, "interaction_format"):
+        raise Drop("interactive")
+    if protocol == "strict":
+        if row.get("input_mode") != "stdio":
+            raise Drop("input_mode is not stdio")
+        if row.get("official_tests_complete") is not True:
+            raise Drop("official_tests are not complete")
+        if not row.get("official_tests"):
+            raise Drop("no tests")
+    seconds, megabytes = number(row, "time_limit"), number(row, "memory_limit")
+    program = optional(row, "generated_checker") if protocol == "strict" else ""
+    truth = {"kind": "stdio", "tests": [{k: t[k] for k in ("input", "output")}
+                                        for t in tested(row.get("official_tests") or [], "official_tests")],
+             "checker": "tokens" if protocol == "paper" else "program" if program else "decimal",
+             "program": program or None, "time_limit_s": seconds, "memory_limit_mb": megabytes}
+    if truth["tests"] and not gradable(truth):
+        raise Drop("tests cannot be graded")
+    name, title, description = (text(row, c) for c in ("id", "title", "description"))
+    examples = tested(row.get("examples") or [], "examples")
+    given, printed, note = ([f"{head}\n{body}"] if (body := optional(row, column)) else []
+                            for head, column in (("Input", "input_format"), ("Output", "output_format"),
+                                                 ("Note", "note")))
+    if protocol == "paper":
+        prompt = TEMPLATES["codeforces"] + html(row, examples)
+    else:
+        limits = f"Time limit: {seconds:g} s a test. Memory limit: {megabytes:g} MB."
+        shown = [f"Example {i}\nInput:\n{e['input'].strip()}\nOutput:\n{e['output'].strip()}"
+                 for i, e in enumerate(examples, 1)]
+        prompt = "\n\n".join((title.strip(), limits, description.strip(), *given, *printed, *shown, *note,
+                              STDIO))
+    return Problem(name, "code", prompt, truth, description)
+
+
+def html(row, examples):
+    """A Codeforces problem as evalchemy shows it; a null input or output format reads None."""
+    def section(head, body):
+        return f"<h2>{head}</h2>{body}"
+
+    def part(head, column):
+        return section(head, f"<div>{row.get(column)}</div>")
+
+    return "".join((
+        f"<html><body><h1>{row['title']}</h1><div>Time limit per test: {row['time_limit']} s</div>",
+        part("Description", "description"), part("Input Format", "input_format"),
+        part("Output Format", "output_format"),
+        *(section("Example", f"<h3>Input</h3><div>{e['input']}</div><h3>Output</h3><div>{e['output']}</div>")
+          for e in examples),
+        *(part(head, column) for head, column in (("Note", "note"), ("Editorial", "editorial"))
+          if row.get(column)),
+        "</body></html>"))
+
+
+def optional(row, column):
+    """The column's text, stripped; "" where it is null or blank."""
+    value = row.get(column)
+    return "" if value is None or isinstance(value, str) and not value.strip() else text(row, column).strip()
+
+
+def tested(value, what):
+    """A list of objects with the texts input and output."""
+    if not isinstance(value, list) or not all(
+            isinstance(t, dict) and isinstance(t.get("input"), str) and isinstance(t.get("output"), str)
+            for t in value):
+        raise Drop(f"{what} are no inputs and outputs")
+    return value
+
+
+MATH = dict(samples=64, temperature=0.6, top_p=0.95, max_new_tokens=32_768, group="math")
+OTHERS = dict(samples=3, temperature=0.7, top_p=1.0, max_new_tokens=32_768)
+
+
+def _benchmark(name, columns, read, files=None, **more):
+    part = BENCHMARKS.get(name)
+    part = part and replace(part, columns=columns, files=files or part.files)
+    return Benchmark(part, columns, read, **more)
+
+
+_AIME = (("problem", "answer"), aime)
+SUITE = {
+    "math-500": _benchmark("math-500", ("problem", "answer", "unique_id"), math_500, **MATH),
+    "aime-2024": _benchmark("aime-2024", *_AIME, **MATH),
+    "aime-2025": _benchmark("aime-2025", *_AIME, **MATH),
+    "aime-2026": _benchmark("aime-2026", *_AIME, **MATH),                      # no data set of it is verified
+    # not test6.jsonl: release v6 has 175 problems more, from January 2025 on, some of them in the window
+    "livecodebench": _benchmark("livecodebench", (
+        "question_id", "question_content", "contest_date", "starter_code", "public_test_cases",
+        "private_test_cases", "metadata"), livecodebench, files="test[2-5].jsonl", group="code", **OTHERS),
+    "codeforces": _benchmark("codeforces", (
+        "id", "title", "description", "input_format", "output_format", "interaction_format", "note",
+        "editorial", "examples", "official_tests", "official_tests_complete", "input_mode",
+        "generated_checker", "time_limit", "memory_limit"), codeforces, group="code", **OTHERS),
+    "gpqa-diamond": _benchmark("gpqa-diamond", (
+        "Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"), gpqa,
+        group="science", **OTHERS),
+}
+
+
+def suite_task(name, cfg, truths):
+    """One of the seven: of --data, of what is under --raw, or downloaded to it. truths: False on ranks that
+    do not grade (LiveCodeBench's tests take gigabytes)."""
+    b, left_out, problems, seen = SUITE[name], Counter(), [], set()
+    if cfg.data:
+        files, origin = [os.path.join(cfg.data, f"{name}.jsonl")], cfg.data
+        if not os.path.exists(files[0]):
+            raise InputError(f"--data={cfg.data} has no {name}.jsonl (with {', '.join(b.columns)}); put it "
+                             f"there, or leave {name} out of --tasks")
+    elif b.part is None:
+        raise InputError(f"--tasks: {name} is on no hub that was verified; give --data=FOLDER with "
+                         f"{name}.jsonl ({', '.join(b.columns)}), or leave it out")
+    else:
+        folder = os.path.join(cfg.raw, name)
+        if read_lock(folder) is None and not os.path.isdir(folder):
+            get_part(Hub(), name, b.part, None, cfg.raw, 1)
+        files = [f for f in raw_files(cfg.raw, name, b.part)
+                 if matches(os.path.relpath(f, folder), b.part.files)]
+        origin = f"{b.part.repo} at {(read_lock(folder) or {}).get('revision', 'what was put there')[:12]}"
+    for _, row in (r for f in files for r in rows(f, b.columns)):
+        try:
+            p = b.read(row or {}, cfg.protocol)
+        except Drop as e:
+            left_out[str(e)] += 1
+            continue
+        if p.id in seen:
+            left_out["came before"] += 1
+            continue
+        seen.add(p.id)
+        problems.append(p._replace(prompt=p.prompt + "\n", truth=p.truth if truths else None))
+    return Task(name, b.group, problems, b.samples, b.temperature, b.top_p, b.max_new_tokens, origin,
+                dict(left_out))
 
 
 # -- problems: the embedded world's --------------------------------------------------------------------------
@@ -181,12 +475,12 @@ def task_names(cfg):
     return list(dict.fromkeys(names))
 
 
-def make_task(name, cfg):
+def make_task(name, cfg, truths=True):
     """A task's problems, as the flags cut it."""
     if name in TOYS:
         yield toy_task(name)
     elif name in SUITE:
-        yield suite_task(name, cfg)
+        yield suite_task(name, cfg, truths)
     elif name.endswith(".jsonl"):
         yield file_task(name)
     else:
@@ -374,7 +668,7 @@ def grade(tasks, weights, cfg, run):
             if what is None:                              # of other weights, or other settings
                 continue
             task, p, _ = what
-            key = digest(s["key"], by, p.truth)
+            key = digest(s["key"], by, p.what)
             made[key] = task.name, {k: s[k] for k in ("id", "index", "tokens", "finish", "nll")}
             if key not in told:
                 waiting.append((key, s, what))
@@ -429,8 +723,8 @@ def paired(parts, resamples=10_000, seed=0):
     rng, total = np.random.default_rng(seed), np.zeros(resamples)
     for w, d in parts:
         d = np.asarray(d, dtype=float)
-        for at in range(0, resamples, 500):               # in pieces: MATH500 alone would be 5M numbers
-            total[at:at + 500] += w * d[rng.integers(0, len(d), (500, len(d)))].mean(1)
+        for part in np.array_split(total, max(1, resamples // 500)):       # MATH500 alone is 5M numbers
+            part += w * d[rng.integers(0, len(d), (len(part), len(d)))].mean(1)
     low, high = np.quantile(total, [0.025, 0.975])
     p = min(1.0, 2 * (1 + min((total <= 0).sum(), (total >= 0).sum())) / (1 + resamples))
     return sum(w * float(np.mean(d)) for w, d in parts), float(low), float(high), float(p)
@@ -497,7 +791,7 @@ def summary(task, rows, seen=()):
 
     result = estimate(problems) | {
         "problems": len(problems), "samples": n, "origin": task.origin, "left_out": task.left_out,
-        "what": digest([(p.id, p.prompt, p.truth) for p in task.problems]),
+        "what": digest([(p.id, p.what) for p in task.problems]),
         "pass@k": {k: float(np.mean([pass_at_k(n, int(sum(own)), k) for own in problems.values()]))
                    for k in ks},
         "truncated": float(np.mean([r["finish"] != "stop" for r in rows])),
@@ -528,7 +822,8 @@ def table(results):
             lines.append((name, r["problems"], r["why"]))
             continue
         number, nll = ([form.format(r[kind][what]) if r[kind]["samples"] else "-"
-                        for kind in ("right", "wrong")] for what, form in (("median_tokens", "{:.0f}"), ("nll", "{:.3f}")))
+                        for kind in ("right", "wrong")]
+                       for what, form in (("median_tokens", "{:.0f}"), ("nll", "{:.3f}")))
         clean = r.get("clean")
         lines.append((name, f"{r['problems']} x {r['samples']}", percent(r["score"]),
                       f"{percent(r['low'])} to {percent(r['high'])}", percent(r["pass@k"].get(r["samples"])),
@@ -554,7 +849,8 @@ def main(cfg):
         run = Run(cfg.run, cfg, me, FREE)
         with me.first_on_node():                          # it downloads, the others find it
             init = Init(cfg.init or cfg.model)
-            tasks = [limited(task, cfg) for name in task_names(cfg) for task in make_task(name, cfg)]
+            tasks = [limited(task, cfg) for name in task_names(cfg)
+                     for task in make_task(name, cfg, me.rank == 0)]
         tokenizer, longest = init.tokenizer(), context_of(init.arch, cfg.context)
         for task in tasks:
             if "@" in task.name and int(task.name.partition("@")[2]) > longest:
@@ -591,7 +887,7 @@ def main(cfg):
             scored = {name: by_problem(own) for name, own in rows.items()}
             with run.writing("the results"):
                 write_atomic(run.path("problems.jsonl"), "".join(
-                    json.dumps({"task": t.name, "id": p.id, "what": digest(p.prompt, p.truth),
+                    json.dumps({"task": t.name, "id": p.id, "what": p.what,
                                 "scores": scored[t.name][p.id]}) + "\n"
                     for t in tasks if t.name in rows for p in t.problems))
                 write_atomic(run.path("results.json"), json.dumps(results, indent=1))
@@ -614,6 +910,7 @@ def limited(task, cfg):
     chosen = task.problems
     if cfg.problems and len(chosen) > cfg.problems:
         chosen = sorted(chosen, key=lambda p: digest(p.id))[:cfg.problems]
+    chosen = [p._replace(what=digest(p.prompt, p.truth)) for p in chosen]
     return task._replace(problems=chosen, samples=cfg.samples or task.samples if task.temperature else 1,
                          max_new_tokens=cfg.max_new_tokens or task.max_new_tokens)
 

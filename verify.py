@@ -982,7 +982,10 @@ try:
                 exec(f"import {module}\nfrom {module} import *", main.__dict__)
         main.__name__ = "program"
         exec(program, main.__dict__)
-        function = main.__dict__.get(name) or getattr(main.Solution(), name)
+        if name:
+            function = main.__dict__.get(name) or getattr(main.Solution(), name)
+        else:
+            function = main.__dict__[source.partition(b"(")[0].split()[-1].decode()]
         def plain(value):
             kind = type(value)
             if kind in (list, tuple):
@@ -1063,7 +1066,7 @@ def _run_once(code, kind, name, stdin, seconds, memory, unsafe):
     check_sandbox(unsafe)
     if unsafe:
         warnings.warn("unsafe_sandbox: programs run with resource limits only; they can read and write your "
-                      "files and use the network", stacklevel=3)
+                      "files and use the network", stacklevel=4)
     with contextlib.ExitStack() as stack:
         files = []
         for content in (stdin, b"", b"", code, b"" if unsafe else _seccomp()):
@@ -1093,7 +1096,50 @@ def _run_once(code, kind, name, stdin, seconds, memory, unsafe):
     return 124 if late else 128 - status if status < 0 else status, *outputs
 
 
+def _run(*question):
+    """_run_once(), again where the machine was out of namespaces."""
+    for _ in range(3):
+        status, out, err = _run_once(*question)
+        if status != 1 or not err.startswith(b"bwrap: "):
+            break
+    return status, out, err
+
+
 # -- code: the verdict ---------------------------------------------------------------------------------------
+
+LATE = (124, 128 + signal.SIGPROF, 128 + signal.SIGXCPU)
+CHECK_S, CHECK_MEMORY = 10, 1 << 30                       # CPU and memory of a checker, a test; ours
+
+# What runs the checker of a problem, as a program of its own in the sandbox; stdin: the four files' texts. A
+# folder of its own is needed without bubblewrap, where the current one is the user's.
+_CHECK = r"""
+import json, os, runpy, sys, tempfile
+names = ["checker.py", "input.txt", "correct_output.txt", "solution_output.txt"]
+with tempfile.TemporaryDirectory() as folder:
+    os.chdir(folder)
+    for name, text in zip(names, json.load(sys.stdin)):
+        with open(name, "w", newline="", errors="surrogateescape") as file:
+            file.write(text)
+    sys.argv[:] = names
+    runpy.run_path(names[0], run_name="__main__")
+"""
+
+
+def _refused(program, test, stdout, unsafe):
+    """Why the program that checks a problem does not accept what a submission wrote, "" where it does. What
+    was written is data to it, hostile or not; one that evaluates its files could be talked into a 1."""
+    texts = [program, test["input"], test["output"], stdout.decode("utf-8", "surrogateescape")]
+    status, out, err = _run(_CHECK.encode(), "stdio", "", json.dumps(texts).encode(), CHECK_S, CHECK_MEMORY,
+                            unsafe)
+    if status:
+        return "checker: " + (f"over {CHECK_S} s" if status in LATE else
+                              f"exit status {status}: {_last_line(err)}")
+    return "" if re.fullmatch(rb"\s*1(?:\.0*)?\s*", out) else f"checker: said {out[:60]!r}"
+
+
+def _last_line(err):
+    return err[-2000:].decode("utf-8", "replace").strip().rpartition("\n")[2][:200]
+
 
 _DECIMAL = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,4})?")
 
@@ -1139,7 +1185,7 @@ def gradable(truth) -> bool:
     """Whether programs can be graded against this code truth."""
     try:
         return bool(_Task.of(truth))
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return False
 
 
@@ -1152,6 +1198,7 @@ class _Task(NamedTuple):
     tolerance: float | None
     seconds: float
     memory: int            # bytes
+    program: str           # of checker "program", else ""
 
     @classmethod
     def of(cls, truth):
@@ -1167,14 +1214,18 @@ class _Task(NamedTuple):
                 raise ValueError("truth: a function test has an input, its list of arguments, and an output")
         default = "tokens" if kind == "stdio" else "json"
         checker, _, tolerance = (truth.get("checker") or default).partition(":")
-        if checker not in ("tokens", "decimal", "float", "json") or (checker == "float") != bool(tolerance):
+        if (checker not in ("tokens", "decimal", "float", "json", "program")
+                or (checker == "float") != bool(tolerance)):
             raise ValueError(f"truth: checker is {truth['checker']!r:.40}; known are: tokens, decimal, "
-                             "float:TOL, json")
+                             "float:TOL, json, program")
+        program = truth.get("program") if checker == "program" else ""
+        if checker == "program" and (kind != "stdio" or not isinstance(program, str) or not program.strip()):
+            raise ValueError("truth: checker program is of kind stdio, and has its source as program")
         seconds, memory = float(truth.get("time_limit_s") or 6), int(truth.get("memory_limit_mb") or 1024)
         if not (0 < seconds < 1e6 and 0 < memory < 1e6):
             raise ValueError(f"truth: time_limit_s is {seconds}, memory_limit_mb is {memory}")
         return cls(kind, truth.get("fn_name") or "", tests, checker, float(tolerance) if tolerance else None,
-                   seconds, memory << 20)
+                   seconds, memory << 20, program)
 
     def agrees(self, stdout, expected):
         """Whether what a program wrote is what was expected. Bytes that are no UTF-8 equal nothing."""
@@ -1197,20 +1248,24 @@ def run_code(code, truth, unsafe_sandbox=False) -> Run:
     truth: {"kind": "stdio" | "function", "fn_name", "tests": [{"input", "output"}], "checker",
         "time_limit_s", "memory_limit_mb"}. stdio: input and output are texts, and exit status 0 is required.
         function: input is the list of arguments, output the value returned; fn_name is a function or a method
-        of class Solution.
+        of class Solution; without it, the function whose name is the word before the program's first
+        parenthesis, as evalchemy has it.
     checker, for what is printed, and for texts and numbers in what is returned:
         "tokens"     what stands between white space is the same (default of stdio)
         "decimal"    the same, and numbers are equal as exact decimals: 1 is 1.0 and 1e0
         "float:TOL"  the same, and numbers differ by TOL at most, absolutely or relative to the expected one
         "json"       equal JSON values (default of function): 1 is 1.0, true is not 1, a tuple is a list
-        nan equals nothing under the last three.
+        nan equals nothing under these last three.
+        "program"    truth["program"], Python, accepts it (stdio only): run as `checker.py input.txt
+            correct_output.txt solution_output.txt` it prints 1 (or 1.0), with exit status 0. Of unknown
+            origin itself, it has a sandbox and a process of its own, 10 s and 1 GB, after the program's end.
     time_limit_s: seconds of CPU a test may take (default 6), however loaded the machine; on the clock twice
         as long and one more. memory_limit_mb: address space beside the interpreter's own (default 1024).
     unsafe_sandbox: run without bubblewrap, with limits only. Say so to whoever owns the machine.
 
-    The expected outputs never enter the sandbox. A program can reach the harness that calls its function (it
-    is the same interpreter) and so forge what is returned; to no end, as that must still be what is expected,
-    in plain JSON types, compared in this process.
+    The expected outputs never enter the program's sandbox. A program can reach the harness that calls its
+    function (it is the same interpreter) and so forge what is returned; to no end, as that must still be what
+    is expected, in plain JSON types, compared in this process.
     Raises ValueError (KeyError, TypeError, ...) for a truth that is not as above, SandboxMissing.
     """
     task, start, out, err = _Task.of(truth), time.monotonic(), b"", b""
@@ -1223,15 +1278,11 @@ def run_code(code, truth, unsafe_sandbox=False) -> Run:
     for i, test in enumerate(task.tests):
         given = test["input"] if task.kind == "stdio" else json.dumps(test["input"])
         given = given.encode("utf-8", "surrogatepass")
-        for _ in range(3):
-            status, out, err = _run_once(code, task.kind, task.name, given, task.seconds, task.memory,
-                                         unsafe_sandbox)
-            if status != 1 or not err.startswith(b"bwrap: "):              # the machine was out of namespaces
-                break
-        last = err[-2000:].decode("utf-8", "replace").strip().rpartition("\n")[2][:200]
+        status, out, err = _run(code, task.kind, task.name, given, task.seconds, task.memory, unsafe_sandbox)
+        last = _last_line(err)
         if max(len(out), len(err)) >= OUTPUT:
             return run("OLE", i, f"over {OUTPUT >> 20} MB of output")
-        if status in (124, 128 + signal.SIGPROF, 128 + signal.SIGXCPU):
+        if status in LATE:
             return run("TLE", i, f"over {task.seconds:g} s of CPU, or {2 * task.seconds + 1:g} s")
         if status == 121:
             return run("CE", i, last)
@@ -1241,8 +1292,14 @@ def run_code(code, truth, unsafe_sandbox=False) -> Run:
             return run("RE", i, f"exit status {status}: {last}")
         if task.kind == "function" and not out and not status:
             return run("RE", i, "ended before its function returned")
-        if status or not task.agrees(out, test["output"]):
-            return run("WA", i, last if status else f"gave {out[:60]!r}")
+        if status:
+            return run("WA", i, last)
+        if task.program:
+            wrong = _refused(task.program, test, out, unsafe_sandbox)
+        else:
+            wrong = "" if task.agrees(out, test["output"]) else f"gave {out[:60]!r}"
+        if wrong:
+            return run("WA", i, wrong)
     return run("AC", None, f"{len(task.tests)} tests")
 
 

@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 import pytest
-from verify_cases import CODE, LETTERS, MATH, RESPONSES, TWO
+from verify_cases import CODE, LETTERS, MATH, ORDER, RESPONSES, TWO, F, checked
 
 import verify
 from verify import grade, grade_batch, repetition, run_code, stop_penalty, think_format
@@ -152,9 +152,13 @@ def test_what_is_no_text_or_truth_gets_a_reason():
         for response in (None, 5, b"x", r"\boxed{5}", "```\nprint(2)\n```", "\ud800", r"\boxed{\ud800}"):
             for truth in (None, {}, [], {"kind": "stdio"}, {"kind": "function", "tests": [{}]}, 7, "",
                           {"letter": None}, {**TWO, "checker": "magic"}, {**TWO, "tests": []},
+                          {**TWO, "checker": "program"}, {**TWO, "checker": "program", "program": " "},
+                          {**F, "checker": "program", "program": "print(1)"},
+                          {**TWO, "memory_limit_mb": 1e999},
                           {**TWO, "time_limit_s": "x"}):
                 verdict = grade(domain, response, truth)
                 assert not verdict.correct and verdict.reason
+                assert not verify.gradable(truth)
     assert grade("math", r"\boxed{5}", 5).correct                               # AIME: a number for a truth
     assert "ended by" in grade("math", r"\boxed{5}", "5", "length").reason
 
@@ -269,6 +273,23 @@ def resident():
 
 
 @sandbox
+def test_the_verdict_says_that_it_was_the_checker(monkeypatch):
+    monkeypatch.setattr(verify, "CHECK_S", 0.5)
+    for program, detail in (("print(0)", "checker: said b'0\\n'"), ("1/0", "ZeroDivisionError"),
+                            ("raise SystemExit(3)", "checker: exit status 3"),
+                            ("import time\ntime.sleep(60)", "checker: over 0.5 s"),
+                            ("while True: pass", "checker: over 0.5 s"),
+                            ("import os\nos.kill(os.getpid(), 9)", "checker: exit status 137")):
+        run = run_code("print(2)", checked(program))
+        assert run.verdict == "WA" and run.test == 0 and run.detail.startswith("checker: "), run
+        assert detail in run.detail and run.stdout == "2\n", run
+    verdict = grade("code", "```\nprint(2)\n```", checked("print(0)"))
+    assert verdict.reason == "WA on test 0: checker: said b'0\\n'"
+    large = checked("print(len(open('solution_output.txt').read()) // 10**7)")
+    assert run_code("print('x' * 10**7)", large).verdict == "AC"
+
+
+@sandbox
 def test_no_program_outlives_its_grader():
     sleep = "import time\\ntime.sleep(60)"
     grader = subprocess.Popen([sys.executable, "-c", f"from verify import run_code\nrun_code('{sleep}', "
@@ -348,6 +369,11 @@ def test_without_bubblewrap_it_refuses_unless_told(monkeypatch):
             grade("code", "```\nprint(2)\n```", TWO)
         with pytest.warns(UserWarning, match="unsafe_sandbox"):
             assert run_code("print(2)", TWO, unsafe_sandbox=True).verdict == "AC"
+        here = sorted(os.listdir())
+        with pytest.warns(UserWarning):
+            assert run_code("print(3, 1, 2)", ORDER, unsafe_sandbox=True).verdict == "AC"
+            assert run_code("print(3, 1, 1)", ORDER, unsafe_sandbox=True).detail.startswith("checker: ")
+        assert sorted(os.listdir()) == here
         for program, verdict in ("while True: pass", "TLE"), ("x = bytearray(10**10)", "MLE"), ("1/0", "RE"):
             with pytest.warns(UserWarning):
                 assert run_code(program, TWO, unsafe_sandbox=True).verdict == verdict

@@ -611,9 +611,20 @@ def function(*tests, **settings):
             "time_limit_s": 1, "memory_limit_mb": 256, **settings}
 
 
+def checked(program, *tests):
+    return stdio(*tests or [("", "2")], checker="program", program=program)
+
+
+SORTED = """import sys
+_, expected, got = (open(name).read().split() for name in sys.argv[1:])
+print(int(sorted(expected) == sorted(got)))
+"""
+ORDER = checked(SORTED, ("3", "3 2 1"))
+ORDERS = checked(SORTED, ("3", "3 2 1"), ("4", "4 3 2 1"))
 ADD = stdio(("1 2\n", "3\n"), ("5 7\n", "12\n"))
 TWO = stdio(("", "2"))
 F = function(([1], 2), ([5], 6))
+NAMELESS = {**F, "fn_name": None}
 
 
 def outputs(checker, expected, printed):
@@ -730,7 +741,40 @@ CODE = [
      "import sys\nsys.stdout.buffer.write(b'\\xff')", stdio(("", "\ufffd"))),
     ("AC", "UTF-8 both ways", "print(input()[::-1])", stdio(("äß∂\n", "∂ßä\n"))),
     ("RE", "an encoding error of the program's own", "print('\\udc80')", TWO),
+    # checker "program": a problem with several right answers, any order of the three
+    ("AC", "another order than the expected one", "print(3, 1, 2)", ORDER),
+    ("WA", "no right one", "print(3, 1, 1)", ORDER),
+    ("AC", "each test is checked", "print(*range(1, int(input()) + 1))", ORDERS),
+    ("WA", "right on the first test only", "print(3, 1, 2)", ORDERS),
+    ("RE", "a failed program is not checked", "print(3, 1, 2)\n1/0", ORDER),
+    ("AC", "1.0 and white space are 1", "print(2)", checked("print(' 1.00\\n')")),
+    ("WA", "part of the points", "print(2)", checked("print(0.999)")),
+    ("WA", "more than 1", "print(2)", checked("print(11)")),
+    ("WA", "1 is not all that it says", "print(2)", checked("print(1)\nprint(0)")),
+    ("WA", "it says nothing", "print(2)", checked("pass")),
+    ("WA", "it crashes", "print(2)", checked("print(1)\n1/0")),
+    ("WA", "it exits with another status", "print(2)", checked("print(1)\nraise SystemExit(1)")),
+    ("AC", "it exits by itself", "print(2)", checked("import sys\nprint(1)\nsys.exit(0)")),
+    ("AC", "it has a main guard", "print(2)",
+     checked("def main(): print(1)\nif __name__ == '__main__': main()")),
+    ("WA", "it is no Python", "print(2)", checked("int main() {}")),
+    ("WA", "it takes too much memory", "print(2)", checked("x = bytearray(10**10)\nprint(1)")),
+    ("WA", "it cannot leave its sandbox", "print(2)", checked("open('HOSTFILE').read()\nprint(1)")),
+    ("AC", "its files are as they were written",
+     "import sys; sys.stdout.buffer.write(b'a\\r\\n\\xff\\0')",
+     checked("import sys\na, b, c = (open(f, 'rb').read() for f in sys.argv[1:])\n"
+             "ok = a == b'i\\r\\n' and b == 'ü'.encode() and c == b'a\\r\\n\\xff\\0'\nprint(int(ok))",
+             ("i\r\n", "ü"))),
+    ("WA", "what is written for a checker does not run", "print('import os; os.write(1, b\"1\")')", ORDER),
+    ("WA", "nothing of the program is left for its checker",
+     "for f in ('sys', 'runpy', 'checker', 'sitecustomize'): open(f'/tmp/{f}.py', 'w').write('print(1)')",
+     ORDER),
+    ("AC", "the program sees no file of its checker",
+     "import os\nprint(3, 1, 9 if os.listdir('/tmp') or os.path.exists('correct_output.txt') else 2)", ORDER),
     # functions
+    ("AC", "without a name, the one before the first parenthesis", "def any(x): return x + 1", NAMELESS),
+    ("RE", "without a name, no method", "class Solution:\n    def f(self, x): return x + 1", NAMELESS),
+    ("RE", "without a name, no parenthesis", "f = 5", NAMELESS),
     ("AC", "a function", "def f(x): return x + 1", F),
     ("WA", "a wrong function", "def f(x): return 2", F),
     ("RE", "a function of another name", "def g(x): return x + 1", F),

@@ -1,0 +1,380 @@
+"""evaluate.py: intervals that cover, averages by hand, saved samples graded as they should be, runs that go on
+where they were killed."""
+
+import json
+import math
+import os
+import time
+
+import numpy as np
+import pytest
+from processes import Process
+
+import evaluate
+import prompts
+import verify
+from evaluate import averages, combined, compare, frontier, interval, main, paired
+from runtime import InputError, appending, parse
+
+SMALL = ("--model=toy", "--tasks=toy-math+toy-science", "--problems=6", "--samples=2", "--max_new_tokens=12",
+         "--context=96", "--max_batch=8")
+
+
+def run(*flags):
+    return main(parse(evaluate.Config, [*flags], evaluate.recipe))
+
+
+# -- intervals -----------------------------------------------------------------------------------------------
+
+def coverage(P, n, a, b, runs=600, seed=0):
+    """How often the interval holds the mean of a Beta(a, b) population of problems."""
+    rng = np.random.default_rng(seed)
+    scores = rng.binomial(n, rng.beta(a, b, (runs, P))) / n
+    return np.mean([low <= a / (a + b) <= high for _, low, high in (interval(s, n) for s in scores)])
+
+
+@pytest.mark.parametrize("P, n, a, b", [(30, 64, .2, .4), (198, 3, .4, 1.2), (279, 3, .1, .9),
+                                        (500, 64, 2, .5), (128, 4, 5, 5), (128, 1, 1, 3)])
+def test_intervals_cover(P, n, a, b):
+    """600 runs: two standard errors are 1.8 points. That of the plain binomial covers 30 % of the first."""
+    assert 0.93 <= coverage(P, n, a, b) <= 0.985
+
+
+def test_intervals_by_hand():
+    z = 1.959964
+    z += (z ** 3 + z) / (4 * 99)
+    scores = [1.0] * 20 + [0.0] * 80                      # one sample a problem: Wilson's with n = 99
+    n = 0.2 * 0.8 / (np.var(scores, ddof=1) / 100)
+    assert n == pytest.approx(99)
+    half = z * math.sqrt(0.16 / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    middle = (0.2 + z * z / (2 * n)) / (1 + z * z / n)
+    assert interval(scores) == pytest.approx((0.2, middle - half, middle + half))
+    z = 1.959964 + (1.959964 ** 3 + 1.959964) / (4 * 29)  # nothing solved: Wilson's upper limit for 0 of 30
+    assert interval([0.0] * 30, 64) == pytest.approx((0, 0, z * z / (30 + z * z)))
+    assert interval([1.0] * 30, 64) == pytest.approx((1, 30 / (30 + z * z), 1))
+    # no spread: as many draws as samples
+    assert interval([0.5] * 10, 2)[1:] == pytest.approx(interval([0, 1] * 10)[1:], abs=0.03)
+    assert interval([0.3], 4) == (0.3, 0.0, 1.0)          # one problem tells nothing of others
+
+
+def test_averages_have_intervals_of_their_parts():
+    x, low, high = combined([(0.5, (0.4, 0.3, 0.5)), (0.5, (0.1, 0.05, 0.3))])
+    assert x == pytest.approx(0.25)
+    assert low == pytest.approx(0.25 - math.hypot(0.05, 0.025))
+    assert high == pytest.approx(0.25 + math.hypot(0.05, 0.1))
+
+
+def test_paired_bootstrap():
+    rng = np.random.default_rng(0)
+    d = rng.normal(0.1, 0.4, 400)
+    gain, low, high, p = paired([(1.0, d)])
+    half = 1.96 * d.std() / 20                            # the normal limits, for 400 problems
+    assert gain == pytest.approx(d.mean())
+    assert (low, high) == pytest.approx((gain - half, gain + half), abs=0.004)
+    assert p < 0.001 and paired([(1.0, d - d.mean())])[3] > 0.9
+    assert paired([(1.0, np.zeros(30))]) == (0, 0, 0, 1)
+    both = paired([(0.5, d), (0.5, -d)])                  # two benchmarks, each resampled by itself
+    assert both[0] == pytest.approx(0) and both[2] == pytest.approx(half / math.sqrt(2), rel=0.1)
+    hits = [lo <= 0.05 <= hi for _, lo, hi, _ in (paired([(1.0, rng.normal(0.05, 0.3, 200))], 600, i)
+                                                  for i in range(200))]
+    assert 0.9 <= np.mean(hits) <= 0.99
+
+
+# -- averages ------------------------------------------------------------------------------------------------
+
+def test_averages_are_the_papers():
+    """Granite-3.3 base (paper, tables 6 and 11): Code 2.07, GPQA 22.56, AIME 0.46 and 0.31, MATH500 26.09:
+    AVG 11.19. Its code mean is spread over two benchmarks here."""
+    scores = {"livecodebench": 1.07, "codeforces": 3.07, "aime-2024": 0.46, "aime-2025": 0.31,
+              "math-500": 26.09, "gpqa-diamond": 22.56}
+    found = {name: sum(w * scores[t] for t, w in own.items()) for name, own in averages(scores).items()}
+    assert found == pytest.approx({"code": 2.07, "math": 8.953, "avg_domain": 11.194, "avg6": 8.927}, abs=1e-3)
+    assert set(averages(["aime-2024", "aime-2025"])) == set()
+    assert set(averages(["livecodebench", "codeforces", "toy-math"])) == {"code"}
+    assert averages(["toy-math", "toy-code", "toy-science", "toy-retrieval"]) == {
+        "toy avg_domain": {"toy-code": 1 / 3, "toy-math": 1 / 3, "toy-science": 1 / 3}}
+    assert averages(["vt@8192", "cwe@8192", "vt@16384"]) == {
+        "ruler@8192": {"vt@8192": 0.5, "cwe@8192": 0.5}, "ruler@16384": {"vt@16384": 1.0}}
+
+
+def test_frontier_by_hand():
+    before = {"a": [0, 0, 0, 0], "b": [0, 0, 1, 0], "c": [1, 1, 1, 1], "d": [0, 0, 0, 0]}
+    after = {"a": [1, 1, 0, 0], "b": [1, 1, 1, 1], "c": [1, 1, 1, 1], "d": [0, 0, 0, 0]}
+    found = frontier([before, after])
+    assert found["0 of 4"] == {"problems": 2, "solved": [0, 1], "pass": [0, 0.25]}
+    assert found["1 of 4"] == {"problems": 1, "solved": [1, 1], "pass": [0.25, 1]}
+    # by the first half a, b and d are unsolved; of their other halves one sample of six was right all the same
+    assert found["0 of 2"] == {"problems": 3, "solved": [1, 2], "pass": [pytest.approx(1 / 6), 0.5]}
+
+
+# -- saved samples -------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def saved(tmp_path, exported, monkeypatch):
+    """An evaluation whose samples are there: saved({(task, index of problem, sample): (text, finish)}) runs
+    it, and no engine may start. What is not named is a wrong answer."""
+    def go(answers, *flags, folder="run"):
+        cfg = parse(evaluate.Config, [*SMALL, f"--init={exported}", f"--run={tmp_path / folder}", *flags],
+                    evaluate.recipe)
+        os.makedirs(cfg.run, exist_ok=True)
+        weights, lines = evaluate.Init(cfg.init).identity(), []
+        tasks = [evaluate.limited(t, cfg) for name in evaluate.task_names(cfg)
+                 for t in evaluate.make_task(name, cfg)]
+        for task in tasks:
+            for i, p in enumerate(task.problems):
+                for j in range(task.samples):
+                    text, finish = answers.get((task.name, i, j), ("<think> ? </think>\n\\boxed{no}", "stop"))
+                    truth = p.truth[0] if p.domain == "recall" else p.truth
+                    line = dict(key=evaluate.sample_key(weights, task, p, j, cfg), task=task.name, id=p.id,
+                                index=j, tokens=10 * (j + 1), finish=finish, nll=0.5,
+                                text=text.replace("TRUTH", str(truth)))
+                    lines.append(line | ({"answers": p.truth} if p.domain == "recall" else {}))
+        (tmp_path / folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        monkeypatch.setattr(evaluate, "make_engine", lambda *_: pytest.fail("an engine was started"))
+        return main(cfg)
+
+    return go
+
+
+RIGHT = ("<think> well </think>\n\\boxed{TRUTH}", "stop")
+
+
+def test_saved_samples_are_graded(saved, tmp_path):
+    answers = {("toy-math", i, j): RIGHT for i in range(3) for j in range(2)}
+    answers |= {("toy-math", 3, 0): RIGHT, ("toy-math", 4, 0): (RIGHT[0], "length"),      # right, but cut
+                ("toy-math", 5, 0): ("<think> \\boxed{TRUTH}", "stop"),                    # inside the thoughts
+                ("toy-math", 5, 1): ("the answer is TRUTH", "stop"), ("toy-science", 0, 0): RIGHT}
+    results = saved(answers)
+    math_, science = results["tasks"]["toy-math"], results["tasks"]["toy-science"]
+    assert math_["score"] == pytest.approx(3.5 / 6) and science["score"] == pytest.approx(0.5 / 6)
+    assert (math_["low"], math_["high"]) == pytest.approx(interval([1, 1, 1, 0.5, 0, 0], 2)[1:])
+    assert math_["pass@k"] == {2: pytest.approx(4 / 6)}
+    assert math_["truncated"] == pytest.approx(1 / 12) and math_["unparsed"] == pytest.approx(2 / 12)
+    assert math_["right"] == {"samples": 7, "median_tokens": 10, "nll": 0.5}
+    assert math_["wrong"]["samples"] == 5 and math_["all"]["median_tokens"] == 15
+    with open(tmp_path / "run" / "results.json") as f:
+        assert json.load(f)["tasks"]["toy-math"]["score"] == math_["score"]
+    assert {"results.png", "results.svg", "problems.jsonl", "verdicts.jsonl"} <= set(os.listdir(tmp_path / "run"))
+
+
+def test_a_changed_grader_grades_again(saved, tmp_path, monkeypatch):
+    graded = []
+    real = verify.grade_batch
+    monkeypatch.setattr(evaluate, "grade_batch",
+                        lambda items, **more: graded.append(len(items)) or real(items, **more))
+    first = saved({("toy-math", 0, 0): RIGHT})
+    again = saved({("toy-math", 0, 0): RIGHT})
+    assert graded == [24, 0] and again == first           # and the last call, of nothing
+    monkeypatch.setattr(evaluate, "source", lambda module: "another")
+    assert saved({("toy-math", 0, 0): RIGHT}) == first and graded[-1] == 24
+
+
+def test_code_waits_for_a_sandbox(saved, monkeypatch, capfd):
+    def missing(_):
+        raise verify.SandboxMissing("bubblewrap is not installed")
+
+    flags = "--tasks=toy-math+toy-code", "--problems=2"
+    monkeypatch.setattr(evaluate, "check_sandbox", missing)
+    results = saved({("toy-math", 0, 0): RIGHT}, *flags)
+    assert results["tasks"]["toy-math"]["score"] == 0.25 and "bubblewrap" in results["tasks"]["toy-code"]["why"]
+    assert "not graded" in capfd.readouterr().out
+    if verify._bwrap()[0] is None:
+        pytest.skip("no sandbox here")
+    monkeypatch.setattr(evaluate, "check_sandbox", verify.check_sandbox)
+    assert saved({("toy-math", 0, 0): RIGHT}, *flags)["tasks"]["toy-code"]["score"] == 0
+
+
+def test_retrieval_and_prompt_files(saved, tmp_path):
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(dict(
+        id=f"q{i}", domain="math", prompt=f"{i} + 1?", truth=str(i + 1))) + "\n" for i in range(3)))
+    results = saved({("toy-retrieval", 0, 0): (" TRUTH\nnext", "length"), ("mine", 1, 0): RIGHT,
+                     ("mine", 2, 1): RIGHT}, f"--tasks=toy-retrieval+{tmp_path / 'mine.jsonl'}", "--problems=4")
+    assert results["tasks"]["toy-retrieval"]["score"] == 0.25      # found, though it was cut: as RULER scores
+    assert results["tasks"]["mine"]["score"] == pytest.approx(1 / 3)
+
+
+# -- runs ----------------------------------------------------------------------------------------------------
+
+def comparable(results):
+    """Results but for where they stand and, as batches round differently, the last digits of log-probs."""
+    tasks = json.loads(json.dumps(results["tasks"]), parse_float=lambda x: round(float(x), 4))
+    return {k: v for k, v in results.items() if k not in ("config", "init")} | {"tasks": tasks}
+
+
+def texts(folder):
+    found = {}
+    for name in os.listdir(folder):
+        if name.startswith("samples"):
+            with open(os.path.join(folder, name)) as f:
+                found |= {line["key"]: line for line in map(json.loads, (s for s in f if s.endswith("\n")))}
+    return found
+
+
+def test_killed_runs_go_on_and_two_ranks_are_one(tmp_path, exported):
+    flags = (*SMALL, f"--init={exported}", "--max_new_tokens=40", "--max_batch=2")
+    once = run(*flags, f"--run={tmp_path / 'once'}")
+    process = Process(tmp_path / "killed", *flags, f"--run={tmp_path / 'killed'}", stage="evaluate",
+                      OMP_NUM_THREADS="1")
+    saved = tmp_path / "killed" / "samples.jsonl"
+    while process.running() and not (saved.exists() and saved.stat().st_size > 2000):
+        time.sleep(0.005)
+    process.kill()
+    with open(saved, "a") as f:
+        f.write('{"key": "cut sh')                        # what a kill within a line leaves
+    made = saved.read_bytes().count(b"\n")
+    assert 0 < made < 24
+    again = run(*flags, f"--run={tmp_path / 'killed'}")
+    assert comparable(again) == comparable(once)
+    assert texts(tmp_path / "killed").keys() == texts(tmp_path / "once").keys()
+    for key, line in texts(tmp_path / "once").items():
+        assert texts(tmp_path / "killed")[key]["text"] == line["text"]
+    two = Process(tmp_path / "two", *flags, f"--run={tmp_path / 'two'}", world=2, stage="evaluate",
+                  OMP_NUM_THREADS="1")
+    assert two.wait(120) == 0, two.text("stderr")
+    with open(tmp_path / "two" / "results.json") as f, open(tmp_path / "once" / "results.json") as g:
+        assert comparable(json.load(f)) == comparable(json.load(g))
+    assert {"samples.jsonl", "samples.1.jsonl"} <= set(os.listdir(tmp_path / "two"))
+    assert comparable(run(*flags, f"--run={tmp_path / 'two'}")) == comparable(once)       # nothing is left to do
+
+
+def test_remainders_are_what_is_missing():
+    task = evaluate.Task("t", "math", [None] * 5, 4, 1.0, 1.0, 8, "", {})
+    missing = {0: [0, 1, 2, 3], 1: [2], 2: [0, 1, 2, 3], 4: [2, 3]}
+    found = evaluate.calls(task, missing, 5)
+    assert found == [(0, 4, [0]), (0, 4, [2]), (2, 1, [1, 4]), (3, 1, [4])]
+    assert sorted((i, first + j) for first, n, own in found for i in own for j in range(n)) == sorted(
+        (i, j) for i, js in missing.items() for j in js)
+
+
+def test_other_weights_and_settings_are_other_samples(tmp_path, exported):
+    folder, flags = tmp_path / "run", (*SMALL, "--tasks=toy-math", "--problems=2")
+    first = run(*flags, f"--init={exported}", f"--run={folder}")
+    made = len(texts(folder))
+    for more in (("--init=random:toy-h",), ("--init=random:toy-h", "--seed=2")):
+        other = run(*flags, *more, f"--run={folder}")
+        assert len(texts(folder)) == made + 4
+        made += 4
+    assert other["weights"] != first["weights"]
+    assert comparable(run(*flags, f"--init={exported}", f"--run={folder}")) == comparable(first)
+    assert len(texts(folder)) == made
+
+
+def test_ruler_through_main(tmp_path, exported):
+    flags = ("--model=toy", f"--init={exported}", "--tasks=niah_single_1+niah_multikey_3", "--lengths=1024+1100",
+             "--context=2048", "--problems=2", "--max_new_tokens=4", f"--run={tmp_path}")
+    results = run(*flags)
+    assert set(results["averages"]) == {"ruler@1024", "ruler@1100"}
+    lines = list(texts(tmp_path).values())
+    assert len(lines) == 8
+    for line in lines:                                    # as if the model had found them
+        line["text"] = f"I found {line['answers'][0].upper()}."
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    os.remove(tmp_path / "verdicts.jsonl")
+    assert all(r["score"] == 1 for r in run(*flags)["averages"].values())
+
+
+def test_appending_drops_a_cut_line(tmp_path):
+    path = str(tmp_path / "x.jsonl")
+    for before, after in ((b"", b"c\n"), (b"a\n", b"a\nc\n"), (b"a\nb", b"a\nc\n"), (b"b", b"c\n")):
+        (tmp_path / "x.jsonl").write_bytes(before)
+        with appending(path) as f:
+            f.write(b"c\n")
+        assert (tmp_path / "x.jsonl").read_bytes() == after
+
+
+def test_toy_problems_are_held_out():
+    trained = {p["prompt"] for p in prompts.toy_prompts("train", 3000, ["math", "science", "code"])}
+    for name in evaluate.TOYS:
+        task = evaluate.toy_task(name)
+        assert len({p.id for p in task.problems}) == len(task.problems) >= 100
+        assert not {p.text for p in task.problems} & trained - {""}
+    for p in evaluate.toy_task("toy-retrieval").problems:
+        assert p.prompt.count(f": {p.truth[0]}\n") == 1 and f"{p.prompt.splitlines()[-1]} {p.truth[0]}\n" in p.prompt
+
+
+# -- runs beside each other ----------------------------------------------------------------------------------
+
+def test_compare(saved, tmp_path, capsys):
+    saved({("toy-math", i, 0): RIGHT for i in range(2)}, folder="a")
+    saved({("toy-math", i, j): RIGHT for i in range(5) for j in range(2)}, folder="b")
+    saved({}, folder="c")
+    capsys.readouterr()
+    a, b, c = (str(tmp_path / name) for name in "abc")
+    result = compare([a, b, c], str(tmp_path / "out"))
+    gain = result["gains"]["a to b"]["toy-math"]
+    d = [0.5, 0.5, 1, 1, 1, 0]
+    assert gain["gain"] == pytest.approx(np.mean(d)) and gain["problems"] == 6
+    assert (gain["low"], gain["high"]) == pytest.approx(paired([(1.0, d)])[1:3])
+    assert result["gains"]["b to c"]["toy-math"]["gain"] == pytest.approx(-5 / 6)
+    assert result["gains"]["a to b"]["toy-science"] == {"gain": 0, "low": 0, "high": 0, "p": 1, "problems": 6}
+    assert result["frontier"]["toy-math"]["0 of 2"]["problems"] == 4
+    assert set(os.listdir(tmp_path / "out")) == {"compare.json", "compare.png", "compare.svg"}
+    out = capsys.readouterr().out
+    assert "+66.7 [+33.3, +91.7]" in out and "toy-math: 4 solved 0 of 2" in out
+
+
+def test_compare_refuses(saved, tmp_path):
+    saved({}, folder="a")
+    saved({}, "--tasks=toy-retrieval", folder="b")
+    for folders, word in ((["a"], "two folders"), (["a", "no"], "no results.json"),
+                          (["a", "b"], "no problem in common")):
+        with pytest.raises(InputError, match=word):
+            compare([str(tmp_path / f) for f in folders], str(tmp_path / "out"))
+    (tmp_path / "b" / "results.json").write_text("{")
+    with pytest.raises(InputError, match="damaged"):
+        compare([str(tmp_path / f) for f in "ab"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"):
+        compare([str(tmp_path / "a")] * 2, str(tmp_path / "file" / "x"))
+
+
+# -- bad input -----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("flags, said", [
+    (["--tasks=toy-maths"], "did you mean 'toy-math'"), (["--tasks=toy-math+"], "'' is no task"),
+    (["--tasks=no.jsonl"], "no.jsonl cannot be read"), (["--protocol=loose"], "strict, paper"),
+    (["--dtype=float16"], "not one of bfloat16, float32"), (["--samples=-1"], "--samples=-1 must be at least 0"),
+    (["--lengths=8k"], "--lengths=8k"), (["--data=/nowhere"], "--data=/nowhere is no folder"),
+    (["--tasks=vt", "--lengths=4096", "--context=2048"], "longer than the context of 2048"),
+    (["--tasks=vt", "--lengths=512", "--context=512"], "too short for vt"),
+    (["--tasks=qa_1", "--lengths=2048"], "squad.jsonl"), (["--init=/nowhere"], "/nowhere"),
+    (["--tasks=toy-science", "--context=8"], "the context is 8"), (["--model=toys"], "did you mean"),
+    (["--engine=tensorrt"], "tensorrt"), (["--context=100000"], "--context=100000"),
+    (["--shards=/nowhere"], "/nowhere"), (["--texts=/nowhere", "--tasks=vt", "--lengths=2048"], "/nowhere")])
+def test_bad_input(flags, said, tmp_path, exported):
+    base = ["--model=toy", f"--init={exported}", f"--run={tmp_path}", "--context=4096", "--problems=1"]
+    with pytest.raises(InputError) as e:
+        run(*base, *flags)
+    assert said in str(e.value)
+
+
+@pytest.mark.parametrize("line, said", [
+    ('{"id": 1, "domain": "math", "prompt": "p"}', "needs id"), ("[]", "no JSON object"), ("", "no problem"),
+    ('{"id": 1, "domain": "art", "prompt": "p", "truth": "1"}', "needs id")])
+def test_bad_prompt_files(line, said, tmp_path, exported):
+    (tmp_path / "p.jsonl").write_text(line and line + "\n")
+    with pytest.raises(InputError, match=said):
+        run("--model=toy", f"--init={exported}", f"--run={tmp_path / 'run'}",
+            f"--tasks={tmp_path / 'p.jsonl'}")
+
+
+def test_damaged_samples(saved, tmp_path):
+    saved({})
+    with open(tmp_path / "run" / "samples.jsonl") as f:
+        lines = f.readlines()
+    lines[3] = lines[3][:50] + "\n"
+    (tmp_path / "run" / "samples.jsonl").write_text("".join(lines))
+    with pytest.raises(InputError, match=r"samples.jsonl, line 4 is damaged"):
+        run(*SMALL, f"--run={tmp_path / 'run'}")
+
+
+def test_a_full_disk(tmp_path, exported):
+    folder = tmp_path / "run"
+    folder.mkdir()                                        # of other weights, and larger than the source
+    (folder / "samples.jsonl").write_text(json.dumps({"key": "other", "text": "x" * 500_000}) + "\n")
+    flags = (*SMALL, f"--init={exported}", f"--run={folder}")
+    process = Process(tmp_path, *flags, stage="evaluate", OMP_NUM_THREADS="1", FILE_LIMIT="501000")
+    assert process.wait(90) == 2
+    assert "samples.jsonl could not be written" in process.text("stderr")
+    made = len(texts(folder))
+    assert 1 < made < 24 and run(*flags)["tasks"]["toy-math"]["problems"] == 6 and len(texts(folder)) == 25
