@@ -42,6 +42,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 import ruler
 import verify
@@ -49,7 +50,17 @@ import world
 from figures import bars, gained, heat, lengths, picture, solved
 from generate import context_of, engine
 from model import PRESETS, Init, load, preset
-from prompts import BENCHMARKS, called, decoded, identity, key, pass_at_k, read_jsonl, toy_prompts
+from prompts import (
+    BENCHMARKS,
+    called,
+    decoded,
+    identity,
+    key,
+    pass_at_k,
+    read_jsonl,
+    seen_in_training,
+    toy_prompts,
+)
 from runtime import InputError, Run, appending, did_you_mean, human, launch, ranks, write_atomic
 from sources import Drop, Hub, Part, get_part, matches, number, raw_files, read_lock, rows, text
 from verify import SandboxMissing, check_sandbox, gradable, grade_batch, timed_out
@@ -778,8 +789,8 @@ def limits(found):
     return dict(zip(("score", "low", "high"), found, strict=True))
 
 
-def summary(task, rows, seen=()):
-    """What a task's rows come to. Shares are of samples. seen: ids of problems met in training data."""
+def summary(task, rows, seen, cfg):
+    """What a task's rows come to. Shares are of samples. seen: ids of problems met in --shards."""
     problems, n = by_problem(rows), task.samples
     whole = all(s in (0, 1) for own in problems.values() for s in own)
     ks = sorted({2 ** i for i in range(1, n.bit_length()) if 2 ** i <= n} | {n}) if n > 1 and whole else ()
@@ -799,7 +810,7 @@ def summary(task, rows, seen=()):
         "timed_out": float(np.mean([timed_out(r["reason"]) for r in rows])),
     } | of("all", rows) | of("right", [r for r in rows if r["score"] == 1]) | of(
         "wrong", [r for r in rows if r["score"] < 1])
-    if seen:
+    if cfg.shards:
         clean = {id: own for id, own in problems.items() if id not in seen}
         result["seen"] = sorted(set(seen) & set(problems))
         result["clean"] = estimate(clean) if clean else None
@@ -873,11 +884,11 @@ def main(cfg):
         dist.barrier(group=me.side)                       # rank 0 reads what all have written
         results = None
         if me.rank == 0:
-            seen = contaminated_ids(tasks, cfg, run)
+            seen = trained_on(tasks, tokenizer, cfg, run)
             rows = grade([t for t in tasks if not (ungraded and t.group == "code")], weights, cfg, run)
             results = {"init": cfg.init or cfg.model, "weights": weights, "protocol": cfg.protocol,
                        "versions": versions(), "config": dataclasses.asdict(cfg),
-                       "tasks": {t.name: summary(t, rows[t.name], seen.get(t.name, ())) if t.name in rows else
+                       "tasks": {t.name: summary(t, rows[t.name], seen.get(t.name, ()), cfg) if t.name in rows else
                                  {"problems": len(t.problems), "why": ungraded} for t in tasks}}
             scores = {name: (r["score"], r["low"], r["high"]) for name, r in results["tasks"].items()
                       if "score" in r}
@@ -915,9 +926,20 @@ def limited(task, cfg):
                          max_new_tokens=cfg.max_new_tokens or task.max_new_tokens)
 
 
-def contaminated_ids(tasks, cfg, run):
-    """{task: ids of the problems that share a 13-gram with the training data of --shards}."""
-    return {}
+def trained_on(tasks, tokenizer, cfg, run):
+    """{task: ids of the problems that share 13 words in a row with the training data of --shards}."""
+    if not cfg.shards:
+        return {}
+    texts = {(t.name, p.id): p.text for t in tasks for p in t.problems if p.text}
+    with tqdm(unit="tok", unit_scale=True, desc=cfg.shards, leave=False, disable=None) as bar:
+        def tell(done, total):
+            bar.total = total
+            bar.update(done - bar.n)
+
+        seen, without = seen_in_training(texts, cfg.shards, tokenizer, progress=tell)
+    run.log(f"{len(seen)} of {len(texts)} problems share 13 words in a row with {cfg.shards}"
+            + (f"; {len(without)} are too short, or phrases throughout, to tell" if without else ""))
+    return {t.name: [p.id for p in t.problems if (t.name, p.id) in seen] for t in tasks}
 
 
 def versions():

@@ -59,9 +59,14 @@ OWN = texts.Part("", "*", None, texts.local)              # --sources=name=local
 _worker = {}                                              # of a worker process: tokenizer, lookup, settings
 
 
-def _start_worker(tokenizer, fast, raw, heldout, dtype):
-    parent = multiprocessing.parent_process().sentinel    # a worker does not outlive a killed call
+def end_with_parent():
+    """In a worker: it does not outlive a killed call."""
+    parent = multiprocessing.parent_process().sentinel
     threading.Thread(target=lambda: (wait([parent]), os._exit(1)), daemon=True).start()
+
+
+def _start_worker(tokenizer, fast, raw, heldout, dtype):
+    end_with_parent()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"        # a process a core; no threads beside them
     tokenizer.fast, tokenizer.guard = fast
     _worker.update(tokenizer=tokenizer, questions=texts.Questions(raw), heldout=heldout, dtype=dtype)

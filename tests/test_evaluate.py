@@ -13,8 +13,10 @@ from processes import Process
 import evaluate
 import prompts
 import verify
+from data import write_source
 from evaluate import averages, combined, compare, frontier, interval, main, paired
 from runtime import InputError, appending, parse
+from tokenizer import toy_tokenizer
 
 SMALL = ("--model=toy", "--tasks=toy-math+toy-science", "--problems=6", "--samples=2", "--max_new_tokens=12",
          "--context=96", "--max_batch=8")
@@ -134,6 +136,11 @@ def saved(tmp_path, exported, monkeypatch):
         return main(cfg)
 
     return go
+
+
+@pytest.fixture
+def toy():
+    return toy_tokenizer()
 
 
 RIGHT = ("<think> well </think>\n\\boxed{TRUTH}", "stop")
@@ -290,6 +297,36 @@ def test_toy_problems_are_held_out():
         assert not {p.text for p in task.problems} & trained - {""}
     for p in evaluate.toy_task("toy-retrieval").problems:
         assert p.prompt.count(f": {p.truth[0]}\n") == 1 and f"{p.prompt.splitlines()[-1]} {p.truth[0]}\n" in p.prompt
+
+
+def test_scores_on_problems_not_seen(saved, tmp_path, exported, toy):
+    """One science problem is planted in the training data, another in the held-out split."""
+    problems = [p.text for p in evaluate.limited(evaluate.toy_task("toy-science"), evaluate.Config(problems=6)).problems]
+    write_source(str(tmp_path / "data"), "dclm-edu", {"train": ["filler words " * 9, f"So: {problems[2]} indeed"],
+                                                     "heldout": [problems[3]]}, toy)
+    answers = {("toy-science", i, j): RIGHT for i in (0, 2) for j in range(2)}
+    science = saved(answers, f"--shards={tmp_path / 'data'}")["tasks"]["toy-science"]
+    assert science["score"] == pytest.approx(2 / 6) and science["clean"]["score"] == pytest.approx(1 / 5)
+    assert len(science["seen"]) == 1
+    assert saved(answers)["tasks"]["toy-science"].get("clean") is None
+
+
+def test_a_folder_of_rows(tmp_path, saved):
+    """--data: rows of the hub's columns, through both protocols, to a graded result."""
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "aime-2026.jsonl").write_text("".join(json.dumps(dict(
+        problem=f"Find the number of odd primes below {10 * i}.", answer=f"0{i}")) + "\n" for i in range(1, 8))
+        + '{"problem": "Find 1/2.", "answer": "1/2"}\n')
+    (tmp_path / "rows" / "gpqa-diamond.jsonl").write_text("".join(json.dumps({
+        "Question": f"What is element {i}?", "Correct Answer": f"x{i}", **{f"Incorrect Answer {j}": f"y{j}"
+                                                                        for j in (1, 2, 3)}}) + "\n" for i in range(9)))
+    flags = f"--data={tmp_path / 'rows'}", "--tasks=aime-2026+gpqa-diamond", "--context=2048"
+    strict = saved({("aime-2026", i, 0): ("<think> </think> \\boxed{TRUTH}", "stop") for i in range(6)}, *flags)
+    assert strict["tasks"]["aime-2026"]["score"] == 0.5
+    assert strict["tasks"]["aime-2026"]["left_out"] == {"answer is no integer of 0 to 999": 1}
+    always_d = {("gpqa-diamond", i, j): ("\\boxed{D}", "stop") for i in range(6) for j in range(2)}
+    assert saved(always_d, *flags, "--protocol=paper")["tasks"]["gpqa-diamond"]["score"] == 1
+    assert saved(always_d, *flags)["tasks"]["gpqa-diamond"]["score"] < 1
 
 
 # -- runs beside each other ----------------------------------------------------------------------------------

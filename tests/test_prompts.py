@@ -1,5 +1,6 @@
 """The prompts of RL: every set's rows as published, and damaged; grams against brute force; mixes by hand."""
 
+import errno
 import itertools
 import json
 import os
@@ -12,9 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import data
 import prompts
 from runtime import InputError
 from sources import Drop
+from tokenizer import Tokenizer, toy_tokenizer
 
 
 def dumps(value):
@@ -287,6 +290,136 @@ def test_a_phrase_of_three_problems_is_no_contamination():
     assert all(prompts.contaminated(t, index)[0] for t in three)
     assert prompts.contaminated("Here " + phrase, prompts.index_of({"x": three[:2]})[0]) == (True, "x")
     assert prompts.contaminated("Here " + phrase, prompts.index_of({"x": three[:2] * 5})[0]) == (True, "x")
+
+
+# -- benchmark problems in the training data ---------------------------------------------------------------
+
+def words_of(text):
+    return re.findall(r"[^\W_]+", text.lower())
+
+
+def planted(folder, tokenizer, sources, shard_tokens=1 << 28):
+    for name, splits in sources.items():
+        data.write_source(str(folder), name, splits, tokenizer, shard_tokens)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return toy_tokenizer()
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Pieces and batches of a few documents."""
+    monkeypatch.setattr(prompts, "PIECE", 300)
+    monkeypatch.setattr(prompts, "BATCH", 100)
+
+
+@pytest.mark.parametrize("bos", [None, "<|free_a|>"])
+def test_seen_in_training_against_brute_force(tmp_path, toy, small, bos):
+    rng = Random(2)
+    documents = {name: sentences(rng, count) for name, count in (("b", 150), ("a", 20), ("c", 150))}
+    texts = dict(enumerate(sentences(rng, 60) + sentences(rng, 5, 6)))
+    tokenizer = Tokenizer(toy.files, eos="<|end|>", bos=bos) if bos else toy
+    folder = planted(tmp_path, tokenizer, {
+        name: {"train": some, "heldout": list(texts.values())} for name, some in documents.items()}, 1000)
+    assert len(data.Source(folder, "b").splits["train"]) > 2
+    share = Counter(g for t in {tuple(words_of(t)) for t in texts.values()} for g in brute(" ".join(t)))
+    inside = {name: {tuple(words[i:i + n]) for words in map(words_of, some) for n in range(5, 14)
+                     for i in range(len(words) - n + 1)} for name, some in sorted(documents.items())}
+    want, none = {}, []
+    for i, text in texts.items():
+        mine = {g for g in brute(text) if share[g] < 3}
+        there = {name: mine & grams for name, grams in inside.items()}
+        if any(there.values()):
+            want[i] = {"source": next(name for name, g in there.items() if g),
+                       "grams": len(set().union(*there.values())), "of": len(mine)}
+        none += [i] * (not mine)
+    assert prompts.seen_in_training(texts, folder, tokenizer, 1) == (want, none)
+    assert len({w["source"] for w in want.values()}) == 3 and min(len(want), len(none)) > 5
+    assert any(w["grams"] < w["of"] for w in want.values()) and len(want) + len(none) < len(texts) - 10
+    assert any(5 <= len(words_of(texts[i])) < 13 for i in want)
+
+
+def test_where_a_problem_can_stand(tmp_path, toy, small):
+    names = ("start", "end", "last", "first", "spelled", "whole", "short", "mid", "heldout", "apart",
+             "shards", "bare", "prose")
+    texts = {name: " ".join(f"{name}{i}" for i in range(5 if name in ("short", "whole") else 13))
+             for name in names}
+    texts["prose"] = texts["prose"].replace("prose6", "end")                 # of <|end|>, the separator's
+    half = {name: (" ".join(t.split()[:7]), " ".join(t.split()[7:])) for name, t in texts.items()}
+    filler = "and so on " * 30
+    texts["tiny"] = "four words are few"
+    documents = [f"{texts['start']} {filler}", f"{filler} {texts['end']}", half["apart"][0], half["apart"][1],
+                 f"{filler}{texts['last']} {half['shards'][0]}",                       # ends a shard
+                 f"{half['shards'][1]} {texts['first']}",
+                 f"{filler}\n* {texts['spelled'].upper().replace(' ', ', _')}!", texts["whole"],
+                 f"{filler} {texts['short']} {filler}", "a few: " + texts["bare"],
+                 f"{filler} {texts['mid']} {filler}", texts["prose"].replace("end", "<|end|>")]
+    cut = sum(len(toy.document(t)) for t in documents[:5])
+    folder = planted(tmp_path, toy, {"x": {"train": documents, "heldout": [texts["heldout"]]},
+                                     "y": {"heldout": [texts["heldout"]]}}, cut)
+    assert data.Source(folder, "x").splits["train"][0]["documents"] == 5
+    seen, none = prompts.seen_in_training(texts, folder, toy, 1)
+    assert seen == {n: {"source": "x", "grams": 1, "of": 1} for n in names if n not in (
+        "heldout", "apart", "shards")}
+    assert none == ["tiny"]
+
+
+def test_processes_the_cache_and_what_is_told(tmp_path, toy, small, monkeypatch, capsys):
+    rng = Random(5)
+    folder = planted(tmp_path, toy, {name: {"train": sentences(rng, 300)} for name in "ab"}, 2000)
+    texts, told = dict(enumerate(sentences(rng, 40))), []
+    data.stats(folder)
+    before = capsys.readouterr().out
+
+    def done(*now):
+        told.append(now)
+
+    def kept():
+        return [name for name in os.listdir(folder) if name not in "ab"]
+
+    def full(path, text):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as m:
+        m.setattr(prompts, "write_atomic", full)
+        first = prompts.seen_in_training(texts, folder, toy, 1, done)
+    tokens = sum(data.Source(folder, name).tokens() for name in "ab")
+    assert told == sorted(told) and told[-1] == (tokens, tokens) and len(told) > 8 and first[0]
+    assert not kept()
+    assert prompts.seen_in_training(texts, folder, toy, 2) == first
+    assert len(kept()) == 1 and kept()[0].startswith("overlap-")
+
+    def search(self, piece):
+        raise AssertionError("reads a shard")
+
+    monkeypatch.setattr(prompts.Search, "__call__", search)
+    assert prompts.seen_in_training(texts, folder, toy, 1) == first
+    other = {f"x{i}": t.upper() for i, t in texts.items()}                   # the same grams
+    assert prompts.seen_in_training(other, folder, toy, 1)[0] == {f"x{i}": v for i, v in first[0].items()}
+    with pytest.raises(AssertionError):
+        prompts.seen_in_training({"one more": "five words that are new", **texts}, folder, toy, 1)
+    data.stats(folder)
+    assert capsys.readouterr().out == before and data.prepared(folder) == ["a", "b"]
+    planted(tmp_path, toy, {"b": {"train": ["other texts"]}})                # replaced beside the cache
+    with pytest.raises(AssertionError):
+        prompts.seen_in_training(texts, folder, toy, 1)
+    (tmp_path / kept()[0]).write_text('{"a": [1')                            # damaged: searched again
+    with pytest.raises(AssertionError):
+        prompts.seen_in_training(texts, folder, toy, 1)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "empty", "file"])
+def test_a_folder_that_is_not_prepared(tmp_path, toy, name):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=f"--data={tmp_path}/{name} holds no prepared source; give"):
+        prompts.seen_in_training({"a": "b"}, str(tmp_path / name), toy)
+    planted(tmp_path, Tokenizer(toy.files, eos="<|end|>", bos="<|free_a|>"), {"x": {"train": ["text"]}})
+    with pytest.raises(InputError, match="was prepared with another tokenizer"):
+        prompts.seen_in_training({"a": "b"}, str(tmp_path), toy)
 
 
 # -- preparing ---------------------------------------------------------------------------------------------

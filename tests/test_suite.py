@@ -122,7 +122,7 @@ DOMAINS = {"livecodebench": "code", "codeforces": "code", "gpqa-diamond": "scien
 @pytest.mark.parametrize("name, protocol, row, id, prompt, truth, statement", GOLDEN)
 def test_prompts_and_truths(name, protocol, row, id, prompt, truth, statement):
     problem = SUITE[name].read(row, protocol)
-    assert problem == (id, DOMAINS.get(name, "math"), prompt, truth, statement)
+    assert problem[:5] == (id, DOMAINS.get(name, "math"), prompt, truth, statement)
     assert json.loads(json.dumps(problem.truth)) == problem.truth
 
 
