@@ -20,6 +20,7 @@ P problems, n samples a problem.
 """
 
 import base64
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -120,9 +121,11 @@ def check(cfg, world_size):
     if not all(n.isdecimal() and int(n) for n in cfg.lengths.split("+")):
         raise InputError(f"--lengths={cfg.lengths}: give numbers of tokens, as in 8192+16384")
     if cfg.data and not os.path.isdir(cfg.data):
-        raise InputError(f"--data={cfg.data} is no folder; give one with NAME.jsonl of each task, or "
-                         f"leave it out to take the hub's")
-    task_names(cfg)
+        raise InputError(f"--data={cfg.data} is no folder; give one with NAME.jsonl of each "
+                         f"task, or leave it out to take the hub's")
+    if world_size > 1 and set(task_names(cfg)) & set(BOARDS):
+        raise InputError(f"--tasks={cfg.tasks}: the leaderboards run in one process, not {world_size}: "
+                         f"evaluate lb-v1 and lb-v2 by themselves, without torchrun")
 
 
 # -- problems ------------------------------------------------------------------------------------------------
@@ -469,7 +472,8 @@ def _retrieval(i):
 
 # -- problems: tasks by name -------------------------------------------------------------------------------
 
-SETS = {"toy": TOYS, "ruler": ruler.TASKS,
+BOARDS = ("lb-v1", "lb-v2")                               # by lm-evaluation-harness, see harness.py
+SETS = {"toy": TOYS, "ruler": ruler.TASKS, "ruler-local": tuple(t for t in ruler.TASKS if t not in ruler.QA),
         "paper": ("math-500", "aime-2024", "aime-2025", "livecodebench", "codeforces", "gpqa-diamond")}
 
 
@@ -477,17 +481,17 @@ def task_names(cfg):
     """--tasks as single tasks, in their order, each once."""
     names = []
     for name in cfg.tasks.split("+"):
-        known = (*SETS, *TOYS, *SUITE, *ruler.TASKS)
+        known = (*SETS, *TOYS, *SUITE, *BOARDS, *ruler.TASKS)
         if name not in known and not name.endswith(".jsonl"):
             raise InputError(f"--tasks: {name!r} is no task{did_you_mean(name, known)}; known are "
-                             f"{', '.join((*SETS, *SUITE, *TOYS))}, RULER's by their names, and files of "
-                             f"prompts (.jsonl)")
+                             f"{', '.join((*SETS, *SUITE, *BOARDS, *TOYS))}, RULER's by their names, and "
+                             f"files of prompts (.jsonl)")
         names += SETS.get(name, (name,))
     return list(dict.fromkeys(names))
 
 
 def make_task(name, cfg, truths=True):
-    """A task's problems, as the flags cut it."""
+    """The tasks of a name, with their problems."""
     if name in TOYS:
         yield toy_task(name)
     elif name in SUITE:
@@ -592,9 +596,9 @@ def sample(tasks, weights, init, tokenizer, cfg, me, run):
         return
     door = make_engine(init, cfg, me)
     name = "samples.jsonl" if me.rank == 0 else f"samples.{me.rank}.jsonl"
-    with run.writing(name):
-        file = appending(run.path(name))
-    with file:
+    with contextlib.ExitStack() as stack:
+        with run.writing(name):
+            file = stack.enter_context(appending(run.path(name)))
         for task in tasks:
             start, tokens = time.monotonic(), 0
             for first, n, own in calls(task, missing[task.name], cfg.call * me.world):
@@ -653,9 +657,10 @@ def grade(tasks, weights, cfg, run):
     by = digest(source(verify), source(ruler))
     told = {v["key"]: v for v in records(run, "verdicts")}
     rows, waiting = {t.name: [] for t in tasks}, []
-    with run.writing("verdicts.jsonl"):
-        file = appending(run.path("verdicts.jsonl"))
-    with file:
+    with contextlib.ExitStack() as stack:
+        with run.writing("verdicts.jsonl"):
+            file = stack.enter_context(appending(run.path("verdicts.jsonl")))
+
         def settle():
             verdicts = iter(grade_batch(
                 [(p.domain, s["text"], p.truth, s["finish"]) for _, s, (_, p, _) in waiting
@@ -698,6 +703,30 @@ def recall(task, text, answers):
     """RULER's score of an answer, 0..1."""
     name = task.name.partition("@")[0]
     return ruler.score(name if name in ruler.TASKS else "niah_single_1", text, answers)
+
+
+# -- the two leaderboards ----------------------------------------------------------------------------------
+
+def leaderboards(names, weights, init, cfg, me, run):
+    """{board: {benchmark or "mean": score, low, high}} by lm-evaluation-harness: greedy or by log-probs, its
+    prompts, its few-shot examples, its standard errors. Its answers are kept in the run folder."""
+    try:
+        import harness
+    except ModuleNotFoundError as e:
+        raise InputError(f"--tasks: {names[0]} is lm-evaluation-harness's, and {e.name} is not installed: "
+                         f"pip install 'lm-eval[math,ifeval]==0.4.13'") from None
+    door = make_engine(init, cfg, me)
+    model = getattr(door, "model", None) or load(init.text, dtype=getattr(torch, cfg.dtype), device=me.device)
+    adapter, found = harness.Adapter(model, door, seed=cfg.seed), {}
+    for name in names:
+        kept = run.path(f"lm-eval-{digest(weights, cfg.dtype, cfg.context)}")
+        results = harness.evaluate(adapter, harness.TASKS[name.replace("-", "_")], cfg.problems or None, kept)
+        scores = getattr(harness, name.replace("-", "_"))(results["results"])
+        error = {of: 1.959964 * (e or 0) / 100 for of, e in scores.pop("stderr").items()}
+        found[name] = {of: limits((x / 100, max(0, x / 100 - error[of]), min(1, x / 100 + error[of])))
+                       for of, x in scores.items()}
+    door.close()
+    return found
 
 
 # -- intervals ---------------------------------------------------------------------------------------------
@@ -817,6 +846,18 @@ def summary(task, rows, seen, cfg):
     return result
 
 
+def summed_up(tasks, rows, seen, boards, ungraded, weights, cfg):
+    """What results.json holds. rows: {task: graded samples}; tasks without rows say why they have none."""
+    found = {t.name: summary(t, rows[t.name], seen.get(t.name, ()), cfg) if t.name in rows else
+             {"problems": len(t.problems), "why": ungraded} for t in tasks}
+    scores = {name: (r["score"], r["low"], r["high"]) for name, r in found.items() if "score" in r}
+    means = {name: limits(combined([(w, scores[task]) for task, w in own.items()])) | {"of": own}
+             for name, own in averages(scores).items()}
+    return {"init": cfg.init or cfg.model, "weights": weights, "protocol": cfg.protocol,
+            "versions": versions(), "config": dataclasses.asdict(cfg),
+            "tasks": found, "averages": means, "leaderboards": boards}
+
+
 def percent(x):
     return "-" if x is None else f"{100 * x:.1f}"
 
@@ -843,6 +884,9 @@ def table(results):
     for name, r in results["averages"].items():
         lines.append((name, f"{len(r['of'])} tasks", percent(r["score"]),
                       f"{percent(r['low'])} to {percent(r['high'])}"))
+    for board, own in results["leaderboards"].items():
+        lines += [(f"{board} {name}", "lm-eval", percent(r["score"]),
+                   f"{percent(r['low'])} to {percent(r['high'])}") for name, r in own.items()]
     lines = [[str(cell) for cell in line] for line in lines]
     columns = len(head) - (not any("clean" in r for r in results["tasks"].values()))
     widths = [max(len(line[i]) for line in lines if len(line) > 3 and i < len(line) or i < 2)
@@ -861,7 +905,7 @@ def main(cfg):
         with me.first_on_node():                          # it downloads, the others find it
             init = Init(cfg.init or cfg.model)
             tasks = [limited(task, cfg) for name in task_names(cfg)
-                     for task in make_task(name, cfg, me.rank == 0)]
+                     if name not in BOARDS for task in make_task(name, cfg, me.rank == 0)]
         tokenizer, longest = init.tokenizer(), context_of(init.arch, cfg.context)
         for task in tasks:
             if "@" in task.name and int(task.name.partition("@")[2]) > longest:
@@ -882,19 +926,14 @@ def main(cfg):
             run.log(f"code is sampled, but {ungraded}")
         sample(tasks, weights, init, tokenizer, cfg, me, run)
         dist.barrier(group=me.side)                       # rank 0 reads what all have written
+        boards = [name for name in task_names(cfg) if name in BOARDS]
+        boards = leaderboards(boards, weights, init, cfg, me, run) if boards else {}
         results = None
         if me.rank == 0:
             seen = trained_on(tasks, tokenizer, cfg, run)
             rows = grade([t for t in tasks if not (ungraded and t.group == "code")], weights, cfg, run)
-            results = {"init": cfg.init or cfg.model, "weights": weights, "protocol": cfg.protocol,
-                       "versions": versions(), "config": dataclasses.asdict(cfg),
-                       "tasks": {t.name: summary(t, rows[t.name], seen.get(t.name, ()), cfg) if t.name in rows else
-                                 {"problems": len(t.problems), "why": ungraded} for t in tasks}}
-            scores = {name: (r["score"], r["low"], r["high"]) for name, r in results["tasks"].items()
-                      if "score" in r}
-            results["averages"] = {
-                name: limits(combined([(w, scores[t]) for t, w in own.items()])) | {"of": own}
-                for name, own in averages(scores).items()}
+            results = summed_up(tasks, rows, seen, boards, ungraded, weights, cfg)
+            scores = [name for name, r in results["tasks"].items() if "score" in r]
             scored = {name: by_problem(own) for name, own in rows.items()}
             with run.writing("the results"):
                 write_atomic(run.path("problems.jsonl"), "".join(
@@ -997,9 +1036,11 @@ def compare(folders, out=""):
         raise InputError(f"--compare {' '.join(folders)}: give two folders of results or more")
     found = [read_results(folder) for folder in folders]
     names = [os.path.basename(os.path.normpath(folder)) for folder in folders]
-    names = names if len(set(names)) == len(names) else list(folders)
-    scores = {name: results["tasks"] | results["averages"]
-              for name, (results, _) in zip(names, found, strict=True)}
+    if len(set(names)) < len(names):
+        names = list(folders)
+    scores = {name: results["tasks"] | results["averages"] | {
+        f"{board} {of}": r for board, own in results["leaderboards"].items() for of, r in own.items()}
+        for name, (results, _) in zip(names, found, strict=True)}
     problems = [of for _, of in found]
     gains = {}
     for a, b, before, after in zip(names, names[1:], problems, problems[1:], strict=False):

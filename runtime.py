@@ -425,18 +425,22 @@ def write_atomic(path, text):
         f.write(text)
 
 
+@contextlib.contextmanager
 def appending(path):
     """A .jsonl file open for appending bytes; a last line that a kill cut short is taken away first."""
     f = open(path, "ab+")
-    end = f.tell()
-    f.seek(0)
-    whole = 0
-    for line in f:
-        whole += len(line) if line.endswith(b"\n") else 0
-    if whole < end:
-        f.truncate(whole)
-    f.seek(whole)
-    return f
+    try:
+        end = f.tell()
+        f.seek(0)
+        whole = sum(len(line) for line in f if line.endswith(b"\n"))
+        if whole < end:
+            f.truncate(whole)
+        yield f
+    except BaseException:
+        with contextlib.suppress(OSError):                # of a full disk, which was told already
+            f.close()
+        raise
+    f.close()
 
 
 def read_lines(path):

@@ -1,5 +1,5 @@
-"""evaluate.py: intervals that cover, averages by hand, saved samples graded as they should be, runs that go on
-where they were killed."""
+"""evaluate.py: intervals that cover, averages by hand, saved samples graded as they should be, runs that go
+on where they were killed."""
 
 import json
 import math
@@ -90,7 +90,8 @@ def test_averages_are_the_papers():
     scores = {"livecodebench": 1.07, "codeforces": 3.07, "aime-2024": 0.46, "aime-2025": 0.31,
               "math-500": 26.09, "gpqa-diamond": 22.56}
     found = {name: sum(w * scores[t] for t, w in own.items()) for name, own in averages(scores).items()}
-    assert found == pytest.approx({"code": 2.07, "math": 8.953, "avg_domain": 11.194, "avg6": 8.927}, abs=1e-3)
+    assert found == pytest.approx({"code": 2.07, "math": 8.953, "avg_domain": 11.194, "avg6": 8.927},
+                                  abs=1e-3)
     assert set(averages(["aime-2024", "aime-2025"])) == set()
     assert set(averages(["livecodebench", "codeforces", "toy-math"])) == {"code"}
     assert averages(["toy-math", "toy-code", "toy-science", "toy-retrieval"]) == {
@@ -105,7 +106,7 @@ def test_frontier_by_hand():
     found = frontier([before, after])
     assert found["0 of 4"] == {"problems": 2, "solved": [0, 1], "pass": [0, 0.25]}
     assert found["1 of 4"] == {"problems": 1, "solved": [1, 1], "pass": [0.25, 1]}
-    # by the first half a, b and d are unsolved; of their other halves one sample of six was right all the same
+    # by the first half a, b and d are unsolved; of their other halves one sample of six was right after all
     assert found["0 of 2"] == {"problems": 3, "solved": [1, 2], "pass": [pytest.approx(1 / 6), 0.5]}
 
 
@@ -149,7 +150,7 @@ RIGHT = ("<think> well </think>\n\\boxed{TRUTH}", "stop")
 def test_saved_samples_are_graded(saved, tmp_path):
     answers = {("toy-math", i, j): RIGHT for i in range(3) for j in range(2)}
     answers |= {("toy-math", 3, 0): RIGHT, ("toy-math", 4, 0): (RIGHT[0], "length"),      # right, but cut
-                ("toy-math", 5, 0): ("<think> \\boxed{TRUTH}", "stop"),                    # inside the thoughts
+                ("toy-math", 5, 0): ("<think> \\boxed{TRUTH}", "stop"),       # inside the thoughts
                 ("toy-math", 5, 1): ("the answer is TRUTH", "stop"), ("toy-science", 0, 0): RIGHT}
     results = saved(answers)
     math_, science = results["tasks"]["toy-math"], results["tasks"]["toy-science"]
@@ -161,7 +162,8 @@ def test_saved_samples_are_graded(saved, tmp_path):
     assert math_["wrong"]["samples"] == 5 and math_["all"]["median_tokens"] == 15
     with open(tmp_path / "run" / "results.json") as f:
         assert json.load(f)["tasks"]["toy-math"]["score"] == math_["score"]
-    assert {"results.png", "results.svg", "problems.jsonl", "verdicts.jsonl"} <= set(os.listdir(tmp_path / "run"))
+    left = set(os.listdir(tmp_path / "run"))
+    assert {"results.png", "results.svg", "problems.jsonl", "verdicts.jsonl"} <= left
 
 
 def test_a_changed_grader_grades_again(saved, tmp_path, monkeypatch):
@@ -183,7 +185,8 @@ def test_code_waits_for_a_sandbox(saved, monkeypatch, capfd):
     flags = "--tasks=toy-math+toy-code", "--problems=2"
     monkeypatch.setattr(evaluate, "check_sandbox", missing)
     results = saved({("toy-math", 0, 0): RIGHT}, *flags)
-    assert results["tasks"]["toy-math"]["score"] == 0.25 and "bubblewrap" in results["tasks"]["toy-code"]["why"]
+    assert results["tasks"]["toy-math"]["score"] == 0.25
+    assert "bubblewrap" in results["tasks"]["toy-code"]["why"]
     assert "not graded" in capfd.readouterr().out
     if verify._bwrap()[0] is None:
         pytest.skip("no sandbox here")
@@ -195,7 +198,8 @@ def test_retrieval_and_prompt_files(saved, tmp_path):
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(dict(
         id=f"q{i}", domain="math", prompt=f"{i} + 1?", truth=str(i + 1))) + "\n" for i in range(3)))
     results = saved({("toy-retrieval", 0, 0): (" TRUTH\nnext", "length"), ("mine", 1, 0): RIGHT,
-                     ("mine", 2, 1): RIGHT}, f"--tasks=toy-retrieval+{tmp_path / 'mine.jsonl'}", "--problems=4")
+                     ("mine", 2, 1): RIGHT}, f"--tasks=toy-retrieval+{tmp_path / 'mine.jsonl'}",
+                    "--problems=4")
     assert results["tasks"]["toy-retrieval"]["score"] == 0.25      # found, though it was cut: as RULER scores
     assert results["tasks"]["mine"]["score"] == pytest.approx(1 / 3)
 
@@ -241,7 +245,7 @@ def test_killed_runs_go_on_and_two_ranks_are_one(tmp_path, exported):
     with open(tmp_path / "two" / "results.json") as f, open(tmp_path / "once" / "results.json") as g:
         assert comparable(json.load(f)) == comparable(json.load(g))
     assert {"samples.jsonl", "samples.1.jsonl"} <= set(os.listdir(tmp_path / "two"))
-    assert comparable(run(*flags, f"--run={tmp_path / 'two'}")) == comparable(once)       # nothing is left to do
+    assert comparable(run(*flags, f"--run={tmp_path / 'two'}")) == comparable(once)       # nothing to do
 
 
 def test_remainders_are_what_is_missing():
@@ -267,8 +271,9 @@ def test_other_weights_and_settings_are_other_samples(tmp_path, exported):
 
 
 def test_ruler_through_main(tmp_path, exported):
-    flags = ("--model=toy", f"--init={exported}", "--tasks=niah_single_1+niah_multikey_3", "--lengths=1024+1100",
-             "--context=2048", "--problems=2", "--max_new_tokens=4", f"--run={tmp_path}")
+    flags = ("--model=toy", f"--init={exported}", "--tasks=niah_single_1+niah_multikey_3",
+             "--lengths=1024+1100", "--context=2048", "--problems=2", "--max_new_tokens=4",
+             f"--run={tmp_path}")
     results = run(*flags)
     assert set(results["averages"]) == {"ruler@1024", "ruler@1100"}
     lines = list(texts(tmp_path).values())
@@ -296,14 +301,16 @@ def test_toy_problems_are_held_out():
         assert len({p.id for p in task.problems}) == len(task.problems) >= 100
         assert not {p.text for p in task.problems} & trained - {""}
     for p in evaluate.toy_task("toy-retrieval").problems:
-        assert p.prompt.count(f": {p.truth[0]}\n") == 1 and f"{p.prompt.splitlines()[-1]} {p.truth[0]}\n" in p.prompt
+        assert p.prompt.count(f": {p.truth[0]}\n") == 1
+        assert f"{p.prompt.splitlines()[-1]} {p.truth[0]}\n" in p.prompt
 
 
 def test_scores_on_problems_not_seen(saved, tmp_path, exported, toy):
     """One science problem is planted in the training data, another in the held-out split."""
-    problems = [p.text for p in evaluate.limited(evaluate.toy_task("toy-science"), evaluate.Config(problems=6)).problems]
-    write_source(str(tmp_path / "data"), "dclm-edu", {"train": ["filler words " * 9, f"So: {problems[2]} indeed"],
-                                                     "heldout": [problems[3]]}, toy)
+    task = evaluate.limited(evaluate.toy_task("toy-science"), evaluate.Config(problems=6))
+    documents = {"train": ["filler words " * 9, f"So: {task.problems[2].text} indeed"],
+                 "heldout": [task.problems[3].text]}
+    write_source(str(tmp_path / "data"), "dclm-edu", documents, toy)
     answers = {("toy-science", i, j): RIGHT for i in (0, 2) for j in range(2)}
     science = saved(answers, f"--shards={tmp_path / 'data'}")["tasks"]["toy-science"]
     assert science["score"] == pytest.approx(2 / 6) and science["clean"]["score"] == pytest.approx(1 / 5)
@@ -314,14 +321,13 @@ def test_scores_on_problems_not_seen(saved, tmp_path, exported, toy):
 def test_a_folder_of_rows(tmp_path, saved):
     """--data: rows of the hub's columns, through both protocols, to a graded result."""
     (tmp_path / "rows").mkdir()
-    (tmp_path / "rows" / "aime-2026.jsonl").write_text("".join(json.dumps(dict(
-        problem=f"Find the number of odd primes below {10 * i}.", answer=f"0{i}")) + "\n" for i in range(1, 8))
-        + '{"problem": "Find 1/2.", "answer": "1/2"}\n')
-    (tmp_path / "rows" / "gpqa-diamond.jsonl").write_text("".join(json.dumps({
-        "Question": f"What is element {i}?", "Correct Answer": f"x{i}", **{f"Incorrect Answer {j}": f"y{j}"
-                                                                        for j in (1, 2, 3)}}) + "\n" for i in range(9)))
+    aime = [dict(problem=f"How many odd primes are below {10 * i}?", answer=f"0{i}") for i in range(1, 8)]
+    gpqa = [{"Question": f"What is element {i}?", "Correct Answer": f"x{i}"}
+            | {f"Incorrect Answer {j}": f"y{j}" for j in (1, 2, 3)} for i in range(9)]
+    for name, rows in (("aime-2026", [*aime, dict(problem="1/2?", answer="1/2")]), ("gpqa-diamond", gpqa)):
+        (tmp_path / "rows" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = f"--data={tmp_path / 'rows'}", "--tasks=aime-2026+gpqa-diamond", "--context=2048"
-    strict = saved({("aime-2026", i, 0): ("<think> </think> \\boxed{TRUTH}", "stop") for i in range(6)}, *flags)
+    strict = saved({("aime-2026", i, 0): RIGHT for i in range(6)}, *flags)
     assert strict["tasks"]["aime-2026"]["score"] == 0.5
     assert strict["tasks"]["aime-2026"]["left_out"] == {"answer is no integer of 0 to 999": 1}
     always_d = {("gpqa-diamond", i, j): ("\\boxed{D}", "stop") for i in range(6) for j in range(2)}
@@ -370,7 +376,7 @@ def test_compare_refuses(saved, tmp_path):
 @pytest.mark.parametrize("flags, said", [
     (["--tasks=toy-maths"], "did you mean 'toy-math'"), (["--tasks=toy-math+"], "'' is no task"),
     (["--tasks=no.jsonl"], "no.jsonl cannot be read"), (["--protocol=loose"], "strict, paper"),
-    (["--dtype=float16"], "not one of bfloat16, float32"), (["--samples=-1"], "--samples=-1 must be at least 0"),
+    (["--dtype=float16"], "not one of bfloat16, float32"), (["--samples=-1"], "must be at least 0"),
     (["--lengths=8k"], "--lengths=8k"), (["--data=/nowhere"], "--data=/nowhere is no folder"),
     (["--tasks=vt", "--lengths=4096", "--context=2048"], "longer than the context of 2048"),
     (["--tasks=vt", "--lengths=512", "--context=512"], "too short for vt"),

@@ -1,0 +1,250 @@
+"""The two Open LLM Leaderboards (LB-V1, LB-V2) by lm-evaluation-harness: our models behind its interface, and
+the scores that it does not make itself.
+
+    adapter = Adapter(model, engine(model))                     # generate.py's engine, of the same weights
+    lb_v1(evaluate(adapter, TASKS["lb_v1"])["results"])["mean"]
+    lb_v2(evaluate(adapter, TASKS["lb_v2"], use_cache="runs/eval/answers")["results"])
+
+Tasks, few-shot examples and grading are the harness's (lm-eval 0.4.13, extras math and ifeval), as are the
+rules of its own HFLM, by which the adapter tokenizes, truncates and scores. Prompts are plain text: these are
+base models, there is no chat template.
+"""
+
+import json
+import math
+
+import torch
+from lm_eval import simple_evaluate
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from tqdm import tqdm
+
+from model import project
+from runtime import InputError, did_you_mean
+
+# -- the adapter ---------------------------------------------------------------------------------------------
+
+
+class Adapter(TemplateLM):
+    """Log-probs from a Model, texts from an engine of the same weights. What both may read: engine.context
+    tokens. row_tokens: of the texts that are scored in one pass. seed: of tasks that sample."""
+
+    def __init__(self, model, engine, row_tokens=16384, seed=1):
+        super().__init__()
+        self.model, self.engine, self.row_tokens, self.seed = model, engine, row_tokens, seed
+        self.max_length, self.tokenizer_name = engine.context, model.tokenizer.fingerprint
+
+    tokenizer_name = None                                 # the base class has a property without a setter
+
+    @property
+    def eot_token_id(self):
+        return self.model.tokenizer.eos_id
+
+    @property
+    def prefix_token_id(self):
+        """What an empty context is: the bos, or of a model without one the eos."""
+        return (self.model.tokenizer.before or [self.eot_token_id])[0]
+
+    def tok_encode(self, string, add_special_tokens=None, **kwargs):
+        """Ids with the bos in front where the model has one, unless add_special_tokens is False. A bos that
+        the text spells is text."""
+        before = [] if add_special_tokens is False else self.model.tokenizer.before
+        return before + self.model.tokenizer.encode(string)
+
+    @torch.inference_mode()
+    def _loglikelihood_tokens(self, requests, disable_tqdm=False):
+        """[(key or None, context ids, continuation ids)] -> [(log-prob of the continuation in nats, whether
+        greedy decoding would write it)]. Texts are cut on the left to the context; those that differ in the
+        last id alone (the letters of a multiple choice) are read once."""
+        readers = {}                                      # what is read: the requests it answers
+        for i, (_, context, continuation) in enumerate(requests):
+            if not 0 < len(continuation) <= self.max_length:
+                raise InputError(f"a continuation has {len(continuation)} tokens; give 1 to --context="
+                                 f"{self.max_length}")
+            text = (context + continuation)[-self.max_length - 1:-1]
+            readers.setdefault(tuple(text), []).append(i)
+        rows, room = [], 0
+        for text in sorted(readers, key=len, reverse=True):     # equal lengths together, the largest first
+            if len(text) > room:
+                rows.append([])
+                room = self.row_tokens
+            rows[-1].append(text)
+            room -= len(text)
+        answers = [None] * len(requests)
+        for row in tqdm(rows, desc="log-probs", unit="row", leave=False, disable=disable_tqdm or None):
+            order = [i for text in row for i in readers[text]]
+            sizes = [len(requests[i][2]) for i in order]
+            for i, logp, greedy in zip(order, *(x.split(sizes) for x in self.read(row, readers, requests)),
+                                       strict=True):
+                answers[i] = logp.sum().item(), bool(greedy.all())
+                if requests[i][0] is not None:            # None: a window of loglikelihood_rolling()
+                    self.cache_hook.add_partial("loglikelihood", requests[i][0], answers[i])
+        return answers
+
+    def read(self, row, readers, requests):
+        """One pass over a row of texts: fp32 log-prob, and whether it is the most probable, of every token of
+        the continuations, one after the other. The distribution is over all rows of the head, as HFLM's."""
+        where, targets, end = [], [], 0
+        for text in row:
+            end += len(text)                              # its last token predicts the continuation's last
+            for i in readers[text]:
+                where += range(end - len(requests[i][2]), end)
+                targets += requests[i][2]
+        ids = [[id for text in row for id in text]], [[d for d, text in enumerate(row) for _ in text]]
+        device = self.model.trunk[0].weight.device
+        tokens, docs, where, targets = (torch.tensor(x, device=device) for x in (*ids, where, targets))
+
+        def head(h, weight, scale):
+            parts = []
+            for at, ids in zip(where.split(512), targets[:, None].split(512), strict=True):   # few logits
+                logits = project(h[at], weight, scale, None)
+                best = logits.argmax(-1, keepdim=True) == ids
+                parts.append(torch.cat([logits.gather(1, ids) - logits.logsumexp(-1, keepdim=True), best], 1))
+            return torch.cat(parts).cpu()
+
+        return self.model(tokens, docs, head).unbind(1)
+
+    def loglikelihood_rolling(self, requests, disable_tqdm=False):
+        """Log-probs of whole texts, each token predicted once, from windows as long as the context."""
+        windows, owners, totals = [], [], [0.0] * len(requests)
+        for i, request in enumerate(requests):
+            ids = self.tok_encode(request.args[0])
+            for window in get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, 1):
+                windows.append((None, *make_disjoint_window(window)))
+                owners.append(i)
+        for i, (logp, _) in zip(owners, self._loglikelihood_tokens(windows, disable_tqdm), strict=True):
+            totals[i] += logp
+        for request, total in zip(requests, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
+        return totals
+
+    def generate_until(self, requests, disable_tqdm=False):
+        """Texts up to the first of `until` or the eos, requests of the same settings together; greedy unless
+        the task samples. A prompt is cut on the left until max_gen_toks fit behind it."""
+        groups, answers = {}, [None] * len(requests)
+        for i, request in enumerate(requests):
+            groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(i)
+        for order in groups.values():
+            how = normalize_gen_kwargs(requests[order[0]].args[1], 256)          # HFLM's default length
+            until, length, sampled = how.pop("until"), how.pop("max_gen_toks"), how.pop("do_sample")
+            temperature, top_p = how.pop("temperature", 1.0), how.pop("top_p", 1.0)
+            if how or length >= self.max_length:
+                raise InputError(f"generation_kwargs: max_gen_toks is {length}, give less than --context="
+                                 f"{self.max_length}; unknown: {', '.join(how) or 'none'} (known: until, "
+                                 f"max_gen_toks, do_sample, temperature, top_p)")
+
+            def keep(k, _, sample, order=order):          # as each one ends: a killed run has them
+                i = order[k]
+                answers[i] = sample.text
+                self.cache_hook.add_partial("generate_until", requests[i].args, sample.text)
+
+            prompts = [self.tok_encode(requests[i].args[0])[length - self.max_length:] for i in order]
+            self.engine.generate(prompts, max_new_tokens=length, top_p=top_p, seed=self.seed, on_sample=keep,
+                                 temperature=temperature if sampled else 0.0,
+                                 stop=[*until, self.eot_token_id])
+        return answers
+
+
+# -- the benchmarks ------------------------------------------------------------------------------------------
+
+# names, and with how many examples (None: as the task says). LB-V1 is what the harness's group `openllm` is
+# meant to be: that of 0.4.13 runs one of MMLU's 57 subjects, since its `task: mmlu` renames all to one name
+TASKS = {
+    "lb_v1": dict(arc_challenge=25, hellaswag=10, truthfulqa_mc2=0, mmlu=5, winogrande=5, gsm8k=5),
+    "lb_v2": dict.fromkeys(f"leaderboard_{name}" for name in (
+        "ifeval", "bbh", "math_hard", "gpqa", "musr", "mmlu_pro")),
+}
+
+
+def evaluate(adapter, names, limit=None, use_cache=None, task_manager=None):
+    """Runs tasks of the harness: names, or {name: number of examples} as in TASKS; returns simple_evaluate's
+    results, versions, n-shot and n-samples. limit: of each task's questions. use_cache: a file of answers
+    from which a killed run goes on; one a checkpoint, since answers are looked up by the request alone."""
+    manager, found = task_manager or TaskManager(), {}
+    shots = names if isinstance(names, dict) else dict.fromkeys(names)
+    # One by one, each with fresh seeds: GPQA shuffles by the global RNG while loading; `datasets` keeps that
+    # order. (With its caching disabled, the harness would shuffle again between asking and grading.)
+    for name in shots:
+        if name not in manager.all_tasks:
+            raise InputError(f"--tasks: unknown task {name!r}{did_you_mean(name, manager.all_tasks)} "
+                             f"({len(manager.all_tasks)} are known)")
+        try:
+            out = simple_evaluate(adapter, tasks=[name], num_fewshot=shots[name], limit=limit,
+                                  use_cache=use_cache, task_manager=manager, log_samples=False,
+                                  bootstrap_iters=1000,  # not of means, which have a closed form
+                                  random_seed=0, numpy_random_seed=1234, torch_random_seed=1234,
+                                  fewshot_random_seed=1234)
+        except (ConnectionError, FileNotFoundError) as e:
+            raise InputError(f"--tasks: {name} has no data ({str(e).splitlines()[0]}). Gated data needs "
+                             f"HF_TOKEN; offline, bring the cache of a machine that has run it and set "
+                             f"HF_HUB_OFFLINE=1") from None
+        for key in ("results", "versions", "n-shot", "n-samples"):
+            found.setdefault(key, {}).update(out[key])
+    return found
+
+
+# -- their scores --------------------------------------------------------------------------------------------
+# benchmark: (metrics, averaged; {row of the results: score of a guess})
+
+LB_V1 = {task: (["acc,none"], {task: 0}) for task in TASKS["lb_v1"]} | {
+    "arc_challenge": (["acc_norm,none"], {"arc_challenge": 0}),
+    "hellaswag": (["acc_norm,none"], {"hellaswag": 0}),
+    "gsm8k": (["exact_match,strict-match"], {"gsm8k": 0}),
+}
+
+# how many choices a question has (doc_to_choice in lm_eval/tasks/leaderboard/bbh_mc)
+_BBH = dict(
+    boolean_expressions=2, causal_judgement=2, date_understanding=6, disambiguation_qa=3, formal_fallacies=2,
+    geometric_shapes=11, hyperbaton=2, logical_deduction_five_objects=5, logical_deduction_seven_objects=7,
+    logical_deduction_three_objects=3, movie_recommendation=6, navigate=2, object_counting=19,
+    penguins_in_a_table=5, reasoning_about_colored_objects=18, ruin_names=6,
+    salient_translation_error_detection=6, snarks=2, sports_understanding=2, temporal_sequences=4,
+    tracking_shuffled_objects_five_objects=5, tracking_shuffled_objects_seven_objects=7,
+    tracking_shuffled_objects_three_objects=3, web_of_lies=2)
+_MUSR = dict(murder_mysteries=2, object_placements=5, team_allocation=3)
+_MATH = "algebra counting_and_prob geometry intermediate_algebra num_theory prealgebra precalculus".split()
+LB_V2 = {
+    "ifeval": (["prompt_level_strict_acc,none", "inst_level_strict_acc,none"], {"leaderboard_ifeval": 0}),
+    "bbh": (["acc_norm,none"], {f"leaderboard_bbh_{task}": 1 / n for task, n in _BBH.items()}),
+    "math": (["exact_match,none"], {f"leaderboard_math_{task}_hard": 0 for task in _MATH}),
+    "gpqa": (["acc_norm,none"], {"leaderboard_gpqa": 1 / 4}),      # over all questions, as the leaderboard
+    "musr": (["acc_norm,none"], {f"leaderboard_musr_{task}": 1 / n for task, n in _MUSR.items()}),
+    "mmlu_pro": (["acc,none"], {"leaderboard_mmlu_pro": 1 / 10}),
+}
+
+
+def scores(results, table):
+    """{benchmark: percent, ..., "mean": ..., "stderr": the same keys}. A row counts from its guess, which is
+    0, to 1, which is 100; below the guess it is 0. Then rows are averaged, then benchmarks. Standard errors
+    are scaled alike and combined as of independent rows; None where the harness has none. Of two metrics on
+    the same answers (IFEval) the first one's is taken: they rise and fall together."""
+    missing = [f"{row} ({metric})" for metrics, rows in table.values() for row in rows for metric in metrics
+               if metric not in results.get(row, {})]
+    if missing:
+        raise InputError(f"{len(missing)} results are missing: {', '.join(missing)}; run their tasks too")
+    percent, stderr = {}, {}
+    for name, (metrics, rows) in table.items():
+        values, errors = [], []
+        for row, guess in rows.items():
+            value = sum(results[row][metric] for metric in metrics) / len(metrics)
+            values.append(100 * max(0.0, value - guess) / (1 - guess))
+            error = results[row].get(metrics[0].replace(",", "_stderr,"))
+            errors.append(100 * error / (1 - guess) if isinstance(error, float) else math.nan)   # or "N/A"
+        percent[name], stderr[name] = sum(values) / len(values), math.hypot(*errors) / len(errors)
+    percent["mean"], stderr["mean"] = (sum(percent.values()) / len(percent),
+                                       math.hypot(*stderr.values()) / len(stderr))
+    return percent | {"stderr": {name: None if math.isnan(e) else e for name, e in stderr.items()}}
+
+
+def lb_v1(results):
+    """Open LLM Leaderboard 1: the plain mean of six; mmlu is the harness's mean over all questions."""
+    return scores(results, LB_V1)
+
+
+def lb_v2(results):
+    """Open LLM Leaderboard 2: normalised, and from the rows of the subtasks, since the harness's own group
+    rows are raw averages over questions; but GPQA, a task without subtasks there
+    (huggingface.co/docs/leaderboards/open_llm_leaderboard/normalization)."""
+    return scores(results, LB_V2)
