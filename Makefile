@@ -4,11 +4,13 @@ BIN = .venv/bin
 
 .PHONY: demo test soak bench lint lines clean
 
-demo: .venv/demo                     ## a toy base, mid-trained on the paper's mixture, then RL from it and from the base
+demo: .venv/demo                     ## a toy base, mid-trained on the paper's mixture, then RL; all three evaluated
 	$(BIN)/python midtrain.py --model=toy --mixture=base --steps=400 --out=runs/base
 	$(BIN)/python midtrain.py --model=toy --init=runs/base/model --out=runs/mt
 	$(BIN)/python rl.py --model=toy --init=runs/mt/model --out=runs/rl
-	$(BIN)/python rl.py --model=toy --init=runs/base/model --steps=5 --out=runs/rl-base
+	$(BIN)/python rl.py --model=toy --init=runs/base/model --steps=5 --eval_prompts=32 --out=runs/rl-base
+	for stage in base mt rl; do $(BIN)/python evaluate.py --model=toy --init=runs/$$stage/model --out=runs/eval/$$stage || exit; done
+	$(BIN)/python evaluate.py --compare runs/eval/base runs/eval/mt runs/eval/rl --out=runs/eval
 	$(BIN)/python tests/check_demo.py runs
 
 test: .venv/test                     ## everything but the long loops

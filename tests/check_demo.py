@@ -1,5 +1,6 @@
 """The end of `make demo`: prints what RL made of the mid-trained toy and of the base, and fails unless RL
-found something to learn from in the one and nothing in the other (the paper, section 10)."""
+found something to learn from in the one and nothing in the other (the paper, section 10), and the evaluation
+finds both gains on problems of its own."""
 
 import json
 import sys
@@ -20,3 +21,7 @@ for name, start in (("rl", "the mid-trained toy"), ("rl-base", "the toy base")):
         sys.exit("the base solves held-out problems: it should not know the form of an answer")
 if gained["rl"] < 0.2:
     sys.exit(f"RL raised the mid-trained toy's pass rate by {gained['rl']:.3f}; at least 0.2 was expected")
+gains = json.loads((runs / "eval" / "compare.json").read_text())["gains"]
+for pair in ("base to mt", "mt to rl"):
+    if gains[pair]["toy-math"]["low"] <= 0:
+        sys.exit(f"toy-math: {pair} gained {gains[pair]['toy-math']}; the interval should lie above 0")

@@ -212,6 +212,32 @@ def test_resume(local, tmp_path, monkeypatch):
     assert numbers(evaluate(ours, NAMES, use_cache=file, task_manager=manager)) == numbers(first)
 
 
+def test_a_board_through_evaluate(tmp_path, exported, monkeypatch):
+    """evaluate.py --tasks=lb-v1, of tasks that are at hand: the harness's figures, in percent of one."""
+    import evaluate as stage
+    from runtime import parse
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    manager = folder_of_tasks(tmp_path / "tasks", [(text(20, i), "x") for i in range(3)])
+    monkeypatch.setattr(harness, "TaskManager", lambda: manager)
+    monkeypatch.setitem(harness.TASKS, "lb_v1", {"local_choices": 2, "local_writing": None})
+    table = {"local_choices": (["acc,none"], {"local_choices": 0.25}),
+             "local_writing": (["exact_match,none"], {"local_writing": 0})}
+    monkeypatch.setattr(harness, "LB_V1", table)
+    flags = ["--model=toy", f"--init={exported}", "--tasks=lb-v1", "--context=512",
+             f"--run={tmp_path / 'run'}"]
+    found = stage.main(parse(stage.Config, flags, stage.recipe))["leaderboards"]["lb-v1"]
+    model = load(str(exported))
+    results = evaluate(Adapter(model, engine(model, context=512, progress=False)), harness.TASKS["lb_v1"],
+                       task_manager=manager)["results"]
+    acc, error = (results["local_choices"][f"acc{e},none"] for e in ("", "_stderr"))
+    score = max(0, acc - 0.25) / 0.75
+    half = 1.96 * error / 0.75
+    assert found["local_choices"] == pytest.approx(dict(score=score, low=max(0, score - half),
+                                                        high=min(1, score + half)), abs=1e-4)
+    assert found["mean"]["score"] == pytest.approx(score / 2)
+    assert "lb-v1 mean" in (tmp_path / "run" / "log.txt").read_text()
+
+
 @pytest.mark.parametrize("both", ["llama"], indirect=True)
 def test_shuffles_do_not_depend_on_what_else_runs(local, tmp_path, monkeypatch):
     """GPQA's task shuffles its choices by the global RNG while it loads; datasets keeps what it made."""

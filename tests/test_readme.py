@@ -9,6 +9,7 @@ import sys
 import miniatures
 import pytest
 
+import evaluate
 import generate
 import midtrain
 import rl
@@ -28,13 +29,13 @@ def commands(start):
 
 
 def test_training_commands_parse():
-    found = commands(("python midtrain.py", "python rl.py", "torchrun"))
-    assert len(found) >= 11
+    found = commands(("python midtrain.py", "python rl.py", "python evaluate.py", "torchrun"))
+    assert len(found) >= 17
     for command in found:
         words = shlex.split(command)
-        stage = midtrain if "midtrain.py" in words else rl
+        stage = next(stage for stage in (midtrain, rl, evaluate) if f"{stage.__name__}.py" in words)
         flags = words[words.index(f"{stage.__name__}.py") + 1:]
-        if flags != ["--help"]:
+        if flags[0] not in ("--help", "--compare"):
             cfg = parse(stage.Config, flags, stage.recipe)
             stage.check(cfg, 8 if words[0] == "torchrun" else 1)
 
