@@ -2,6 +2,7 @@
 freshness of every kind of tensor after a push, seeds, stops, the child process, ranks."""
 
 import importlib
+import json
 import os
 import random
 import re
@@ -488,6 +489,27 @@ with ranks("cpu") as r:
         print("all is well")
     engine.close()
 """
+
+
+@pytest.mark.slow
+def test_evaluate_samples_by_vllm(exported, tmp_path):
+    """The same greedy texts in samples.jsonl as by the embedded engine, and log-probs; a call at a time; once
+    they are there nothing is started."""
+    made = {}
+    command = [sys.executable, os.path.join(os.path.dirname(HERE), "evaluate.py"), "--model=toy",
+               f"--init={exported}", "--tasks=toy-retrieval+toy-math", "--problems=12", "--samples=2",
+               "--max_new_tokens=16", "--call=16", "--gpu_memory=0.3"]
+    for kind in ("torch", "vllm", "vllm"):
+        done = subprocess.run([*command, f"--engine={kind}", f"--run={tmp_path / kind}"], text=True, timeout=300,
+                              capture_output=True, env=os.environ | dict(OMP_NUM_THREADS="1"))
+        assert done.returncode == 0, done.stderr[-3000:]
+        lines = list(map(json.loads, (tmp_path / kind / "samples.jsonl").read_text().splitlines()))
+        made[kind] = {(s["task"], s["id"], s["index"]): s for s in lines}
+    assert "0 samples to make" in done.stdout and len(made["vllm"]) == 36 == len(made["torch"])
+    for key, sample in made["torch"].items():
+        if key[0] == "toy-retrieval":
+            assert made["vllm"][key]["text"] == sample["text"]
+            assert made["vllm"][key]["nll"] == pytest.approx(sample["nll"], abs=BOUND)
 
 
 @pytest.mark.slow
