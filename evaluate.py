@@ -995,10 +995,11 @@ def versions():
 # -- two and more runs -------------------------------------------------------------------------------------
 
 def read_results(folder):
-    """(results.json, {task: {(id, hash of prompt and truth): scores}}) of a finished evaluation."""
+    """({"tasks", "averages", "leaderboards"}, {task: {(id, hash of prompt and truth): scores}}) of a run."""
     try:
         with open(os.path.join(folder, "results.json")) as f:
             results = json.load(f)
+        results = {part: dict(results[part]) for part in ("tasks", "averages", "leaderboards")}
         problems = {}
         for _, _, line in read_jsonl(os.path.join(folder, "problems.jsonl"), "compare"):
             problems.setdefault(line["task"], {})[line["id"], line["what"]] = line["scores"]
@@ -1006,6 +1007,8 @@ def read_results(folder):
     except FileNotFoundError:
         raise InputError(f"--compare: {folder} has no results.json; give folders of finished evaluations "
                          f"(python evaluate.py --out={folder} makes one)") from None
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError) as e:
         raise InputError(f"--compare: {folder}/results.json is damaged ({e!r}); run that evaluation again: "
                          f"its samples are saved") from None

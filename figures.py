@@ -39,7 +39,8 @@ def bars(names, runs):
             x = [i + (r - (len(runs) - 1) / 2) * width for i, _ in there]
             y, low, high = (np.array([100 * s[k] for _, s in there]) for k in ("score", "low", "high"))
             axes.bar(x, y, width, label=run, color=colour(r), edgecolor="black", linewidth=0.5)
-            axes.errorbar(x, y, [y - low, high - y], fmt="none", ecolor="black", elinewidth=1, capsize=2)
+            axes.errorbar(x, y, np.array([y - low, high - y]), fmt="none", ecolor="black", elinewidth=1,
+                          capsize=2)
         counts = {name: r["problems"] for scores in runs.values() for name, r in scores.items()
                   if "problems" in r}
         axes.set_xticks(range(len(names)), [f"{n} ({counts[n]})" if n in counts else n for n in names],
@@ -81,9 +82,9 @@ def heat(results):
                       color="white" if value > 60 else "black")
         axes.set_xticks(range(len(sizes)), sizes, rotation=30, ha="right")
         axes.set_yticks(range(len(tasks)), tasks)
-        axes.set_title("RULER: score by task and tokens, %")
+        axes.set_title("RULER: score, %, by tokens")
 
-    return 2 + 0.6 * len(sizes), draw
+    return 2.6 + 0.6 * len(sizes), draw
 
 
 def gained(shown, gains):
@@ -93,8 +94,8 @@ def gained(shown, gains):
             there = [(i, own[name]) for i, name in enumerate(shown[::-1]) if name in own]
             y = [i + 0.25 - 0.5 * (g + 1) / (len(gains) + 1) for i, _ in there]
             x, low, high = (np.array([100 * gain[k] for _, gain in there]) for k in ("gain", "low", "high"))
-            axes.errorbar(x, y, xerr=[x - low, high - x], fmt="os^Dv"[g % 5], color=colour(g + 1), label=pair,
-                          capsize=2, markersize=4)
+            axes.errorbar(x, y, xerr=np.array([x - low, high - x]), fmt="os^Dv"[g % 5], color=colour(g + 1),
+                          label=pair, capsize=2, markersize=4)
         axes.axvline(0, color="black", linewidth=0.5)
         axes.set_yticks(range(len(shown)), shown[::-1])
         axes.set(xlabel="points gained", title="gain, paired by problem")

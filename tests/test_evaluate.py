@@ -363,9 +363,10 @@ def test_compare_refuses(saved, tmp_path):
                           (["a", "b"], "no problem in common")):
         with pytest.raises(InputError, match=word):
             compare([str(tmp_path / f) for f in folders], str(tmp_path / "out"))
-    (tmp_path / "b" / "results.json").write_text("{")
-    with pytest.raises(InputError, match="damaged"):
-        compare([str(tmp_path / f) for f in "ab"])
+    for content in ("{", "[]", "{}", '{"tasks": 1}'):
+        (tmp_path / "b" / "results.json").write_text(content)
+        with pytest.raises(InputError, match="damaged"):
+            compare([str(tmp_path / f) for f in "ab"])
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write"):
         compare([str(tmp_path / "a")] * 2, str(tmp_path / "file" / "x"))

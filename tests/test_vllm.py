@@ -500,8 +500,8 @@ def test_evaluate_samples_by_vllm(exported, tmp_path):
                f"--init={exported}", "--tasks=toy-retrieval+toy-math", "--problems=12", "--samples=2",
                "--max_new_tokens=16", "--call=16", "--gpu_memory=0.3"]
     for kind in ("torch", "vllm", "vllm"):
-        done = subprocess.run([*command, f"--engine={kind}", f"--run={tmp_path / kind}"], text=True, timeout=300,
-                              capture_output=True, env=os.environ | dict(OMP_NUM_THREADS="1"))
+        done = subprocess.run([*command, f"--engine={kind}", f"--run={tmp_path / kind}"], text=True,
+                              capture_output=True, timeout=300, env=os.environ | dict(OMP_NUM_THREADS="1"))
         assert done.returncode == 0, done.stderr[-3000:]
         lines = list(map(json.loads, (tmp_path / kind / "samples.jsonl").read_text().splitlines()))
         made[kind] = {(s["task"], s["id"], s["index"]): s for s in lines}
