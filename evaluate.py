@@ -914,12 +914,15 @@ def main(cfg):
             read(task.problems[0], tokenizer)             # too short for a task, too long for its texts: now
         weights = me.agree(init.identity() if me.rank == 0 else None)
         run.log(f"{cfg.init or cfg.model}, weights {weights}, protocol {cfg.protocol}")
-        if cfg.protocol == "paper":
-            for name in {t.name for t in tasks} & set(FLAWS):
-                run.log(f"  as published, {name}: {FLAWS[name]}")
-        ungraded = ""
+        for t in tasks:
+            if cfg.protocol == "paper" and t.name in FLAWS:
+                run.log(f"  as published, {t.name}: {FLAWS[t.name]}")
+            if t.left_out:
+                run.log(f"  {t.name}: {len(t.problems)} problems of {t.origin}; left out: " + ", ".join(
+                    f"{n} ({reason})" for reason, n in t.left_out.items()))
+        code, ungraded = {t.name for t in tasks if any(p.domain == "code" for p in t.problems)}, ""
         try:
-            if any(p.domain == "code" for t in tasks for p in t.problems[:1]):
+            if code:
                 check_sandbox(cfg.unsafe_sandbox)
         except SandboxMissing as e:
             ungraded = f"not graded: {e}. The samples are saved: the same command grades them where it works"
@@ -931,7 +934,7 @@ def main(cfg):
         results = None
         if me.rank == 0:
             seen = trained_on(tasks, tokenizer, cfg, run)
-            rows = grade([t for t in tasks if not (ungraded and t.group == "code")], weights, cfg, run)
+            rows = grade([t for t in tasks if not (ungraded and t.name in code)], weights, cfg, run)
             results = summed_up(tasks, rows, seen, boards, ungraded, weights, cfg)
             scores = [name for name, r in results["tasks"].items() if "score" in r]
             scored = {name: by_problem(own) for name, own in rows.items()}
@@ -947,8 +950,8 @@ def main(cfg):
                               lengths([row for own in rows.values() for row in own])]
                     picture(run.path("results"), panels + [heat(results)] * any("@" in n for n in scores))
             run.log("\n" + table(results) + f"\n\n{run.path('results.json')}   {run.path('results.png')}")
-        results = me.agree(results)
-        return results
+        dist.barrier(group=me.side)                       # programs take their time to grade
+        return me.agree(results)
 
 
 def limited(task, cfg):

@@ -294,7 +294,7 @@ class _Beside:
         waited = f"in {method}, after {time.monotonic() - start:.0f} s"
         if not stalled:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.child.wait(1)                           # its pipe ends a moment before it does
+                self.child.wait(5)                           # its pipe ends a moment before it does
         status = self.child.poll()
         self.close()
         if stalled:

@@ -1,4 +1,5 @@
-"""Stages as real processes that start in a tenth of a second: forked from a server that has imported them.
+"""Stages and tools as real processes that start in a tenth of a second: forked from a server that has
+imported them.
 
 They take the command line's path (argv, launch, exit status, stderr), can be killed, and can be many ranks.
 """
@@ -7,27 +8,31 @@ import importlib
 import multiprocessing
 import os
 import resource
+import runpy
 import signal
 import socket
 import sys
 import time
 
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["pytest", "midtrain", "rl", "tyro", "torch._dynamo",
-                             "matplotlib.backends.backend_agg", "matplotlib.pyplot"])
+FORK.set_forkserver_preload(["pytest", "midtrain", "rl", "evaluate", "prepare", "prompts", "tyro",
+                             "torch._dynamo", "matplotlib.backends.backend_agg", "matplotlib.pyplot"])
 
 
 def _main(argv, env, folder, name):
     stage = importlib.import_module(name)
     os.environ.update(env)
-    for fd, name in (1, "stdout"), (2, "stderr"):
-        file = f"{folder}/{name}.{env.get('RANK', 0)}"
+    for fd, stream in (1, "stdout"), (2, "stderr"):
+        file = f"{folder}/{stream}.{env.get('RANK', 0)}"
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
     if "FILE_LIMIT" in env:                               # bytes a file may have
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(env["FILE_LIMIT"]),) * 2)
     sys.argv = [f"{name}.py", *argv]
-    stage.launch(stage.main, stage.Config, stage.recipe)
+    if name in ("data", "generate"):                      # no stages: all they do is under __main__
+        runpy.run_path(stage.__file__, run_name="__main__")
+    else:
+        stage.launch(stage.main, stage.Config, stage.recipe)
 
 
 class Process:

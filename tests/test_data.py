@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from processes import Process
 
 import data
 import midtrain
@@ -513,18 +512,18 @@ def test_the_toy_world_is_prepared_again_when_it_changed(tmp_path, toy, little_w
 
 # -- the plan and packing ------------------------------------------------------------------------------------
 
-def command(*args):
-    done = subprocess.run([sys.executable, data.__file__, *args], capture_output=True, text=True, timeout=60)
-    return done.returncode, done.stdout, done.stderr
-
-
-def test_plan_prints_the_table_of_epochs():
+def test_plan_prints_the_table_of_epochs(tmp_path):
     """The epochs of the paper's mixtures at its 26.2144B tokens, of its table 1 (MIDTRAIN.md, 1)."""
     want = {"math+code+science": {"mot-math": 3.06, "mot-science": 2.96, "openthoughts3-science": 2.78,
                                   "ocr2": 2.34, "mot-code": 0.666, "megamath-web-pro": 0.356,
                                   "refinecode": 0.0193},
             "math+code": {"mot-math": 4.37, "mot-code": 1.11, "megamath-web-pro": 0.489},
             "math": {"mot-math": 4.37, "megamath-web-pro": 0.979, "dclm-edu": 0.0353}}
+
+    def command(*args):
+        process = Process(tmp_path, *args, stage="data")
+        return process.wait(), process.text("stdout"), process.text("stderr")
+
     for mixture, epochs in want.items():
         code, out, _ = command("plan", f"--mixture={mixture}", "--tokens=26.2144B")
         rows = {line.split()[0]: line.split() for line in out.split("\n\n")[0].splitlines()[2:-1]}

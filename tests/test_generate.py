@@ -3,7 +3,6 @@ its self-check. fp32, 1e-5 nats: the same sums in another order."""
 
 import math
 import os
-import socket
 import subprocess
 import sys
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import FAMILIES, ROOMY, make, write_tokenizer
+from processes import Process
 
 import generate
 from generate import (
@@ -29,7 +29,6 @@ from generate import (
 )
 from model import load
 from runtime import InputError
-from tokenizer import toy_tokenizer
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 KNOWN = 512                                               # of ROOMY's 515 rows
@@ -383,88 +382,28 @@ def test_load_weights_refuses_what_does_not_fit(toy):
     assert worst(toy, [[1]], door.generate([[1]], max_new_tokens=4, stop=[])) < 1e-5
 
 
-RANKS = """
-import sys, torch
-from generate import EngineError, StaleWeights, TorchEngine, push
-from model import load, save
-from runtime import ranks, shard
-
-torch.set_num_threads(1)
-with ranks("cpu") as me:
-    for name in ("toy", "toy-nemotron-h"):
-        plain, trainer = load(f"random:{name}"), shard(load(f"random:{name}"), me.mesh, torch.bfloat16)
-        door = TorchEngine(load(f"random:{name}"), progress=False)
-        assert push(door, trainer) < 0.02                   # trainer in bf16, engine in fp32
-
-        # changed without a backward in between: a gathered copy of before must not be what is pushed or saved
-        with torch.no_grad():
-            for p, q in zip(plain.parameters(), dict(trainer.named_parameters()).values(), strict=True):
-                p.mul_(1.5)
-                (q.to_local() if p.ndim > 1 else q).mul_(1.5)
-        assert push(door, trainer) < 0.02
-        mine = dict(door.model.named_parameters())
-        assert all(torch.equal(mine[n], p) for n, p in plain.named_parameters())
-        save(trainer, sys.argv[1])
-        torch.distributed.barrier()
-        saved = dict(load(sys.argv[1]).named_parameters())
-        torch.distributed.barrier()
-        assert all(torch.equal(saved[n], p) for n, p in plain.named_parameters())
-
-        # stale on one rank: both are told, both keep their trainer's weights
-        if me.rank:
-            arrives = door.load_weights
-            old = {n: p.detach().clone() for n, p in mine.items() if "v_proj" in n}
-            door.load_weights = lambda pairs: arrives((n, old.get(n, t)) for n, t in pairs)
-        with torch.no_grad():
-            for n, p in trainer.named_parameters():
-                if "v_proj" in n:
-                    p.to_local().mul_(-9)
-        try:
-            push(door, trainer)
-            raise SystemExit("not caught")
-        except StaleWeights as e:
-            assert "v_proj.weight does not arrive" in str(e), e
-        # an engine that fails on one rank
-        def fails(*args, **more):
-            raise EngineError("out of memory")
-        if me.rank:
-            door.load_weights, door.generate = arrives, fails
-        try:
-            push(door, trainer)
-            raise SystemExit("not caught")
-        except EngineError as e:
-            assert str(e) == ("out of memory" if me.rank else "the engine of another rank failed")
-    print("all is well")
-"""
-
-
 def test_two_ranks_push_together(tmp_path):
-    """A sharded trainer, an engine on each rank: fresh after every change, an error on both or on none."""
-    (tmp_path / "ranks.py").write_text(RANKS)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    toy_tokenizer().save(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={port}",
-         str(tmp_path / "ranks.py"), str(tmp_path / "saved")], capture_output=True, text=True, timeout=120,
-        env=os.environ | dict(OMP_NUM_THREADS="1", PYTHONPATH=ROOT))
-    assert done.stdout.count("all is well") == 2, done.stderr[-3000:]
+    """What push_ranks.py says."""
+    two = Process(tmp_path, f"--folder={tmp_path}/saved", world=2, stage="push_ranks", OMP_NUM_THREADS="1")
+    assert two.wait(120) == 0, two.text("stderr")
+    assert [two.text("stdout", rank) for rank in range(2)] == ["all is well\n"] * 2
 
 
 # -- from the shell ------------------------------------------------------------------------------------------
 
-def run(*flags, **more):
-    return subprocess.run([sys.executable, os.path.join(ROOT, "generate.py"), *flags], text=True,
-                          capture_output=True, timeout=120, **more)
+def run(folder, *flags):
+    process = Process(folder, *flags, stage="generate")
+    return process.wait(), process.text("stdout"), process.text("stderr")
 
 
-def test_the_command(exported):
+def test_the_command(exported, tmp_path):
     flags = f"--init={exported}", "--n=2", "--max_new_tokens=8", "--temperature=0"
-    one = run("--prompt=-", *flags, input="What is 2 + 2?\n")
+    one = subprocess.run([sys.executable, os.path.join(ROOT, "generate.py"), "--prompt=-", *flags], text=True,
+                         capture_output=True, timeout=120, input="What is 2 + 2?\n")
     assert one.returncode == 0, one.stderr
-    again = run(r"--prompt=What is 2 + 2?\n", *flags)
-    assert one.stdout.splitlines()[:4] == again.stdout.splitlines()[:4]
+    status, again, errors = run(tmp_path, r"--prompt=What is 2 + 2?\n", *flags)
+    assert status == 0, errors
+    assert one.stdout.splitlines()[:4] == again.splitlines()[:4]
     assert one.stdout.count("What is 2 + 2?") == 2 and "8 tokens | length | mean log-prob -" in one.stdout
     assert "16 sampled in" in one.stdout
 
@@ -476,6 +415,6 @@ def test_the_command(exported):
     (["--init=toy", "--promt=x"], "did you mean '--prompt'"),
     (["--init=toy", "--context=2", "--prompt=one two three four"], "the context is 2"),
 ])
-def test_the_command_refuses(flags, message):
-    done = run(*flags)
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+def test_the_command_refuses(flags, message, tmp_path):
+    status, _, errors = run(tmp_path, *flags)
+    assert status == 2 and message in errors and "Traceback" not in errors

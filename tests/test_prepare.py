@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from processes import Process
 
 import data
 import midtrain
@@ -474,13 +475,14 @@ def test_rows_of_another_form_do_not_stop(tmp_path, toy):
     assert miniatures.documents(tmp_path / "out", "c", toy) == ["kept"]
 
 
-def big(folder):
+def big(folder, documents=5000):
     """Files enough for a call of some seconds, in 30 pieces."""
     rng = random.Random(2)
     lines = [words(rng, 60) for _ in range(2000)]
     for name, count in (("short", 24), ("long", 6)):
         for f in range(count):
-            texts = [f"{f} {i} {lines[(7 * f + i) % 2000]}" if i % 9 else lines[i % 50] for i in range(5000)]
+            texts = [f"{f} {i} {lines[(7 * f + i) % 2000]}" if i % 9 else lines[i % 50]
+                     for i in range(documents)]
             text = "".join(json.dumps({"text": text}) + "\n" for text in texts)
             path = Path(folder) / name / f"{f:02d}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -505,12 +507,21 @@ def killed_until_done(own, out, rng, longest, kills):
 
 
 def test_killed_tokenize_ends_the_same(tmp_path):
-    big(tmp_path / "own")
-    reference = call(*flags(tmp_path / "own", tmp_path / "whole"))
-    assert reference.wait(120) == 0, reference.stdout.read()
-    n = killed_until_done(tmp_path / "own", tmp_path / "killed", random.Random(0), 4.5, 3)
+    """Killed three times with ever more done, once with its workers."""
+    big(tmp_path / "own", 2000)
+    tokenize(tmp_path / "whole", {name: tmp_path / "own" / name for name in ("short", "long")}, heldout=0.1)
+    out, end = tmp_path / "killed", time.monotonic() + 60
+    for pieces in (2, 8, 14):
+        process = call(*flags(tmp_path / "own", out), start_new_session=True)
+        while process.poll() is None and time.monotonic() < end and (
+                len(list(out.glob("*.work/*.json"))) < pieces):
+            time.sleep(0.002)
+        assert process.poll() is None and not (out / "long").exists()
+        os.killpg(process.pid, 9) if pieces == 8 else process.kill()
+        process.communicate()
+    assert killed_until_done(tmp_path / "own", out, None, None, 0) == 0
     time.sleep(1)                                        # workers of killed calls have noticed by now
-    assert n and contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 @pytest.mark.slow
@@ -730,18 +741,19 @@ def online(hub):
     server.shutdown()
 
 
-def over_http(*args, **env):
-    env = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"} | env
-    process = call(*args, env=env)
-    out, _ = process.communicate(timeout=120)
-    return process.returncode, out
+ONLINE = {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+
+def over_http(tmp_path, *args):
+    process = Process(f"{tmp_path}.output", *args, stage="data", **ONLINE)
+    return process.wait(120), process.text("stdout") + process.text("stderr")
 
 
 def test_get_over_http(online, raw, tmp_path):
     """Through huggingface_hub: the same files as from the folder, 429 and 503 waited for, damage noticed."""
     online.trouble = [(429, {"Retry_After": "0"}), (503, {})]
     mixture = "--mixture=dclm-edu:20,ocr2:40,megamath-web-pro:40"
-    code, out = over_http("get", mixture, f"--hub={online.url}", f"--raw={tmp_path}", "--tokens=1B")
+    code, out = over_http(tmp_path, "get", mixture, f"--hub={online.url}", f"--raw={tmp_path}", "--tokens=1B")
     assert code == 0, out
     for name in ("dclm-edu", "ocr2-python", "ocr2-cpp", "questions-taco", "megamath-web-pro"):
         want = {k: v for k, v in contents(Path(raw) / name).items() if k != "get.json"}
@@ -750,7 +762,7 @@ def test_get_over_http(online, raw, tmp_path):
         assert sources.read_lock(tmp_path / name) == {**sources.read_lock(Path(raw) / name), "files": [
             {**f, "sha256": ANY} for f in sources.read_lock(Path(raw) / name)["files"]]}
     online.seen.clear()
-    code, out = over_http("get", mixture, f"--hub={online.url}", f"--raw={tmp_path}", "--tokens=1B")
+    code, out = over_http(tmp_path, "get", mixture, f"--hub={online.url}", f"--raw={tmp_path}", "--tokens=1B")
     assert code == 0 and not [path for command, path, _ in online.seen if "resolve" in path], out
 
 
@@ -758,7 +770,7 @@ def test_killed_get_goes_on(online, sharded, tmp_path):
     """Files that had arrived are left alone, the others come; none is ever there in part."""
     online.folder, online.delay = str(sharded), 0.05
     flags = ("get", "--mixture=dclm-edu:100", "--tokens=111B", f"--hub={online.url}", f"--raw={tmp_path}")
-    process = call(*flags, env={"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"})
+    process = call(*flags, env=ONLINE)
     end = time.monotonic() + 60
     while len(files(tmp_path)) < 5 and time.monotonic() < end:
         time.sleep(0.01)
@@ -767,7 +779,7 @@ def test_killed_get_goes_on(online, sharded, tmp_path):
     had = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "dclm-edu" / "data").glob("*.parquet")}
     assert 5 <= len(had) < 40
     online.delay = 0
-    code, out = over_http(*flags)
+    code, out = over_http(tmp_path, *flags)
     assert code == 0, out
     for file in (sharded / "HuggingFaceTB" / "dclm-edu" / "data").iterdir():
         copy = tmp_path / "dclm-edu" / "data" / file.name
@@ -775,26 +787,29 @@ def test_killed_get_goes_on(online, sharded, tmp_path):
         assert copy.stat().st_mtime_ns == had.get(file.name, copy.stat().st_mtime_ns)
 
 
-def test_check_over_http_reads_a_footer(online):
-    code, out = over_http("check", "--mixture=dclm-edu:50,starcoder2:50", f"--hub={online.url}")
+def test_check_over_http_reads_a_footer(online, tmp_path):
+    code, out = over_http(tmp_path, "check", "--mixture=dclm-edu:50,starcoder2:50", f"--hub={online.url}")
     assert code == 0 and "dclm-edu" in out and "edu_int_score int64" in out and "text str" in out, out
 
 
 def test_gates_and_absences_are_named(online, tmp_path):
     online.gated = {"HuggingFaceTB/dclm-edu"}
-    code, out = over_http("get", "--mixture=dclm-edu:100", f"--hub={online.url}", f"--raw={tmp_path}")
+    code, out = over_http(tmp_path, "get", "--mixture=dclm-edu:100", f"--hub={online.url}",
+                          f"--raw={tmp_path}")
     assert code == 2 and "HuggingFaceTB/dclm-edu is gated" in out and "HF_TOKEN" in out, out
     assert "Traceback" not in out
-    code, out = over_http("get", "--mixture=codex:100", f"--hub={online.url}/nothing", f"--raw={tmp_path}")
+    code, out = over_http(tmp_path, "get", "--mixture=codex:100", f"--hub={online.url}/nothing",
+                          f"--raw={tmp_path}")
     assert code == 2 and "Traceback" not in out and "Modotte/CodeX-2M-Thinking" in out, out
 
 
 def test_damaged_download_is_noticed(online, tmp_path):
     online.corrupt = 10
-    code, out = over_http("get", "--mixture=dclm-edu:100", f"--hub={online.url}", f"--raw={tmp_path}")
+    flags = ("get", "--mixture=dclm-edu:100", f"--hub={online.url}", f"--raw={tmp_path}")
+    code, out = over_http(tmp_path, *flags)
     assert code == 2 and "arrived damaged" in out and "Traceback" not in out, out
     online.corrupt = 0
-    code, out = over_http("get", "--mixture=dclm-edu:100", f"--hub={online.url}", f"--raw={tmp_path}")
+    code, out = over_http(tmp_path, *flags)
     assert code == 0, out
 
 

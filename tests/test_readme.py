@@ -8,6 +8,7 @@ import sys
 
 import miniatures
 import pytest
+from processes import Process
 
 import evaluate
 import generate
@@ -62,16 +63,15 @@ def test_data_commands_run(tmp_path):
         assert done.returncode == 0, (command, done.stdout, done.stderr)
 
 
-def test_generate_commands_run(exported):
+def test_generate_commands_run(exported, tmp_path):
     found = commands("python generate.py")
     assert len(found) == 2
     flags = [shlex.split(command)[2:] for command in found]
     for words in flags:
         parse(generate.Config, words)
     words = [f"--init={exported}" if word.startswith("--init") else word for word in flags[0]]
-    done = subprocess.run([sys.executable, os.path.join(ROOT, "generate.py"), *words], capture_output=True,
-                          text=True, timeout=120)
-    assert done.returncode == 0 and "What is 12 + 30?" in done.stdout, done.stderr
+    process = Process(tmp_path, *words, stage="generate")
+    assert process.wait() == 0 and "What is 12 + 30?" in process.text("stdout"), process.text("stderr")
 
 
 def test_sources_are_named():

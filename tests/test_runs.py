@@ -305,7 +305,8 @@ def lose_metadata(folder):
 
 @pytest.mark.parametrize("damage", [damage_data, damage_bit, damage_metadata, lose_data, lose_metadata])
 def test_damaged_checkpoint(damage, tmp_path, world_data, reference):
-    """Refused by name; with it deleted, as the message says, the run goes on from the one before."""
+    """Refused by name, all else left as it was; with it deleted, as the message says, the run goes on from
+    the one before (shown once: whatever the damage was, the folder is then the same)."""
     whole = reference(*STEPS)
     folder = unfinished(tmp_path / "run", whole)
     newest = folder / "checkpoints" / "step_000012"
@@ -316,8 +317,15 @@ def test_damaged_checkpoint(damage, tmp_path, world_data, reference):
     assert error.startswith("error: ") and f"{newest}" in error
     assert "delete it to go on from the one before" in error
     shutil.rmtree(newest)
-    run(folder, world_data, *STEPS)
-    assert_uninterrupted(folder, whole, keep=4)
+    now, before = ({os.path.relpath(path, f): open(path, "rb").read() for path in
+                    glob.glob(f"{f}/**", recursive=True, include_hidden=True) if os.path.isfile(path)}
+                   for f in (folder, whole))
+    changed = {name for name in now.keys() | before.keys() if now.get(name) != before.get(name)}
+    assert all(name.startswith(("checkpoints/step_000012", "model/", "retention", "log", "config", "source"))
+               for name in changed), changed
+    if damage is damage_data:
+        run(folder, world_data, *STEPS)
+        assert_uninterrupted(folder, whole, keep=4)
 
 
 def test_checkpoint_holds_its_step_whatever_comes_after(tmp_path, world_data, monkeypatch):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -189,8 +190,11 @@ def test_no_worker_outlives_its_parent():
     """Whether it ends by itself, by an exception or by SIGKILL."""
     ask = ("import os, sys; from verify import grade, _pool; grade('math', r'\\boxed{x+y}', 'y+x')\n"
            "print(_pool.server[0].pid, *[w[0] for w in _pool.idle], flush=True)\n")
-    for end in ("", "raise SystemExit(3)", "os._exit(0)", "os.kill(os.getpid(), 9)"):
-        pids = script(ask + end).stdout.split()
+    ends = ("", "raise SystemExit(3)", "os._exit(0)", "os.kill(os.getpid(), 9)")
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda end: script(ask + end), ends))
+    for end, process in zip(ends, done, strict=True):
+        pids = process.stdout.split()
         assert len(pids) == 2
         until = time.monotonic() + 5
         while alive(pids) and time.monotonic() < until:
@@ -257,11 +261,15 @@ def read(path):
 def test_code(host):
     assert len(CODE) >= 60
     descriptors, memory, wrong = len(os.listdir("/proc/self/fd")), resident(), []
-    for verdict, why, program, truth in CODE:
+
+    def check(verdict, why, program, truth):
         start = time.monotonic()
         run = run_code(host(program), truth)
         if run.verdict != verdict or time.monotonic() - start > 5:
             wrong.append(f"{why}: {program[:60]!r} should be {verdict}: {run}")
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(check, *zip(*CODE, strict=True)))
     assert not wrong, "\n".join(wrong)
     assert not programs() and len(os.listdir("/proc/self/fd")) <= descriptors + 2
     assert resident() < memory + 200e6
@@ -320,10 +328,12 @@ import sys; sys.path[:0] = [{folder!r}]
 import types; sys.modules["numpy"] = types.ModuleType("numpy")          # root's, and not needed here
 from verify import run_code
 from verify_cases import CODE
-for verdict, why, program, truth in CODE:
+from concurrent.futures import ThreadPoolExecutor
+def check(verdict, why, program, truth):
     if "HOST" not in program and "PORT" not in program and verdict != "TLE":
         run = run_code(program, truth)
         if run.verdict != verdict: print(why, run)
+list(ThreadPoolExecutor(2).map(check, *zip(*CODE)))
 """
         done = subprocess.run(["/usr/bin/python3", "-c", program], user=65533, group=65533, extra_groups=[],
                               cwd="/", capture_output=True, text=True, env={}, timeout=120)

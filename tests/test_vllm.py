@@ -191,6 +191,19 @@ def test_bfloat16_pushes_reach_the_packed_convolution():
     assert max(first, fresh) < 0.01 < 0.05 < stale
 
 
+def test_the_uncured_convolution_is_caught(monkeypatch):
+    """vLLM as it comes: in bf16 on a CPU its reload leaves the hybrids' packed convolution as it was."""
+    model, engine = opened("bf16", lambda: load("random:toy-h"), dtype="bfloat16", context=256)
+    assert push(engine, model) < 0.01
+    monkeypatch.setattr(vllm_engine, "_reload", lambda worker, source: worker.reload_weights(
+        weights_iterator=source))
+    disturb(model, "mamba.conv1d.weight", 10.0)
+    with pytest.raises(StaleWeights, match="pushed again: mamba.conv1d.weight does not arrive"):
+        print(push(engine, model, threshold=0.01))
+    monkeypatch.undo()
+    assert push(engine, model) < 0.01
+
+
 # -- pushes ------------------------------------------------------------------------------------------------
 
 def test_a_push_empties_the_prefix_cache(toy):
@@ -350,19 +363,6 @@ def test_the_self_check_names_each_kind(family):
     model, engine = family
     for kind in {tensor_kind(name) for name, _ in model.named_parameters()}:
         assert f"pushed again: {kind} does not arrive" in stale(model, engine, kind), kind
-
-
-def test_the_uncured_convolution_is_caught(monkeypatch):
-    """vLLM as it comes: in bf16 on a CPU its reload leaves the hybrids' packed convolution as it was."""
-    model, engine = opened("bf16", lambda: load("random:toy-h"), dtype="bfloat16", context=256)
-    assert push(engine, model) < 0.01
-    monkeypatch.setattr(vllm_engine, "_reload", lambda worker, source: worker.reload_weights(
-        weights_iterator=source))
-    disturb(model, "mamba.conv1d.weight", 10.0)
-    with pytest.raises(StaleWeights, match="pushed again: mamba.conv1d.weight does not arrive"):
-        print(push(engine, model, threshold=0.01))
-    monkeypatch.undo()
-    assert push(engine, model) < 0.01
 
 
 # -- the door -----------------------------------------------------------------------------------------------

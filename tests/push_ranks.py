@@ -1,0 +1,73 @@
+"""A stage for test_generate.py: a sharded trainer, an engine on each rank; fresh after every change, an
+error on both or on none."""
+
+from dataclasses import dataclass
+
+import torch
+
+from generate import EngineError, StaleWeights, TorchEngine, push
+from model import load, save
+from runtime import launch, ranks, shard
+
+__all__ = ["Config", "launch", "main", "recipe"]
+
+
+@dataclass
+class Config:
+    folder: str = ""                     # where a trainer is saved
+
+
+def recipe(model):
+    return {}
+
+
+def check(name, me, folder):
+    plain, trainer = load(f"random:{name}"), shard(load(f"random:{name}"), me.mesh, torch.bfloat16)
+    door = TorchEngine(load(f"random:{name}"), progress=False)
+    assert push(door, trainer) < 0.02                   # trainer in bf16, engine in fp32
+
+    # changed without a backward in between: a gathered copy of before must not be what is pushed or saved
+    with torch.no_grad():
+        for p, q in zip(plain.parameters(), dict(trainer.named_parameters()).values(), strict=True):
+            p.mul_(1.5)
+            (q.to_local() if p.ndim > 1 else q).mul_(1.5)
+    assert push(door, trainer) < 0.02
+    mine = dict(door.model.named_parameters())
+    assert all(torch.equal(mine[n], p) for n, p in plain.named_parameters())
+    save(trainer, folder)
+    torch.distributed.barrier()
+    saved = dict(load(folder).named_parameters())
+    torch.distributed.barrier()
+    assert all(torch.equal(saved[n], p) for n, p in plain.named_parameters())
+
+    # stale on one rank: both are told, both keep their trainer's weights
+    if me.rank:
+        arrives = door.load_weights
+        old = {n: p.detach().clone() for n, p in mine.items() if "v_proj" in n}
+        door.load_weights = lambda pairs: arrives((n, old.get(n, t)) for n, t in pairs)
+    with torch.no_grad():
+        for n, p in trainer.named_parameters():
+            if "v_proj" in n:
+                p.to_local().mul_(-9)
+    try:
+        push(door, trainer)
+        raise SystemExit("not caught")
+    except StaleWeights as e:
+        assert "v_proj.weight does not arrive" in str(e), e
+    # an engine that fails on one rank
+    def fails(*args, **more):
+        raise EngineError("out of memory")
+    if me.rank:
+        door.load_weights, door.generate = arrives, fails
+    try:
+        push(door, trainer)
+        raise SystemExit("not caught")
+    except EngineError as e:
+        assert str(e) == ("out of memory" if me.rank else "the engine of another rank failed")
+
+
+def main(cfg):
+    with ranks("cpu") as me:
+        for name in ("toy", "toy-nemotron-h"):
+            check(name, me, cfg.folder)
+        print("all is well")
