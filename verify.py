@@ -154,6 +154,13 @@ def timed_out(reason) -> bool:
     return reason.startswith(("TLE", "not decided in time", "not decided: all workers are busy"))
 
 
+def transient(reason) -> bool:
+    """Whether a verdict's reason says that the machine, not the answer, was at fault: no memory, no time, no
+    place to run a program. Asked again, it may be another."""
+    return (reason.startswith(("not decided", "cannot be graded: OSError", "cannot be graded: MemoryError"))
+            or reason.startswith("RE") and ": bwrap: " in reason)
+
+
 # -- shaping: terms of the reward beside correctness --------------------------------------------------------
 
 def think_format(response, opened=False) -> bool:

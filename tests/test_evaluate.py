@@ -1,6 +1,7 @@
 """evaluate.py: intervals that cover, averages by hand, saved samples graded as they should be, runs that go
 on where they were killed."""
 
+import dataclasses
 import json
 import math
 import os
@@ -8,13 +9,16 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from processes import Process
 
 import evaluate
 import prompts
 import verify
+import world
 from data import write_source
 from evaluate import averages, combined, compare, frontier, interval, main, paired
+from model import load
 from runtime import InputError, appending, parse
 from tokenizer import toy_tokenizer
 
@@ -57,6 +61,9 @@ def test_intervals_by_hand():
     # no spread: as many draws as samples
     assert interval([0.5] * 10, 2)[1:] == pytest.approx(interval([0, 1] * 10)[1:], abs=0.03)
     assert interval([0.3], 4) == (0.3, 0.0, 1.0)          # one problem tells nothing of others
+    rng = np.random.default_rng(0)                        # parts of four, as RULER's: not wider than need be
+    found = [interval(rng.binomial(4, 0.6, 100) / 4) for _ in range(400)]
+    assert 0.93 <= np.mean([low <= 0.6 <= high for _, low, high in found]) <= 0.975
 
 
 def test_averages_have_intervals_of_their_parts():
@@ -75,6 +82,11 @@ def test_paired_bootstrap():
     assert (low, high) == pytest.approx((gain - half, gain + half), abs=0.004)
     assert p < 0.001 and paired([(1.0, d - d.mean())])[3] > 0.9
     assert paired([(1.0, np.zeros(30))]) == (0, 0, 0, 1)
+    assert paired([(1.0, [1.0])]) == (1, -1, 1, 1)        # one problem tells nothing
+    assert paired([(1.0, np.ones(4))])[3] == 2 ** -3      # heads four times of four, two-sided
+    for P in (5, 10, 30):                                 # few problems, no difference: 5 % are found
+        found = [paired([(1.0, rng.choice([-1.0, -0.5, 0, 0.5, 1], P))], 600, i) for i in range(300)]
+        assert np.mean([low <= 0 <= high for _, low, high, _ in found]) >= 0.91
     both = paired([(0.5, d), (0.5, -d)])                  # two benchmarks, each resampled by itself
     assert both[0] == pytest.approx(0) and both[2] == pytest.approx(half / math.sqrt(2), rel=0.1)
     hits = [lo <= 0.05 <= hi for _, lo, hi, _ in (paired([(1.0, rng.normal(0.05, 0.3, 200))], 600, i)
@@ -118,7 +130,7 @@ def saved(tmp_path, exported, monkeypatch):
     it, and no engine may start. What is not named is a wrong answer."""
     def go(answers, *flags, folder="run"):
         cfg = parse(evaluate.Config, [*SMALL, f"--init={exported}", f"--run={tmp_path / folder}", *flags],
-                    evaluate.recipe)
+                    evaluate.recipe)                      # SMALL gives --context: the keys are those of main
         os.makedirs(cfg.run, exist_ok=True)
         weights, lines = evaluate.Init(cfg.init).identity(), []
         tasks = [evaluate.limited(t, cfg) for name in evaluate.task_names(cfg)
@@ -129,7 +141,7 @@ def saved(tmp_path, exported, monkeypatch):
                     text, finish = answers.get((task.name, i, j), ("<think> ? </think>\n\\boxed{no}", "stop"))
                     truth = p.truth[0] if p.domain == "recall" else p.truth
                     line = dict(key=evaluate.sample_key(weights, task, p, j, cfg), task=task.name, id=p.id,
-                                index=j, tokens=10 * (j + 1), finish=finish, nll=0.5,
+                                index=j, engine="torch", tokens=10 * (j + 1), finish=finish, nll=0.5,
                                 text=text.replace("TRUTH", str(truth)))
                     lines.append(line | ({"answers": p.truth} if p.domain == "recall" else {}))
         (tmp_path / folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -178,15 +190,50 @@ def test_a_changed_grader_grades_again(saved, tmp_path, monkeypatch):
     assert saved({("toy-math", 0, 0): RIGHT}) == first and graded[-1] == 24
 
 
-def test_code_waits_for_a_sandbox(saved, monkeypatch, capfd):
+def test_an_edited_truth_grades_again(saved, tmp_path):
+    for truth, score in (("5", 0.5), ("6", 0), ("5", 0.5)):
+        line = dict(id="q", domain="math", prompt="2 + 3?", truth=truth)
+        (tmp_path / "mine.jsonl").write_text(json.dumps(line))
+        answers = {("mine", 0, 0): ("<think> 2 + 3 </think> \\boxed{5}", "stop")}
+        assert saved(answers, f"--tasks={tmp_path / 'mine.jsonl'}")["tasks"]["mine"]["score"] == score
+
+
+def test_what_the_machine_had_no_room_for_is_graded_again(saved, monkeypatch):
+    def busy(items, **_):
+        return [verify.Verdict(False, None, "not decided in time" if i % 2 else "no answer: cut")
+                for i in range(len(items))]
+
+    real = verify.grade_batch
+    monkeypatch.setattr(evaluate, "grade_batch", busy)
+    answers = {("toy-math", i, j): RIGHT for i in range(6) for j in range(2)}
+    first = saved(answers)["tasks"]["toy-math"]
+    assert first["score"] == 0 and first["timed_out"] == 0.5
+    monkeypatch.setattr(evaluate, "grade_batch", real)
+    assert saved(answers)["tasks"]["toy-math"]["score"] == 0.5      # the settled half stays as it was
+
+
+def test_averages_through_main(saved):
+    answers = {("toy-math", i, j): RIGHT for i in range(3) for j in range(2)}
+    monkey = saved(answers, "--tasks=toy-math+toy-science+toy-code") if verify._bwrap()[0] else None
+    if monkey is None:
+        pytest.skip("no sandbox here")
+    found, tasks = monkey["averages"]["toy avg_domain"], monkey["tasks"]
+    parts = [(1 / 3, tuple(tasks[f"toy-{d}"][k] for k in ("score", "low", "high"))) for d in verify._GRADERS]
+    assert (found["score"], found["low"], found["high"]) == pytest.approx(combined(parts))
+
+
+def test_code_waits_for_a_sandbox(saved, tmp_path, monkeypatch, capfd):
     def missing(_):
         raise verify.SandboxMissing("bubblewrap is not installed")
 
-    flags = "--tasks=toy-math+toy-code", "--problems=2"
+    lines = [dict(id=p.domain, domain=p.domain, prompt=p.prompt, truth=p.truth)
+             for p in (world.problem("math", "rl", 0), world.problem("code", "rl", 0))]
+    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    flags = f"--tasks=toy-math+toy-code+{tmp_path / 'mixed.jsonl'}", "--problems=2"
     monkeypatch.setattr(evaluate, "check_sandbox", missing)
     results = saved({("toy-math", 0, 0): RIGHT}, *flags)
     assert results["tasks"]["toy-math"]["score"] == 0.25
-    assert "bubblewrap" in results["tasks"]["toy-code"]["why"]
+    assert all("bubblewrap" in results["tasks"][name]["why"] for name in ("toy-code", "mixed"))
     assert "not graded" in capfd.readouterr().out
     if verify._bwrap()[0] is None:
         pytest.skip("no sandbox here")
@@ -252,9 +299,60 @@ def test_remainders_are_what_is_missing():
     task = evaluate.Task("t", "math", [None] * 5, 4, 1.0, 1.0, 8, "", {})
     missing = {0: [0, 1, 2, 3], 1: [2], 2: [0, 1, 2, 3], 4: [2, 3]}
     found = evaluate.calls(task, missing, 5)
-    assert found == [(0, 4, [0]), (0, 4, [2]), (2, 1, [1, 4]), (3, 1, [4])]
-    assert sorted((i, first + j) for first, n, own in found for i in own for j in range(n)) == sorted(
-        (i, j) for i, js in missing.items() for j in js)
+    assert found == [(0, 4, [0]), (0, 4, [2]), (2, 2, [1, 4])]
+    asked = {(i, first + j) for first, n, own in found for i in own for j in range(n)}
+    assert {(i, j) for i, js in missing.items() for j in js} <= asked and len(asked) == 12
+    # more samples than before: one call
+    assert evaluate.calls(task, {i: [2, 3] for i in range(9)}, 100) == [(2, 2, list(range(9)))]
+
+
+def test_more_samples_are_the_same_and_more(tmp_path, exported):
+    """From two to four samples a problem: the first two stay; what came in another order sums up alike."""
+    flags = (*SMALL, "--tasks=toy-math", "--problems=3", f"--init={exported}")
+    run(*flags, f"--run={tmp_path / 'a'}")
+    first = texts(tmp_path / "a")
+    more = run(*flags, "--samples=4", f"--run={tmp_path / 'a'}")
+    every = texts(tmp_path / "a")
+    assert len(every) == 12 and all(every[key] == line for key, line in first.items())
+    once = run(*flags, "--samples=4", f"--run={tmp_path / 'b'}")
+    assert comparable(once) == comparable(more)
+    assert all(line["text"] == every[key]["text"] for key, line in texts(tmp_path / "b").items())
+    saved, left = tmp_path / "b" / "samples.jsonl", (tmp_path / "b" / "problems.jsonl").read_text()
+    saved.write_text("".join(saved.read_text().splitlines(True)[::-1]))
+    run(*flags, "--samples=4", f"--run={tmp_path / 'b'}")
+    assert (tmp_path / "b" / "problems.jsonl").read_text() == left
+
+
+def test_what_a_key_stands_for():
+    cfg = evaluate.Config(context=96)
+    task = evaluate.toy_task("toy-math")
+    p = task.problems[0]
+    same = evaluate.sample_key("w", task, p, 0, cfg)
+    assert same == evaluate.sample_key("w", task, p._replace(truth="7"), 0, dataclasses.replace(
+        cfg, engine="vllm", max_batch=1, call=1, problems=3, samples=9, run="x", tasks="toy"))
+    others = [("w2", task, p, 0, cfg), ("w", task, p, 1, cfg), ("w", task._replace(name="x"), p, 0, cfg),
+              ("w", task, p._replace(prompt="?"), 0, cfg), ("w", task, p._replace(id="x"), 0, cfg)]
+    others += [("w", task._replace(**{k: 0.5}), p, 0, cfg)
+               for k in ("temperature", "top_p", "max_new_tokens")]
+    others += [("w", task, p, 0, dataclasses.replace(cfg, **change))
+               for change in (dict(context=97), dict(seed=2), dict(dtype="float16"))]
+    assert len({evaluate.sample_key(*other) for other in others} - {same}) == len(others)
+
+
+def test_log_probs_are_the_engines(tmp_path, exported):
+    """A greedy answer: the mean over its tokens of what a plain forward pass gives them."""
+    run(*SMALL, "--tasks=toy-retrieval", "--problems=2", f"--init={exported}", f"--run={tmp_path}")
+    model = load(str(exported))
+    for line in texts(tmp_path).values():
+        p = next(p for p in evaluate.toy_task("toy-retrieval").problems if p.id == line["id"])
+        ids, _ = evaluate.read(p, model.tokenizer)
+        nll = []
+        for _ in range(line["tokens"]):
+            with torch.no_grad():
+                logp = model(torch.tensor([ids]))[0, -1, :model.tokenizer.vocab_size].log_softmax(-1)
+            ids = [*ids, int(logp.argmax())]
+            nll.append(-float(logp.max()))
+        assert line["nll"] == pytest.approx(np.mean(nll), abs=1e-5) and line["nll"] > 0
 
 
 def test_other_weights_and_settings_are_other_samples(tmp_path, exported):
@@ -349,11 +447,23 @@ def test_compare(saved, tmp_path, capsys):
     assert gain["gain"] == pytest.approx(np.mean(d)) and gain["problems"] == 6
     assert (gain["low"], gain["high"]) == pytest.approx(paired([(1.0, d)])[1:3])
     assert result["gains"]["b to c"]["toy-math"]["gain"] == pytest.approx(-5 / 6)
-    assert result["gains"]["a to b"]["toy-science"] == {"gain": 0, "low": 0, "high": 0, "p": 1, "problems": 6}
+    assert result["gains"]["a to b"]["toy-science"] == dict(gain=0, low=0, high=0, p=1, problems=6, of=6)
     assert result["frontier"]["toy-math"]["0 of 2"]["problems"] == 4
     assert set(os.listdir(tmp_path / "out")) == {"compare.json", "compare.png", "compare.svg"}
     out = capsys.readouterr().out
-    assert "+66.7 [+33.3, +91.7]" in out and "toy-math: 4 solved 0 of 2" in out
+    assert f"{100 * gain['gain']:+.1f} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]" in out
+    assert "toy-math, 0 of 2: 4 0.0 (0 solved) 75.0 (3 solved) 0.0 (0 solved)" in " ".join(out.split())
+    assert "not made alike" not in out and " of 6" not in out
+
+
+def test_compare_says_what_is_not_alike(saved, tmp_path, capsys):
+    saved({("toy-math", i, j): RIGHT for i in range(6) for j in range(2)}, folder="a")
+    saved({}, "--problems=3", "--samples=4", "--max_new_tokens=9", folder="b")
+    capsys.readouterr()
+    result = compare([str(tmp_path / name) for name in "ab"])
+    out = capsys.readouterr().out
+    assert result["gains"]["a to b"]["toy-math"]["problems"] == 3 and ", 3 of 6" in out
+    assert "not made alike: toy-math (a, b: max_new_tokens 12, 9, samples 2, 4)" in out
 
 
 def test_compare_refuses(saved, tmp_path):
@@ -372,17 +482,31 @@ def test_compare_refuses(saved, tmp_path):
         compare([str(tmp_path / "a")] * 2, str(tmp_path / "file" / "x"))
 
 
+def test_the_compare_command(saved, tmp_path):
+    saved({}, folder="a")
+    for args, status, said in ((["--compare", "a", "a", "--out", "b"], 0, "b/compare.json"),
+                               (["--out=c", "--compare", "a", "a"], 0, "c/compare.json"),
+                               (["--compare", "a", "a", "--ouy=b"], 2, "not a a --ouy b")):
+        args = [a if a.startswith("-") else str(tmp_path / a) for a in args]
+        process = Process(tmp_path, *(a.replace("=", f"={tmp_path}/") for a in args), stage="evaluate")
+        assert process.wait(60) == status
+        assert said in (process.text("stdout") + process.text("stderr")).replace(f"{tmp_path}/", "")
+
+
 # -- bad input -----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("flags, said", [
-    (["--tasks=toy-maths"], "did you mean 'toy-math'"), (["--tasks=toy-math+"], "'' is no task"),
+    (["--tasks=a/x.jsonl+b/x.jsonl"], "would be called 'x'"), (["--tasks=math.jsonl"], "task or average"),
+    (["--tasks=x@y.jsonl"], "has an @"), (["--tasks=lb-v1", "--engine=vllm"], "give 0.5 at most"),
+    (["--layout=above"], "not one of inside, beside"), (["--tasks=toy-math+"], "'' is no task"),
+    (["--tasks=toy-maths"], "did you mean 'toy-math'"),
     (["--tasks=no.jsonl"], "no.jsonl cannot be read"), (["--protocol=loose"], "strict, paper"),
     (["--dtype=float16"], "not one of bfloat16, float32"), (["--samples=-1"], "must be at least 0"),
     (["--lengths=8k"], "--lengths=8k"), (["--data=/nowhere"], "--data=/nowhere is no folder"),
     (["--tasks=vt", "--lengths=4096", "--context=2048"], "longer than the context of 2048"),
     (["--tasks=vt", "--lengths=512", "--context=512"], "too short for vt"),
     (["--tasks=qa_1", "--lengths=2048"], "squad.jsonl"), (["--init=/nowhere"], "/nowhere"),
-    (["--tasks=toy-science", "--context=8"], "the context is 8"), (["--model=toys"], "did you mean"),
+    (["--tasks=toy-science", "--context=8"], "leaves no room"), (["--model=toys"], "did you mean"),
     (["--engine=tensorrt"], "tensorrt"), (["--context=100000"], "--context=100000"),
     (["--shards=/nowhere"], "/nowhere"), (["--texts=/nowhere", "--tasks=vt", "--lengths=2048"], "/nowhere")])
 def test_bad_input(flags, said, tmp_path, exported):
@@ -394,6 +518,8 @@ def test_bad_input(flags, said, tmp_path, exported):
 
 @pytest.mark.parametrize("line, said", [
     ('{"id": 1, "domain": "math", "prompt": "p"}', "needs id"), ("[]", "no JSON object"), ("", "no problem"),
+    ('{"id": 1, "domain": "math", "prompt": "p", "truth": "1"}\n'
+     '{"id": "1", "domain": "math", "prompt": "q", "truth": "2"}', "the id '1' came before"),
     ('{"id": 1, "domain": "art", "prompt": "p", "truth": "1"}', "needs id")])
 def test_bad_prompt_files(line, said, tmp_path, exported):
     (tmp_path / "p.jsonl").write_text(line and line + "\n")
