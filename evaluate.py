@@ -212,6 +212,8 @@ FLAWS = {
     "codeforces": "the prompt has the editorial; incomplete or missing tests count; no checker, so the "
                   "output must be the sample's; problems that read files are asked as if they read stdin",
 }
+DEVIATIONS = ("answers are read by verify.py: the last box after the thoughts, also of an answer that was "
+              "cut; no chat template")
 
 
 def math_500(row, protocol="strict"):
@@ -468,10 +470,6 @@ def suite_task(name, cfg, truths):
                 dict(left_out))
 
 
-DEVIATIONS = ("answers are read by verify.py: the last box after the thoughts, also of an answer that was "
-              "cut; no chat template")
-
-
 # -- problems: the embedded world's --------------------------------------------------------------------------
 
 TOYS = ("toy-math", "toy-code", "toy-science", "toy-retrieval")
@@ -486,7 +484,7 @@ def toy_task(name):
         return Task(name, "recall", [_retrieval(i) for i in range(TOY_PROBLEMS)], 1, 0.0, 1.0, 8, origin, {})
     problems = [Problem(r["id"], domain, r["prompt"] + "\n", r["truth"], r["prompt"])
                 for r in toy_prompts("heldout", TOY_PROBLEMS, [domain])]
-    return Task(name, domain, problems, TOY_SAMPLES, 0.6, 0.95, 192, origin, {})
+    return Task(name, domain, problems, TOY_SAMPLES, 0.6, 0.95, 96, origin, {})
 
 
 def _retrieval(i):
@@ -671,11 +669,10 @@ def sample(tasks, weights, init, tokenizer, cfg, me, run):
                 door.generate(list(prompts), n, seed=cfg.seed, first=first,
                               max_new_tokens=task.max_new_tokens, temperature=task.temperature,
                               top_p=task.top_p, on_sample=keep, keys=[(task.name, p.id) for p in mine])
-            dist.barrier(group=me.side)                   # a rank may have hours more to do than another
-            seconds, (tokens,) = time.monotonic() - start, me.sum(tokens)
-            if missing[task.name]:
+            seconds = time.monotonic() - start
+            if missing[task.name]:                        # of this rank: others may have hours more to do
                 run.log(f"{task.name}: {human(tokens)} tokens in {seconds:.0f} s, {human(tokens / seconds)} "
-                        f"tok/s")
+                        "tok/s" + " a rank" * (me.world > 1))
     door.close()
 
 

@@ -428,9 +428,14 @@ def test_a_folder_of_rows(tmp_path, saved):
     strict = saved({("aime-2026", i, 0): RIGHT for i in range(6)}, *flags)
     assert strict["tasks"]["aime-2026"]["score"] == 0.5
     assert strict["tasks"]["aime-2026"]["left_out"] == {"answer is no integer of 0 to 999": 1}
-    always_d = {("gpqa-diamond", i, j): ("\\boxed{D}", "stop") for i in range(6) for j in range(2)}
-    assert saved(always_d, *flags, "--protocol=paper")["tasks"]["gpqa-diamond"]["score"] == 1
-    assert saved(always_d, *flags)["tasks"]["gpqa-diamond"]["score"] < 1
+    def always_d(finish):
+        return {("gpqa-diamond", i, j): ("\\boxed{D} and on", finish) for i in range(6) for j in range(2)}
+
+    for finish, paper in (("stop", 1), ("length", 1)):    # published scores read what was cut, too
+        found = saved(always_d(finish), *flags, "--protocol=paper")["tasks"]["gpqa-diamond"]
+        assert found["score"] == paper and found["truncated"] == (finish == "length")
+    assert saved(always_d("stop"), *flags)["tasks"]["gpqa-diamond"]["score"] < 1
+    assert saved(always_d("length"), *flags)["tasks"]["gpqa-diamond"]["score"] == 0
 
 
 # -- runs beside each other ----------------------------------------------------------------------------------
