@@ -4,13 +4,16 @@ BIN = .venv/bin
 
 .PHONY: demo test soak bench lint lines clean
 
-demo: .venv/demo                     ## a toy base, mid-trained on the paper's mixture, then RL; all three evaluated
+demo: .venv/demo                     ## a toy base, mid-trained on the paper's mixture, then RL; all three evaluated and compared
 	$(BIN)/python midtrain.py --model=toy --mixture=base --steps=400 --out=runs/base
 	$(BIN)/python midtrain.py --model=toy --init=runs/base/model --out=runs/mt
 	$(BIN)/python rl.py --model=toy --init=runs/mt/model --out=runs/rl
 	$(BIN)/python rl.py --model=toy --init=runs/base/model --steps=5 --eval_prompts=32 --out=runs/rl-base
 	for stage in base mt rl; do $(BIN)/python evaluate.py --model=toy --init=runs/$$stage/model --out=runs/eval/$$stage || exit; done
 	$(BIN)/python evaluate.py --compare runs/eval/base runs/eval/mt runs/eval/rl --out=runs/eval
+	$(BIN)/python analyze.py weights runs/base/model runs/mt/model
+	$(BIN)/python analyze.py weights runs/mt/model runs/rl/model --null=runs/rl
+	$(BIN)/python analyze.py cka runs/base/model runs/mt/model runs/rl/model
 	$(BIN)/python tests/check_demo.py runs
 
 test: .venv/test                     ## everything but the long loops
@@ -25,6 +28,7 @@ bench: .venv/test                    ## training beside transformers, data besid
 	$(BIN)/python benchmarks/verify.py
 	$(BIN)/python benchmarks/generate.py
 	$(BIN)/python benchmarks/rl.py
+	$(BIN)/python benchmarks/analyze.py
 
 lint: .venv/test
 	$(BIN)/ruff check .

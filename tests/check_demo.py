@@ -1,6 +1,6 @@
 """The end of `make demo`: prints what RL made of the mid-trained toy and of the base, and fails unless RL
-found something to learn from in the one and nothing in the other (the paper, section 10), and the evaluation
-finds both gains on problems of its own."""
+found something to learn from in the one and nothing in the other (the paper, section 10), the evaluation
+finds both gains on problems of its own, and weights and representations moved as the paper says."""
 
 import json
 import sys
@@ -25,3 +25,15 @@ gains = json.loads((runs / "eval" / "compare.json").read_text())["gains"]
 for pair in ("base to mt", "mt to rl"):
     if gains[pair]["toy-math"]["low"] <= 0:
         sys.exit(f"toy-math: {pair} gained {gains[pair]['toy-math']}; the interval should lie above 0")
+pairs = {" ".join(pair["names"]): pair["rows"] for pair in json.loads(
+    (runs / "analysis" / "weights.json").read_text())["pairs"]}
+moved = {pair: next(row for row in rows if row["by"] == "total") for pair, rows in pairs.items()}
+mid, rl = moved["base mt"], moved["mt rl"]
+if mid["unchanged"]["0.01"] > 0.1 or rl["unchanged"]["0.01"] < 3 * mid["unchanged"]["0.01"] or (
+        rl["relative_l2"] > mid["relative_l2"] / 20):
+    sys.exit(f"weights: mid-training should move over 90 % by over 1 %, RL far less: {mid}, {rl}")
+curves = json.loads((runs / "analysis" / "cka.json").read_text())["toy"]["pairs"]
+for c, before in zip(curves["mt rl"], curves["base mt"], strict=True):
+    if c["debiased"] < 0.98 or c["debiased"] < before["debiased"]:
+        sys.exit(f"CKA of layer {c['layer']}: {c['debiased']} from mid-trained to RL, "
+                 f"{before['debiased']} from base to mid-trained")

@@ -15,7 +15,7 @@ import sys
 import time
 
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["pytest", "midtrain", "rl", "evaluate", "prepare", "prompts", "tyro",
+FORK.set_forkserver_preload(["pytest", "midtrain", "rl", "evaluate", "analyze", "prepare", "prompts", "tyro",
                              "torch._dynamo", "matplotlib.backends.backend_agg", "matplotlib.pyplot"])
 
 
@@ -29,7 +29,7 @@ def _main(argv, env, folder, name):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(env["FILE_LIMIT"]),) * 2)
     sys.argv = [f"{name}.py", *argv]
-    if name in ("data", "generate", "evaluate"):          # they do more under __main__ than launch()
+    if name in ("data", "generate", "evaluate", "analyze"):   # they do more under __main__ than launch()
         runpy.run_path(stage.__file__, run_name="__main__")
     else:
         stage.launch(stage.main, stage.Config, stage.recipe)

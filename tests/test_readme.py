@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -72,6 +73,22 @@ def test_generate_commands_run(exported, tmp_path):
     words = [f"--init={exported}" if word.startswith("--init") else word for word in flags[0]]
     process = Process(tmp_path, *words, stage="generate")
     assert process.wait() == 0 and "What is 12 + 30?" in process.text("stdout"), process.text("stderr")
+
+
+def test_analysis_commands_run(exported, tmp_path):
+    for name in ("base", "mt", "rl"):
+        shutil.copytree(exported, tmp_path / "runs" / name / "model")
+    (tmp_path / "runs" / "rl" / "config.json").write_text('{"beta1": 0.9, "beta2": 0.95, "eps": 1e-10}')
+    (tmp_path / "runs" / "rl" / "metrics.jsonl").write_text('{"step": 1, "lr": 1e-4}\n')
+    found = commands("python analyze.py")
+    assert len(found) == 3
+    for command in found:
+        words = [str(tmp_path / w) if w.startswith("runs/") else w.replace("=runs", f"={tmp_path}/runs")
+                 for w in shlex.split(command)[2:]]
+        words += ["--count=8", "--resamples=10"] * (words[0] == "cka") + [f"--out={tmp_path / 'out'}"]
+        process = Process(tmp_path, *words, stage="analyze")
+        assert process.wait() == 0, process.text("stderr")
+    assert set(os.listdir(tmp_path / "out")) == {"weights.json", "cka.json"}
 
 
 def test_sources_are_named():
