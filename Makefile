@@ -4,16 +4,20 @@ BIN = .venv/bin
 
 .PHONY: demo test soak bench lint lines clean
 
-demo: .venv/demo                     ## a toy base, mid-trained on the paper's mixture, then RL; all three evaluated and compared
+demo: .venv/demo                     ## a toy base, mid-trained on the paper's mixture, then RL; evaluated, analysed, one report
 	$(BIN)/python midtrain.py --model=toy --mixture=base --steps=400 --out=runs/base
 	$(BIN)/python midtrain.py --model=toy --init=runs/base/model --out=runs/mt
-	$(BIN)/python rl.py --model=toy --init=runs/mt/model --out=runs/rl
+	$(BIN)/python rl.py --model=toy --init=runs/mt/model --export_at=5,10,20,30,40 --out=runs/rl
 	$(BIN)/python rl.py --model=toy --init=runs/base/model --steps=5 --eval_prompts=32 --out=runs/rl-base
 	for stage in base mt rl; do $(BIN)/python evaluate.py --model=toy --init=runs/$$stage/model --out=runs/eval/$$stage || exit; done
 	$(BIN)/python evaluate.py --compare runs/eval/base runs/eval/mt runs/eval/rl --out=runs/eval
 	$(BIN)/python analyze.py weights runs/base/model runs/mt/model
 	$(BIN)/python analyze.py weights runs/mt/model runs/rl/model --null=runs/rl
 	$(BIN)/python analyze.py cka runs/base/model runs/mt/model runs/rl/model
+	$(BIN)/python analyze.py landscape runs/base/model runs/mt/model runs/rl/model --path=9 --grid=3 --problems=50
+	$(BIN)/python analyze.py trajectory runs/rl runs/mt/model runs/base/model
+	$(BIN)/python analyze.py behaviour runs/eval/base runs/eval/mt runs/eval/rl
+	$(BIN)/python analyze.py report runs/mt runs/rl runs/eval runs/analysis --out=runs/report
 	$(BIN)/python tests/check_demo.py runs
 
 test: .venv/test                     ## everything but the long loops

@@ -3,18 +3,27 @@
     python analyze.py weights runs/base/model runs/mt/model                        # and runs/other/model
     python analyze.py weights runs/mt/model runs/rl/model --null=runs/rl           # beside Adam on noise
     python analyze.py cka runs/base/model runs/mt/model runs/rl/model
+    python analyze.py landscape runs/base/model runs/mt/model runs/rl/model
+    python analyze.py trajectory runs/rl runs/mt/model runs/base/model
+    python analyze.py behaviour runs/eval/base runs/eval/mt runs/eval/rl
+    python analyze.py report runs runs/eval runs/analysis
+    python analyze.py merge "0.15*runs/base/model + 0.85*runs/mt/model" runs/merged
 
 Each command prints a table and puts what it found into runs/analysis (--out), from which `report` makes one
 page. Weights are compared bit by bit and value by value in one pass over the files, beside what rounding
 alone would give (`noise_null`); representations by CKA, biased as published and debiased.
 """
 
+import contextlib
+import dataclasses
 import json
 import math
 import os
 import re
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, islice
 
@@ -25,9 +34,14 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 import world
-from model import Folder, load
-from runtime import InputError, read_lines, split_flags, write_atomic
+from generate import context_of, make_engine
+from model import Folder, Init, Model, load, save
+from prompts import key, need_sandbox, read_jsonl, read_prompts
+from report import report
+from runtime import InputError, Run, appending, digest, ranks, read_lines, split_flags, write_atomic
+from scores import interval, limits, read_results
 from sources import Hub, Part, get_part, raw_files, rows, text
+from verify import grade_batch, transient
 
 # -- weights: the change of one tensor ---------------------------------------------------------------------
 # The hot loop is numpy on a chunk of entries: its few buffers stay in cache, whatever the tensor's size.
@@ -85,8 +99,8 @@ def sums(raw, thresholds):
 
 
 def _add(total, more):
-    for key, value in more.items():
-        total[key] = max(total[key], value) if key == "max_dw" else total[key] + value
+    for what, value in more.items():
+        total[what] = max(total[what], value) if what == "max_dw" else total[what] + value
 
 
 def _float(x, out):
@@ -440,12 +454,310 @@ def cka_permuted(K, L, permutations=1000, seed=0, debiased=True):
     return _ratio(xy, np.vdot(K, K), np.vdot(L, L))
 
 
+# -- the landscape: config -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Landscape:
+    base: str                            # weights at (0, 0): preset, folder
+    mt: str                              # at (1, 0)
+    rl: str                              # at (1, 1)
+    run: str                             # folder of the results
+    path: int = 11                       # points from base by way of mt to rl, odd
+    grid: int = 5                        # points a side of the plane; 0 = the path alone; paper
+    prompts: str = "toy"                 # .jsonl of held-out prompts (paper: of MATH500); toy = the world's
+    domains: str = "math+science"        # prompts of these are taken
+    problems: int = 200                  # of the prompts; paper
+    samples: int = 8                     # a problem; paper
+    temperature: float = 0.6             # paper
+    top_p: float = 0.95                  # paper
+    max_new_tokens: int = 7680           # paper
+    context: int = 0                     # tokens of prompt and answer, 0 = what config.json allows
+    seed: int = 1                        # of the samples
+    engine: str = "torch"                # torch (embedded), vllm
+    layout: str = "inside"               # vllm: inside this process, beside (its own GPUs: --gpus)
+    gpus: str = ""                       # vllm beside: its GPUs, "4,5,6,7"
+    tensor_parallel: int = 1             # vllm: GPUs that hold a model together
+    gpu_memory: float = 0.9              # vllm: share of a GPU's memory for weights and cache
+    max_batch: int = 256                 # samples made at a time, a rank
+    dtype: str = "bfloat16"              # of the engine: points are rounded to it once
+    unsafe_sandbox: bool = False         # run programs without bubblewrap (see verify.py)
+    device: str = "auto"                 # auto, cpu, cuda
+
+
+TOY = dict(dtype="float32", max_new_tokens=96, context=256, problems=100, samples=2)
+FREE = tuple(f.name for f in dataclasses.fields(Landscape))          # points know what they were made with
+MADE_WITH = ("samples", "temperature", "top_p", "max_new_tokens", "context", "seed", "dtype",
+             "engine")                                    # its noise is its own
+DTYPES = ("bfloat16", "float32")
+
+
+def check_landscape(cfg):
+    """Refuses what cannot run, naming the flag."""
+    if cfg.path < 3 or cfg.path % 2 == 0:
+        raise InputError(f"--path={cfg.path}: give an odd number of points from 3 on, as mt is in the middle")
+    if cfg.grid < 0 or cfg.grid == 1:
+        raise InputError(f"--grid={cfg.grid}: give 2 points a side or more, or 0 for the path alone")
+    for name in ("problems", "samples"):
+        if getattr(cfg, name) < 1:
+            raise InputError(f"--{name}={getattr(cfg, name)} must be at least 1")
+    for name, known in (("dtype", DTYPES), ("engine", ("torch", "vllm"))):
+        if getattr(cfg, name) not in known:
+            raise InputError(f"--{name}={getattr(cfg, name)!r} is not one of {', '.join(known)}")
+    unknown = set(cfg.domains.split("+")) - {"math", "code", "science"}
+    if unknown:
+        raise InputError(f"--domains={cfg.domains}: {min(unknown)!r} is not one of math, code, science")
+
+
+# -- the landscape: weights of a point -----------------------------------------------------------------------
+
+def at(alpha, beta, base, mt, rl):
+    """W(alpha, beta) = base + alpha (mt - base) + beta (rl - mt), as text for Init. Terms of coefficient 0
+    are left out: a corner is that checkpoint alone, bit by bit."""
+    terms = (1 - alpha, base), (alpha - beta, mt), (beta, rl)
+    return " + ".join(f"{weight!r}*{name}" for weight, name in terms if weight)
+
+
+def tensors(init, dtype):
+    """(hub name, whole tensor) of every parameter, one at a time, matrices in dtype: what load_weights takes.
+    Vectors (norms, A_log) stay as the sum has them, float32: the engine rounds them if it wants to."""
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in Model(init.arch).named_parameters()}
+    for name, shape in shapes.items():
+        whole = init.read(name, 0, shape[0])
+        yield name, whole.to(dtype) if len(shape) > 1 else whole
+
+
+def where(path, grid):
+    """The points (alpha, beta) of the path, base to mt to rl, and of the plane, beta by beta."""
+    steps = [i / (path // 2) for i in range(path // 2 + 1)]
+    side = [i / (grid - 1) for i in range(grid)]
+    return [(a, 0.0) for a in steps] + [(1.0, b) for b in steps[1:]], [(a, b) for b in side for a in side]
+
+
+# -- the landscape: pass rates -------------------------------------------------------------------------------
+
+def pass_rates(door, init, records, cfg, me):
+    """([share of right samples] of all problems, how many samples the machine could not grade) at the weights
+    of init. The keys are the same at every point: neighbours differ by their weights alone, not by luck."""
+    door.load_weights(tensors(init, door.dtype))
+    mine = records[me.rank::me.world]
+    made = door.generate([r["ids"] for r in mine], cfg.samples, max_new_tokens=cfg.max_new_tokens,
+                         temperature=cfg.temperature, top_p=cfg.top_p, seed=cfg.seed,
+                         keys=[("landscape", r["id"]) for r in mine])
+    answers = [(r["domain"], s.text, r["truth"], s.finish_reason)
+               for r, own in zip(mine, made, strict=True) for s in own]
+    verdicts = grade_batch(answers, unsafe_sandbox=cfg.unsafe_sandbox)
+    again = [i for i, v in enumerate(verdicts) if transient(v.reason)]
+    for i, verdict in zip(again, grade_batch([answers[i] for i in again], 1,
+                                             unsafe_sandbox=cfg.unsafe_sandbox), strict=True):
+        verdicts[i] = verdict
+    shares = np.zeros(len(records))
+    shares[me.rank::me.world] = np.reshape([v.correct for v in verdicts], (-1, cfg.samples)).mean(1)
+    *shares, lost = me.sum(*shares, sum(transient(v.reason) for v in verdicts))
+    return shares, int(lost)
+
+
+def landscape(base, mt, rl, out, **how):
+    """Pass rates of held-out problems at W(alpha, beta), on the path and on the plane (how: see Landscape).
+    Returns {"path": [{"alpha", "beta", "score", "low", "high"}], "grid": the same, "problems", "samples"},
+    also out/landscape.json. The weights of a point go tensor by tensor into one running engine, never to
+    disk. out/landscape.jsonl gets a line a point, under a hash of all that made it: the same command goes on
+    after a kill, and with every point there it starts no engine. The grader is not part of that hash: delete
+    the file after a change of it."""
+    cfg = Landscape(base, mt, rl, out, **how)
+    check_landscape(cfg)
+    with ranks(cfg.device) as me:
+        run = Run(out, cfg, me, FREE)
+
+        # -- weights, problems, what is there ----------------------------------------------------------------
+        with me.first_on_node():                          # it downloads, the others find it
+            inits = [Init(text) for text in (base, mt, rl)]
+        for flag, init in zip(("base", "mt", "rl"), inits, strict=True):
+            if len(init.terms) > 1:
+                raise InputError(f"--{flag}={init.text!r} is a sum of {len(init.terms)} checkpoints; "
+                                 f"write it as one first (merge), and give its folder")
+        names = [init.terms[0][1].path for init in inits]            # of a preset: its folder in the cache
+        Init(at(0.5, 0.25, *names))                       # all three: refuses other architectures
+        tokenizer = inits[1].tokenizer()
+        cfg = dataclasses.replace(cfg, context=context_of(inits[1].arch, cfg.context))
+        records, left_out = read_prompts(cfg.prompts, "prompts", cfg.domains.split("+"), tokenizer,
+                                         cfg.context, "heldout", 128)
+        need_sandbox(records, cfg)
+        records = sorted(records, key=lambda r: key(r["id"]))[:cfg.problems]           # a fair sample
+        weights = me.agree([init.identity() for init in inits] if me.rank == 0 else None)
+        made_of = (weights, [(r["id"], r["ids"], r["truth"]) for r in records],
+                   [getattr(cfg, name) for name in MADE_WITH])
+        path, grid = where(cfg.path, cfg.grid)
+        points = {point: digest(*made_of, *point) for point in dict.fromkeys(path + grid)}
+        with contextlib.ExitStack() as stack:
+            file, there = None, {}
+            if me.rank == 0:
+                with run.writing("landscape.jsonl"):
+                    file = stack.enter_context(appending(run.path("landscape.jsonl")))
+                lines = read_jsonl(run.path("landscape.jsonl"), "run")
+                there = {line.get("key"): line for _, _, line in lines}
+            there = me.agree(there)
+            missing = [point for point, name in points.items() if name not in there]
+            run.log(f"{len(points)} points, {len(missing)} to make, of {len(records)} problems"
+                    + "".join(f" ({n} left out {reason})" for reason, n in left_out.items())
+                    + f" x {cfg.samples} samples; base {base}, mt {mt}, rl {rl}")
+
+            # -- point by point ------------------------------------------------------------------------------
+            door = make_engine(inits[1].text, cfg, me) if missing else None
+            for alpha, beta in missing:
+                start = time.monotonic()
+                shares, lost = pass_rates(door, Init(at(alpha, beta, *names)), records, cfg, me)
+                line = {"key": points[alpha, beta], "alpha": alpha, "beta": beta}
+                line |= limits(interval(shares, cfg.samples)) | {"seconds": time.monotonic() - start}
+                there[line["key"]] = line
+                if me.rank == 0 and not lost:
+                    with run.writing("landscape.jsonl"):
+                        file.write(json.dumps(line).encode() + b"\n")
+                        file.flush()
+                run.log(f"alpha {alpha:.3f} beta {beta:.3f} | pass {line['score']:6.1%} [{line['low']:.1%}, "
+                        f"{line['high']:.1%}] | {line['seconds']:.1f} s"
+                        + f" | {lost} samples could not be graded: the next run makes it again" * bool(lost))
+            if door is not None:
+                door.close()
+
+        told = {point: {k: there[name][k] for k in ("alpha", "beta", "score", "low", "high")}
+                for point, name in points.items()}
+        result = {"path": [told[point] for point in path], "grid": [told[point] for point in grid],
+                  "problems": len(records), "samples": cfg.samples}
+        if me.rank == 0:
+            with run.writing("landscape.json"):
+                write_atomic(run.path("landscape.json"), json.dumps(result, indent=1))
+        return result
+
+
+# -- the trajectory of RL ------------------------------------------------------------------------------------
+
+def updates_of(run):
+    """(config of a run of midtrain.py or rl.py, {step: learning rates of its optimizer steps}), as
+    metrics.jsonl has them: those really used, also where --steps was changed on the way. A step of RL whose
+    groups taught nothing (gnorm 0) did not touch the weights."""
+    try:
+        with open(os.path.join(run, "config.json")) as f:
+            cfg = dict(json.load(f))
+        own = [line for line in read_lines(os.path.join(run, "metrics.jsonl")) if "gnorm" in line]
+        return cfg, {line["step"]: [line["lr"]] * (cfg.get("updates", 1) if line["gnorm"] else 0)
+                     for line in own}
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise InputError(f"{run} is no run of midtrain.py or rl.py: config.json or metrics.jsonl cannot be "
+                         f"read ({e!r}); give the --run folder that holds them") from None
+
+
+def models_of(run):
+    """{step: folder} of the models that a run of rl.py has exported, its last one included."""
+    there = os.path.join(run, "models")
+    steps = {int(name[5:]): os.path.join(there, name) for name in os.listdir(there)
+             if re.fullmatch(r"step_\d+", name)} if os.path.isdir(there) else {}
+    try:                                                  # comes last: of which step model/ is
+        with open(os.path.join(run, "rl.json")) as f:
+            steps.setdefault(json.load(f)["steps"], os.path.join(run, "model"))
+    except FileNotFoundError:                             # has not ended
+        pass
+    except (ValueError, KeyError, TypeError) as e:
+        raise InputError(f"{run}/rl.json is damaged ({e!r}): that run's command writes it again") from None
+    if not steps:
+        raise InputError(f"{run} has no models/step_N, no finished model: train with --export_at=20,40,80")
+    return dict(sorted(steps.items()))
+
+
+def some_weights(path, count=1 << 18, component="", seed=0):
+    """`count` weights of a checkpoint or of its component (float32; all if there are fewer), each as likely
+    as another."""
+    folder = Folder(path)
+    names = sorted(name for name in folder.names() - ({"lm_head.weight"} if folder.arch.tied else set())
+                   if component in ("", pieces(name, 2)[0][0][1]))
+    ends = np.cumsum([np.prod(folder.shape(name), dtype=np.int64) for name in names])
+    chosen = np.sort(np.random.default_rng(seed).choice(ends[-1], min(count, ends[-1]), replace=False))
+    found, of_each = [], np.split(chosen, np.searchsorted(chosen, ends[:-1]))
+    for name, end, own in zip(names, ends, of_each, strict=True):
+        flat = folder.read(name, 0, folder.shape(name)[0]).flatten()
+        found.append(flat[own - (end - len(flat))].float())
+    return torch.cat(found)
+
+
+def trajectory(run, start, base=None, thresholds=THRESHOLDS, count=1 << 18):
+    """How far RL has come from where it started, and from the base, by step: {"run", "start", "base",
+    "steps": [{"step", "model", "lr_sum", "start", "base" (None without one), "null"}]}.
+
+    start, base: compare_checkpoints' row of the total. null: weight_change of a sample of `count` of start's
+    weights after as many AdamW steps on noise, at the learning rates that the run had, float32 rounded once
+    to its export's dtype (noise_null's masters). lr_sum: about the farthest those steps can move a weight."""
+    cfg, lrs = updates_of(run)
+    w0, steps = some_weights(start, count), []
+
+    def total(old, new):
+        return next(row for row in compare_checkpoints(old, new, thresholds=thresholds)["rows"]
+                    if row["by"] == "total")
+
+    for step, model in models_of(run).items():
+        lacking = [n for n in range(1, step + 1) if n not in lrs]
+        if lacking:
+            raise InputError(f"{run}: metrics.jsonl has no step {lacking[0]}, but {model} is of step {step}: "
+                             f"put the run's own file back, or move that model away")
+        own = [lr for n in range(1, step + 1) for lr in lrs[n]]
+        # from the start for each model: the 48 of the paper's run are 23,520 steps, under a minute
+        null = noise_null(w0, own, cfg["beta1"], cfg["beta2"], cfg["eps"],
+                          getattr(torch, cfg["export_dtype"]), thresholds=thresholds)["masters"]
+        steps.append({"step": step, "model": model, "lr_sum": sum(own), "start": total(start, model),
+                      "base": total(base, model) if base else None, "null": null})
+    return {"run": run, "start": start, "base": base, "steps": steps}
+
+
+# -- behaviour -----------------------------------------------------------------------------------------------
+
+def behaviour(stages):
+    """The paper's table 15, of evaluate.py's results, {stage: folder}: {"rows": [{"task", "stage", "score",
+    "low", "high", "problems", "samples" (a problem), "all", "right", "wrong"}], "differ": {task: {setting:
+    values by stage}}}. all, right, wrong: {"samples" (together), "median_tokens", "nll": mean over samples of
+    the mean negative log-probability of a token, nats}, None of no sample. differ: what keeps the stages of a
+    task from being comparable."""
+    found = {stage: {task: r for task, r in read_results(folder)[0]["tasks"].items() if "score" in r}
+             for stage, folder in stages.items()}
+    shared = [task for task in next(iter(found.values()), {}) if all(task in own for own in found.values())]
+    if not shared:
+        raise InputError(f"{', '.join(stages.values()) or 'no folder'}: no task was graded in all of them; "
+                         f"give evaluations of the same --tasks")
+    kept = ("score", "low", "high", "problems", "samples", "all", "right", "wrong")
+    rows, differ = [], {}
+    for task in shared:
+        rows += [{"task": task, "stage": stage} | {k: own[task][k] for k in kept}
+                 for stage, own in found.items()]
+        made = {stage: own[task]["settings"] | {"problems": own[task]["problems"]}
+                for stage, own in found.items()}
+        for k in next(iter(made.values())):
+            values = {stage: settings.get(k) for stage, settings in made.items()}
+            if len(set(values.values())) > 1:
+                differ.setdefault(task, {})[k] = values
+    return {"rows": rows, "differ": differ}
+
+
+# -- merging -------------------------------------------------------------------------------------------------
+
+def merge(combination, out, dtype="bfloat16"):
+    """A linear combination of checkpoints ("0.15*A + 0.85*B", what --init takes) as a folder in hub format,
+    with the first one's tokenizer: summed in float32, rounded to dtype once. Holds the merged model, in
+    dtype, in memory. A checkpoint that is there is replaced, but none of the terms."""
+    if dtype not in DTYPES:
+        raise InputError(f"--dtype={dtype!r} is not one of {', '.join(DTYPES)}")
+    if os.path.exists(out) and not os.path.exists(os.path.join(out, "config.json")):
+        raise InputError(f"--out={out} is there and is no checkpoint; give another --out, or move it away")
+    if any(os.path.realpath(out) == os.path.realpath(term.path) for _, term in Init(combination).terms):
+        raise InputError(f"--out={out} is a term of {combination!r}, which it would replace; give another")
+    save(load(combination, dtype=getattr(torch, dtype)), out)
+    return out
+
+
 # -- the commands --------------------------------------------------------------------------------------------
 
 def stage(path):
     """A checkpoint's name in tables: runs/mt/model is mt."""
-    parts = [part for part in os.path.normpath(path).split(os.sep) if part not in ("model", "models")]
-    return parts[-1] if parts else path
+    names = [name for name in os.path.normpath(path).split(os.sep) if name not in ("model", "models")]
+    return names[-1] if names else path
 
 
 def kept(out, name):
@@ -469,28 +781,6 @@ def keep(out, name, content):
         write_atomic(os.path.join(out, f"{name}.json"), json.dumps(content, indent=1))
     except OSError as e:
         raise InputError(f"--out={out}: {name}.json cannot be written ({e.strerror}); make room") from None
-
-
-def learning_rates(run):
-    """(one learning rate a step, betas, eps) of a run, as its metrics.jsonl and config.json tell."""
-    try:
-        with open(os.path.join(run, "config.json")) as f:
-            config = json.load(f)
-        lrs = [line["lr"] for line in read_lines(os.path.join(run, "metrics.jsonl")) if "lr" in line]
-        return lrs, dict(beta1=config["beta1"], beta2=config["beta2"], eps=config["eps"])
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise InputError(f"--null={run}: no run of midtrain.py or rl.py ({e!r}); give the folder of the run "
-                         f"that made the second checkpoint") from None
-
-
-def sampled(folder, component, count=1 << 17, seed=0):
-    """About `count` entries of a component's tensors ("" for all), each tensor by its share, drawn evenly."""
-    names = [n for n in sorted(folder.names()) if component in ("", pieces(n, 2)[0][0][1])]
-    sizes = {n: math.prod(folder.shape(n)) for n in names}
-    step = max(1, sum(sizes.values()) // count)
-    rng = np.random.default_rng(seed)
-    return torch.cat([folder.read(n, 0, folder.shape(n)[0]).flatten()[int(rng.integers(step)):: step].float()
-                      for n in names])
 
 
 def narrow(folder):
@@ -519,15 +809,16 @@ def weights(old: Positional[str], new: Positional[str], other: Positional[str] =
         beside = other if other and folder == new else None
         found = compare_checkpoints(old, folder, beside)
         pair = dict(names=[stage(old), stage(folder)], folders=[old, folder], bf16=narrow(Folder(folder)),
-                    cosine_with=beside and stage(beside), null={}, geometry=[], rows=found["rows"],
-                    missing=found["missing"], extra=found["extra"])
+                    cosine_with=beside and stage(beside), null=None, nulls={}, geometry=[],
+                    rows=found["rows"], missing=found["missing"], extra=found["extra"])
         if null:
-            lrs, adam = learning_rates(null)
-            began, ended = Folder(old), Folder(folder)    # rounded as the run rounded what it wrote
-            variant = "masters" if narrow(ended) else "float32"
+            cfg, lrs = updates_of(null)
+            lrs, variant = sum(lrs.values(), []), "masters" if pair["bf16"] else "float32"   # as written
             for component in ("", *dict.fromkeys(t["component"] for t in found["tensors"])):
-                noise = noise_null(sampled(began, component), lrs, **adam)
-                pair["null"][component or "total"] = noise[variant]
+                noise = noise_null(some_weights(old, 1 << 17, component), lrs, cfg["beta1"], cfg["beta2"],
+                                   cfg["eps"])
+                pair["nulls"][component or "total"] = noise[variant]
+                pair["null"] = pair["null"] or noise
         if rank != "off":
             pair["geometry"] = geometry(old, folder, found["tensors"], rank == "all")
         pairs[tuple(pair["names"])] = pair
@@ -560,7 +851,7 @@ def weights_table(pair):
     for row in pair["rows"]:
         if row["by"] in ("total", "component", "component+sub"):
             name = "  " * row["by"].count("+") + (row.get("sub") or row.get("component") or "all")
-            lines.append([name, *cells(row, pair["null"].get(row.get("component") or "total")
+            lines.append([name, *cells(row, pair["nulls"].get(row.get("component") or "total")
                                        if row["by"] != "component+sub" else None)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(f"{cell:{'<' if i == 0 else '>'}{w}}" for i, (cell, w)
@@ -674,8 +965,116 @@ def likeness(x, y, without, resamples, seed):
                 without_top=cka(gram(without_top(x, without)), gram(without_top(y, without))))
 
 
+# -- the other commands --------------------------------------------------------------------------------------
+
+def landscape_command(base: Positional[str], mt: Positional[str], rl: Positional[str], path: int = 11,
+                      grid: int = 5, prompts: str = "toy", domains: str = "math+science", problems: int = 0,
+                      samples: int = 0, max_new_tokens: int = 0, engine: str = "torch", dtype: str = "",
+                      device: str = "auto", out: str = "runs/analysis"):
+    """Pass rates between checkpoints: along base, mid-trained, RL, and on the plane through the three.
+
+    Args:
+        base: folder of the base
+        mt: of the mid-trained model
+        rl: of the model after RL
+        path: points of the path, odd
+        grid: points a side of the plane, 0 = the path alone; paper 5
+        prompts: .jsonl of held-out prompts; toy = the embedded world's
+        domains: prompts of these are taken
+        problems: how many, 0 = the paper's 200 (toy 100)
+        samples: a problem, 0 = the paper's 8 (toy 2)
+        max_new_tokens: 0 = the paper's 7,680 (toy 96)
+        engine: torch (embedded), vllm
+        dtype: of the engine, "" = bfloat16 (toy float32)
+        device: auto, cpu, cuda
+        out: landscape.json goes to its folder landscape; the same command goes on after a kill
+    """
+    how = dict(problems=problems, samples=samples, max_new_tokens=max_new_tokens, dtype=dtype)
+    usual = TOY if prompts == "toy" else {f.name: f.default for f in dataclasses.fields(Landscape)}
+    how = {k: v or usual[k] for k, v in how.items()}
+    context = TOY["context"] if prompts == "toy" else 0
+    landscape(base, mt, rl, os.path.join(out, "landscape"), path=path, grid=grid, prompts=prompts,
+              domains=domains, engine=engine, device=device, context=context, **how)
+
+
+def trajectory_command(run: Positional[str], start: Positional[str], base: Positional[str] = "",
+                       out: str = "runs/analysis"):
+    """How far RL's weights have come, step by step, beside Adam on pure noise.
+
+    Args:
+        run: folder of a run of rl.py with --export_at models
+        start: folder of the checkpoint that it began with
+        base: of the base
+        out: where trajectory.json goes; other runs that are there stay
+    """
+    found = trajectory(run, start, base or None)
+
+    def short(row):
+        return row and {"relative_l2": row["relative_l2"],
+                        "changed": {str(t): 1 - share for t, share in row["unchanged"].items()}}
+
+    steps = [{"step": s["step"], "from_mt": short(s["start"]), "from_base": short(s["base"]),
+              "null": short(s["null"])} for s in found["steps"]]
+    print("step   L2 from start   noise   changed by over 1 %   noise")
+    for s in steps:
+        print(f"{s['step']:4d}   {s['from_mt']['relative_l2']:13.3g}   {s['null']['relative_l2']:5.2g}   "
+              f"{s['from_mt']['changed']['0.01']:19.1%}   {s['null']['changed']['0.01']:5.1%}")
+    runs = [r for r in kept(out, "trajectory").get("runs", []) if r["name"] != stage(run)]
+    keep(out, "trajectory", {"runs": [*runs, {"name": stage(run), "steps": steps}]})
+
+
+def behaviour_command(evaluations: Positional[tuple[str, ...]], out: str = "runs/analysis"):
+    """The paper's table 15: pass rate, length, negative log-probability by stage, of right and wrong answers.
+
+    Args:
+        evaluations: folders of evaluate.py
+        out: where behaviour.json goes
+    """
+    found = behaviour({stage(folder): folder for folder in evaluations})
+
+    def numbers(row, what, form):
+        return [form.format(row[of][what]) if row[of][what] is not None else "-"
+                for of in ("all", "right", "wrong")]
+
+    head = "task", "stage", "pass, %", "95 % interval", "tokens", "right", "wrong", "nll", "right", "wrong"
+    lines = [head, *((row["task"], row["stage"], f"{100 * row['score']:.1f}",
+                      f"{100 * row['low']:.1f} to {100 * row['high']:.1f}",
+                      *numbers(row, "median_tokens", "{:.0f}"), *numbers(row, "nll", "{:.3f}"))
+                     for row in found["rows"])]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True)))
+    for task, settings in found["differ"].items():
+        print(f"not made alike: {task}: {settings}")
+    kept(out, "behaviour")
+    keep(out, "behaviour", found)
+
+
+def report_command(folders: Positional[tuple[str, ...]], out: str = "runs/report"):
+    """One page of pictures, tables and plain words: out/report.html, and each picture as PNG and SVG.
+
+    Args:
+        folders: runs, or folders of runs: what they are is found by the files in them
+        out: the folder of the page
+    """
+    print(report(folders, out))
+
+
+def merge_command(combination: Positional[str], out: Positional[str], dtype: str = "bfloat16"):
+    """Writes a linear combination of checkpoints in hub format: "0.15*A + 0.85*B".
+
+    Args:
+        combination: coefficients that sum to 1, and folders or presets
+        out: the folder
+        dtype: bfloat16 or float32, of the file
+    """
+    print(f"{merge(combination, out, dtype)}")
+
+
 if __name__ == "__main__":
-    commands = {"weights": weights, "cka": cka_command}
+    commands = {"weights": weights, "cka": cka_command, "landscape": landscape_command,
+                "trajectory": trajectory_command, "behaviour": behaviour_command, "merge": merge_command,
+                "report": report_command}
     try:
         tyro.extras.subcommand_cli_from_dict(commands, use_underscores=True,
                                              config=(tyro.conf.FlagConversionOff,),

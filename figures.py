@@ -22,11 +22,12 @@ def picture(path, panels):
         plt.close(figure)
 
 
+HATCHES, MARKERS = ("", "", "///", "...", "\\\\\\", "xxx", "---"), "osD^v<>"
 COLOURS = ("#c4c4c4", "#4878a8", "#c8553d", "#5b8c5a", "#8e6c8a", "#c9a227", "#3f3f3f")
 
 
 def colour(run):
-    """Of the run-th run in every picture, which a print in grey keeps apart."""
+    """Of the run-th run in every picture; a print in grey keeps runs apart by HATCHES and MARKERS."""
     return COLOURS[run % len(COLOURS)]
 
 
@@ -39,7 +40,8 @@ def bars(names, runs):
             there = [(i, s if s["low"] is not None else dict.fromkeys(s, s["score"])) for i, s in there]
             x = [i + (r - (len(runs) - 1) / 2) * width for i, _ in there]
             y, low, high = (np.array([100 * s[k] for _, s in there]) for k in ("score", "low", "high"))
-            axes.bar(x, y, width, label=run, color=colour(r), edgecolor="black", linewidth=0.5)
+            axes.bar(x, y, width, label=run, color=colour(r), hatch=HATCHES[r % len(HATCHES)],
+                     edgecolor="black", linewidth=0.5)
             axes.errorbar(x, y, np.array([y - low, high - y]), fmt="none", ecolor="black", elinewidth=1,
                           capsize=2)
         counts = {name: r["problems"] for scores in runs.values() for name, r in scores.items()
@@ -114,7 +116,8 @@ def solved(names, fronts):
             if f["problems"]:
                 axes.plot(range(len(names)), [100 * p for p in f["pass"]], marker=mark, color="black",
                           alpha=0.7, linewidth=1, label=f"{task}: {f['problems']} problems, {kind}")
-        axes.set_xticks(range(len(names)), names)
+        long = sum(map(len, names)) > 24
+        axes.set_xticks(range(len(names)), names, rotation=30 * long, ha="right" if long else "center")
         axes.set_ylim(0)
         axes.set(ylabel="pass rate, %", title=f"what {names[0]} did not solve")
         axes.legend()

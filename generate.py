@@ -223,6 +223,17 @@ def draw(logits, uniform, temperature, top_p):
     return ids, logp.gather(1, ids[:, None])[:, 0]
 
 
+def make_engine(init, cfg, me):
+    """The engine that a stage's flags ask for. init: a checkpoint, as --init has it."""
+    options = dict(context=cfg.context, max_batch=cfg.max_batch)
+    if cfg.engine == "vllm":
+        options |= dict(layout=cfg.layout, gpus=cfg.gpus, tensor_parallel=cfg.tensor_parallel,
+                        gpu_memory=cfg.gpu_memory)
+    elif cfg.engine == "torch":
+        init = load(init, dtype=getattr(torch, cfg.dtype), device=me.device)
+    return engine(init, cfg.engine, dtype=cfg.dtype, **options)
+
+
 # -- the embedded engine: what earlier tokens leave behind ---------------------------------------------------
 
 MASKED = -1e30                                            # finite: a row without any key must not become NaN

@@ -50,6 +50,7 @@ from sources import (
     text,
     turns,
 )
+from verify import SandboxMissing, check_sandbox, gradable, grade_batch
 
 GET = "python data.py get_prompts"
 DOMAINS = ("math", "code", "science")
@@ -643,6 +644,61 @@ def toy_prompts(split, count, domains):
             yield {"id": f"{domain}-{split}-{i}", "domain": domain, "prompt": p.prompt, "truth": p.truth}
 
 
+NEEDED = ("id", "domain", "prompt", "truth")
+
+
+def read_prompts(path, flag, domains, tokenizer, context, split="rl", count=2000):
+    """The records that can be trained on, each with its "ids"; and how many were left out, by reason.
+    InputError if the file is amiss or nothing is left."""
+    lines = (enumerate(toy_prompts(split, count, domains), 1) if path == "toy" else
+             ((n, line) for n, _, line in read_jsonl(path, flag)))
+    records, left_out, seen = [], Counter(), set()
+    for n, record in lines:
+        missing = [key for key in NEEDED if record.get(key) in (None, "")]
+        if missing:
+            raise InputError(f"--{flag}: {path}, line {n} lacks {', '.join(missing)}; a record has "
+                             f"{', '.join(NEEDED)} (python data.py prompts writes them)")
+        if not isinstance(record["id"], str | int) or not isinstance(record["prompt"], str):
+            raise InputError(f"--{flag}: {path}, line {n}: id is {record['id']!r:.40}, prompt is "
+                             f"{record['prompt']!r:.40}: an id is a text or a whole number, a prompt a text")
+        if record["domain"] not in domains:
+            left_out[f"of {record['domain']} (--domains)"] += 1
+            continue
+        if record["id"] in seen:
+            raise InputError(f"--{flag}: {path}, line {n}: the id {record['id']!r} came before; each prompt "
+                             f"has its own")
+        seen.add(record["id"])
+        ids = encode_prompt(tokenizer, record["prompt"])
+        if len(ids) >= context:
+            left_out[f"as long as --context={context} or longer"] += 1
+            continue
+        records.append(record | {"ids": ids})
+    # a gold answer that its own grader does not accept can only ever be punished
+    boxed = [(r["domain"], f"\\boxed{{{_letter(r['truth'])}}}", r["truth"]) for r in records
+             if r["domain"] != "code"]
+    verdicts = iter(grade_batch(boxed))
+    kept = [r for r in records if (gradable(r["truth"]) if r["domain"] == "code" else next(verdicts).correct)]
+    if len(kept) < len(records):
+        left_out["with a gold answer that cannot be read"] = len(records) - len(kept)
+    if not kept:
+        why = "; ".join(f"{n} {reason}" for reason, n in left_out.items()) or "the file is empty"
+        raise InputError(f"--{flag}={path}: no prompt is left ({why})")
+    return kept, left_out
+
+
+def _letter(truth):
+    return truth.get("letter", "") if isinstance(truth, dict) else truth
+
+
+def need_sandbox(records, cfg):
+    """InputError where programs are to be graded and there is nowhere to run them."""
+    if any(r["domain"] == "code" for r in records):
+        try:
+            check_sandbox(cfg.unsafe_sandbox)
+        except SandboxMissing as e:
+            raise InputError(f"--domains={cfg.domains}: {e}; or leave code out") from None
+
+
 def quotas(available, limit):
     """{name: how many to take}: `limit` in all (0 = everything), small ones whole, large ones evenly. The
     paper gives the sum alone; a plain draw of code would be 99 % OpenCodeInstruct."""
@@ -828,14 +884,6 @@ def read_verdicts(path, samples=16):
         if seen.setdefault(name, verdicts) != verdicts:
             raise InputError(f"{where}: {name} was judged before, with other verdicts; keep one of the lines")
     return {name: sum(verdicts) for name, verdicts in seen.items()}
-
-
-def pass_at_k(n: int, c: int, k: int) -> float:
-    """The chance that k of n samples, drawn without putting back, hold one of the c correct ones: 1 -
-    C(n - c, k) / C(n, k), the unbiased estimate of pass@k (Chen et al. 2021). 0 <= c <= n, 1 <= k <= n."""
-    if not (0 <= c <= n and 1 <= k <= n):
-        raise InputError(f"pass@{k} of {n} samples, {c} correct: give at least {k} samples a prompt")
-    return 1 - math.comb(n - c, k) / math.comb(n, k)
 
 
 def mixes(records, passes, kind, domains, seed, each=19_000):

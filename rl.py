@@ -39,10 +39,10 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from data import best_fit
-from generate import engine, known_ids, push
+from generate import known_ids, make_engine, push
 from kernels.logprob import token_logprobs
-from model import PRESETS, Init, Model, attention_kernel, load, preset, save
-from prompts import encode_prompt, mixes, pass_at_k, read_jsonl, read_verdicts, toy_prompts
+from model import PRESETS, Init, Model, attention_kernel, preset, save
+from prompts import mixes, need_sandbox, read_jsonl, read_prompts, read_verdicts
 from runtime import (
     InputError,
     Run,
@@ -56,10 +56,8 @@ from runtime import (
     shard,
     write_atomic,
 )
+from scores import pass_at_k
 from verify import (
-    SandboxMissing,
-    check_sandbox,
-    gradable,
     grade_batch,
     repetition,
     stop_penalty,
@@ -386,61 +384,6 @@ def polyak(reference, policy, alpha: float) -> None:
 
 # -- prompts -------------------------------------------------------------------------------------------------
 
-NEEDED = ("id", "domain", "prompt", "truth")
-
-
-def read_prompts(path, flag, domains, tokenizer, context, split="rl", count=2000):
-    """The records that can be trained on, each with its "ids"; and how many were left out, by reason.
-    InputError if the file is amiss or nothing is left."""
-    lines = (enumerate(toy_prompts(split, count, domains), 1) if path == "toy" else
-             ((n, line) for n, _, line in read_jsonl(path, flag)))
-    records, left_out, seen = [], Counter(), set()
-    for n, record in lines:
-        missing = [key for key in NEEDED if record.get(key) in (None, "")]
-        if missing:
-            raise InputError(f"--{flag}: {path}, line {n} lacks {', '.join(missing)}; a record has "
-                             f"{', '.join(NEEDED)} (python data.py prompts writes them)")
-        if not isinstance(record["id"], str | int) or not isinstance(record["prompt"], str):
-            raise InputError(f"--{flag}: {path}, line {n}: id is {record['id']!r:.40}, prompt is "
-                             f"{record['prompt']!r:.40}: an id is a text or a whole number, a prompt a text")
-        if record["domain"] not in domains:
-            left_out[f"of {record['domain']} (--domains)"] += 1
-            continue
-        if record["id"] in seen:
-            raise InputError(f"--{flag}: {path}, line {n}: the id {record['id']!r} came before; each prompt "
-                             f"has its own")
-        seen.add(record["id"])
-        ids = encode_prompt(tokenizer, record["prompt"])
-        if len(ids) >= context:
-            left_out[f"as long as --context={context} or longer"] += 1
-            continue
-        records.append(record | {"ids": ids})
-    # a gold answer that its own grader does not accept can only ever be punished
-    boxed = [(r["domain"], f"\\boxed{{{_letter(r['truth'])}}}", r["truth"]) for r in records
-             if r["domain"] != "code"]
-    verdicts = iter(grade_batch(boxed))
-    kept = [r for r in records if (gradable(r["truth"]) if r["domain"] == "code" else next(verdicts).correct)]
-    if len(kept) < len(records):
-        left_out["with a gold answer that cannot be read"] = len(records) - len(kept)
-    if not kept:
-        why = "; ".join(f"{n} {reason}" for reason, n in left_out.items()) or "the file is empty"
-        raise InputError(f"--{flag}={path}: no prompt is left ({why})")
-    return kept, left_out
-
-
-def _letter(truth):
-    return truth.get("letter", "") if isinstance(truth, dict) else truth
-
-
-def need_sandbox(records, cfg):
-    """InputError where programs are to be graded and there is nowhere to run them."""
-    if any(r["domain"] == "code" for r in records):
-        try:
-            check_sandbox(cfg.unsafe_sandbox)
-        except SandboxMissing as e:
-            raise InputError(f"--domains={cfg.domains}: {e}; or leave code out") from None
-
-
 @functools.lru_cache(2)
 def epoch_order(epoch, count, seed):
     """All prompts, in this epoch's order: a pure function, so that the state to save is one integer."""
@@ -735,7 +678,7 @@ def difficulty(cfg):
             done = {line["id"] for line in whole}
         done = me.agree(done)
         todo = [i for i, r in enumerate(records) if r["id"] not in done]
-        door = make_engine(cfg, me)
+        door = make_engine(cfg.init or cfg.model, cfg, me)
         with tqdm(total=len(records), initial=len(records) - len(todo), unit="prompt",
                   disable=None if me.rank == 0 else True) as bar:
             for at in range(0, len(todo), cfg.batch):
@@ -762,18 +705,6 @@ def difficulty(cfg):
                     written[name] = len(chosen)
                     print(f"{name}: {len(chosen):,} of {len(records):,} prompts")
         return me.agree(written)
-
-
-def make_engine(cfg, me):
-    """The engine that samples, with weights of its own; what is trained comes with a push."""
-    options = dict(context=cfg.context, max_batch=cfg.max_batch)
-    init = cfg.init or cfg.model
-    if cfg.engine == "vllm":
-        options |= dict(layout=cfg.layout, gpus=cfg.gpus, tensor_parallel=cfg.tensor_parallel,
-                        gpu_memory=cfg.gpu_memory)
-    elif cfg.engine == "torch":
-        init = load(init, dtype=DTYPES[cfg.dtype], device=me.device)
-    return engine(init, cfg.engine, dtype=cfg.dtype, **options)
 
 
 # -- main ----------------------------------------------------------------------------------------------------
@@ -854,7 +785,7 @@ def main(cfg):
                 raise InputError(f"--replay={cfg.replay} has no step {missing[0]}: give --steps of at most "
                                  f"{missing[0] - 1}")
         samples = open_samples(run, progress, me)
-        door = make_engine(cfg, me) if replay is None else None
+        door = make_engine(cfg.init or cfg.model, cfg, me) if replay is None else None
         run.log(f"{cfg.model} {sum(p.numel() for p in parameters):,} parameters | {me.world} x "
                 f"{me.device.type} {cfg.dtype} | {len(records):,} prompts"
                 + "".join(f", {n} left out {reason}" for reason, n in left_out.items())

@@ -9,6 +9,7 @@ run's.
 import contextlib
 import dataclasses
 import difflib
+import hashlib
 import io
 import json
 import math
@@ -447,6 +448,11 @@ def read_lines(path):
     """The objects of a .jsonl file; a last line cut short by a kill is left out."""
     with open(path) as f:
         return [json.loads(line) for line in f if line.endswith("\n")]
+
+
+def digest(*what):
+    """16 hex digits that stand for values of plain types."""
+    return hashlib.blake2b(repr(what).encode(), digest_size=8).hexdigest()
 
 
 def human(n):

@@ -65,8 +65,9 @@ class Turn:
 
 def ours(turn, folder, prompts, steps, engine):
     import rl
+    from prompts import encode_prompt
     from runtime import parse
-    longest = max(len(rl.encode_prompt(rl.Init(folder).tokenizer(), p["prompt"])) for p in prompts)
+    longest = max(len(encode_prompt(rl.Init(folder).tokenizer(), p["prompt"])) for p in prompts)
     with tempfile.TemporaryDirectory() as tmp:
         with open(os.path.join(tmp, "prompts.jsonl"), "w") as f:
             f.write("".join(json.dumps(p) + "\n" for p in prompts))
@@ -92,6 +93,7 @@ def trl(turn, folder, prompts, steps, rows, paged):
     from trl import GRPOConfig, GRPOTrainer
 
     import rl
+    from prompts import encode_prompt
     from verify import grade_batch
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -101,7 +103,7 @@ def trl(turn, folder, prompts, steps, rows, paged):
                                                               attn_implementation="sdpa")
     texts = [p["prompt"].rstrip("\n") + "\n" for p in prompts]
     own = rl.Init(folder).tokenizer()
-    assert tokenizer(texts)["input_ids"] == [rl.encode_prompt(own, t) for t in texts]
+    assert tokenizer(texts)["input_ids"] == [encode_prompt(own, t) for t in texts]
     split, tokens = Counter(), 0
 
     def reward(completions, completion_ids, domain, truth, **_):
@@ -165,7 +167,8 @@ def worker(pipe, side, folder, prompts, steps, threads):
 def compare(folder, sides, steps, threads):
     """{side: its steps, medians}. Sides that do not run here are told and left out."""
     import rl
-    records = list(rl.toy_prompts("rl", 2 * PROMPTS * steps, ["math"]))[:PROMPTS * steps]
+    from prompts import toy_prompts
+    records = list(toy_prompts("rl", 2 * PROMPTS * steps, ["math"]))[:PROMPTS * steps]
     order = [records[i] for i in rl.epoch_order(0, len(records), 1)]       # as rl.py with --seed=1 draws them
     spawn, running, seen = multiprocessing.get_context("spawn"), {}, {}
     for side in sides:

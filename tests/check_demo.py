@@ -37,3 +37,9 @@ for c, before in zip(curves["mt rl"], curves["base mt"], strict=True):
     if c["debiased"] < 0.98 or c["debiased"] < before["debiased"]:
         sys.exit(f"CKA of layer {c['layer']}: {c['debiased']} from mid-trained to RL, "
                  f"{before['debiased']} from base to mid-trained")
+page = runs / "report" / "report.html"
+text = page.read_text()
+if len(text) > 5_000_000 or text.count("<section") < 11 or "<script" in text:
+    sys.exit(f"{page}: {len(text):,} characters, {text.count('<section')} sections; at most 5 MB and at least "
+             f"11 sections were expected")
+print(f"\nwhat it all came to: {page}")

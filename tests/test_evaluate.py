@@ -17,9 +17,10 @@ import prompts
 import verify
 import world
 from data import write_source
-from evaluate import averages, combined, compare, frontier, interval, main, paired
+from evaluate import averages, compare, frontier, main
 from model import load
 from runtime import InputError, appending, parse
+from scores import combined, interval, paired
 from tokenizer import toy_tokenizer
 
 SMALL = ("--model=toy", "--tasks=toy-math+toy-science", "--problems=6", "--samples=2", "--max_new_tokens=12",

@@ -79,10 +79,16 @@ def test_analysis_commands_run(exported, tmp_path):
     for name in ("base", "mt", "rl"):
         shutil.copytree(exported, tmp_path / "runs" / name / "model")
     (tmp_path / "runs" / "rl" / "config.json").write_text('{"beta1": 0.9, "beta2": 0.95, "eps": 1e-10}')
-    (tmp_path / "runs" / "rl" / "metrics.jsonl").write_text('{"step": 1, "lr": 1e-4}\n')
+    (tmp_path / "runs" / "rl" / "metrics.jsonl").write_text('{"step": 1, "lr": 1e-4, "gnorm": 1}\n')
     found = commands("python analyze.py")
-    assert len(found) == 3
+    assert len(found) == 8
     for command in found:
+        if command.split()[2] in ("landscape", "trajectory", "behaviour", "report", "merge"):
+            process = Process(tmp_path, command.split()[2], "--help", stage="analyze")
+            assert process.wait() == 0                    # that they run is shown in tests/test_analyze_*.py
+            flags = [word.partition("=")[0] for word in shlex.split(command) if word.startswith("--")]
+            assert all(flag in process.text("stdout") for flag in flags)
+            continue
         words = [str(tmp_path / w) if w.startswith("runs/") else w.replace("=runs", f"={tmp_path}/runs")
                  for w in shlex.split(command)[2:]]
         words += ["--count=8", "--resamples=10"] * (words[0] == "cka") + [f"--out={tmp_path / 'out'}"]

@@ -18,12 +18,12 @@ from rl import (
     in_range,
     kl_estimate,
     pack,
-    pass_at_k,
     polyak,
     pool,
     token_weights,
 )
 from runtime import InputError
+from scores import pass_at_k
 
 
 def grpo_loss(logp, old, gen, ref, advantage, weights, cfg, responses=None):

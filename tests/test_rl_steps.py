@@ -21,6 +21,7 @@ from torch.func import functional_call
 
 import rl
 from model import load
+from prompts import encode_prompt
 from rl import Config, recipe  # noqa: F401  (this file is a stage too: `main`, for two ranks)
 from runtime import launch, parse, ranks  # noqa: F401
 
@@ -94,7 +95,7 @@ def files(tmp_path_factory):
     prompts = [{"id": str(i), "domain": "math", "prompt": "What is 1" + " + 1" * i + "?", "truth": str(i + 1)}
                for i in range(4)]
     for step, (i, prompt) in itertools.product((1, 2), enumerate(prompts)):
-        ids = rl.encode_prompt(model.tokenizer, prompt["prompt"])
+        ids = encode_prompt(model.tokenizer, prompt["prompt"])
         for j in range(4):
             tokens = rng.integers(0, 508, rng.integers(1, 30)).tolist()
             with torch.no_grad():
@@ -107,7 +108,7 @@ def files(tmp_path_factory):
     for name, content in (("prompts", prompts), ("samples", lines)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in content))
     for line in lines:
-        line["ids"] = rl.encode_prompt(model.tokenizer, prompts[line["group"]]["prompt"])
+        line["ids"] = encode_prompt(model.tokenizer, prompts[line["group"]]["prompt"])
         line["gen"] = np.float32(line["gen"]).tolist()
     return folder, model, lines
 
