@@ -40,6 +40,6 @@ for c, before in zip(curves["mt rl"], curves["base mt"], strict=True):
 page = runs / "report" / "report.html"
 text = page.read_text()
 if len(text) > 5_000_000 or text.count("<section") < 11 or "<script" in text:
-    sys.exit(f"{page}: {len(text):,} characters, {text.count('<section')} sections; at most 5 MB and at least "
-             f"11 sections were expected")
+    sys.exit(f"{page}: {len(text):,} characters, {text.count('<section')} sections; at most 5 MB and at "
+             f"least 11 sections were expected")
 print(f"\nwhat it all came to: {page}")
