@@ -12,7 +12,7 @@ demo: .venv/demo                     ## a toy base, mid-trained on the paper's m
 	for stage in base mt rl; do $(BIN)/python evaluate.py --model=toy --init=runs/$$stage/model --out=runs/eval/$$stage || exit; done
 	$(BIN)/python evaluate.py --compare runs/eval/base runs/eval/mt runs/eval/rl --out=runs/eval
 	$(BIN)/python analyze.py weights runs/base/model runs/mt/model
-	$(BIN)/python analyze.py weights runs/mt/model runs/rl/model --null=runs/rl
+	$(BIN)/python analyze.py weights runs/mt/model runs/rl/model --null=runs/rl --rank=sampled
 	$(BIN)/python analyze.py cka runs/base/model runs/mt/model runs/rl/model
 	$(BIN)/python analyze.py landscape runs/base/model runs/mt/model runs/rl/model --path=9 --grid=3 --problems=50
 	$(BIN)/python analyze.py trajectory runs/rl runs/mt/model runs/base/model

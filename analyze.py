@@ -26,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, islice
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ from prompts import key, need_sandbox, read_jsonl, read_prompts
 from report import report
 from runtime import InputError, Run, appending, digest, ranks, read_lines, split_flags, write_atomic
 from scores import interval, limits, read_results
-from sources import Hub, Part, get_part, raw_files, rows, text
+from sources import Hub, Part, get_part, is_there, raw_files, rows, text
 from verify import grade_batch, transient
 
 # -- weights: the change of one tensor ---------------------------------------------------------------------
@@ -459,20 +460,20 @@ def cka_permuted(K, L, permutations=1000, seed=0, debiased=True):
 
 @dataclass
 class Landscape:
-    base: str                            # weights at (0, 0): preset, folder
-    mt: str                              # at (1, 0)
-    rl: str                              # at (1, 1)
-    run: str                             # folder of the results
+    base: Positional[str]                # weights at (0, 0): preset, folder
+    mt: Positional[str]                  # at (1, 0)
+    rl: Positional[str]                  # at (1, 1)
+    run: str = "runs/analysis/landscape"                           # folder of the results, also --out
     path: int = 11                       # points from base by way of mt to rl, odd
     grid: int = 5                        # points a side of the plane; 0 = the path alone; paper
     prompts: str = "toy"                 # .jsonl of held-out prompts (paper: of MATH500); toy = the world's
     domains: str = "math+science"        # prompts of these are taken
-    problems: int = 200                  # of the prompts; paper
-    samples: int = 8                     # a problem; paper
+    problems: int = 0                    # of the prompts, 0 = the paper's 200 (toy 100)
+    samples: int = 0                     # a problem, 0 = the paper's 8 (toy 2)
     temperature: float = 0.6             # paper
     top_p: float = 0.95                  # paper
-    max_new_tokens: int = 7680           # paper
-    context: int = 0                     # tokens of prompt and answer, 0 = what config.json allows
+    max_new_tokens: int = 0              # 0 = the paper's 7,680 (toy 96)
+    context: int = 0                     # of prompt and answer, 0 = what config.json allows (toy 256)
     seed: int = 1                        # of the samples
     engine: str = "torch"                # torch (embedded), vllm
     layout: str = "inside"               # vllm: inside this process, beside (its own GPUs: --gpus)
@@ -480,12 +481,13 @@ class Landscape:
     tensor_parallel: int = 1             # vllm: GPUs that hold a model together
     gpu_memory: float = 0.9              # vllm: share of a GPU's memory for weights and cache
     max_batch: int = 256                 # samples made at a time, a rank
-    dtype: str = "bfloat16"              # of the engine: points are rounded to it once
+    dtype: str = ""                      # of the engine, rounded to once; "" = bfloat16 (toy float32)
     unsafe_sandbox: bool = False         # run programs without bubblewrap (see verify.py)
     device: str = "auto"                 # auto, cpu, cuda
 
 
-TOY = dict(dtype="float32", max_new_tokens=96, context=256, problems=100, samples=2)
+PAPER = dict(problems=200, samples=8, max_new_tokens=7680, dtype="bfloat16")
+TOY = dict(problems=100, samples=2, max_new_tokens=96, dtype="float32", context=256)
 FREE = tuple(f.name for f in dataclasses.fields(Landscape))          # points know what they were made with
 MADE_WITH = ("samples", "temperature", "top_p", "max_new_tokens", "context", "seed", "dtype",
              "engine")                                    # its noise is its own
@@ -566,6 +568,8 @@ def landscape(base, mt, rl, out, **how):
     after a kill, and with every point there it starts no engine. The grader is not part of that hash: delete
     the file after a change of it."""
     cfg = Landscape(base, mt, rl, out, **how)
+    usual = TOY if cfg.prompts == "toy" else PAPER
+    cfg = dataclasses.replace(cfg, **{k: getattr(cfg, k) or value for k, value in usual.items()})
     check_landscape(cfg)
     with ranks(cfg.device) as me:
         run = Run(out, cfg, me, FREE)
@@ -689,6 +693,8 @@ def trajectory(run, start, base=None, thresholds=THRESHOLDS, count=1 << 18):
     to its export's dtype (noise_null's masters). lr_sum: about the farthest those steps can move a weight."""
     cfg, lrs = updates_of(run)
     w0, steps = some_weights(start, count), []
+    # a float32 start rounded to bfloat16 changes everywhere: noise tells nothing there
+    noisy = narrow(Folder(start)) or cfg["export_dtype"] == "float32"
 
     def total(old, new):
         return next(row for row in compare_checkpoints(old, new, thresholds=thresholds)["rows"]
@@ -704,7 +710,7 @@ def trajectory(run, start, base=None, thresholds=THRESHOLDS, count=1 << 18):
         null = noise_null(w0, own, cfg["beta1"], cfg["beta2"], cfg["eps"],
                           getattr(torch, cfg["export_dtype"]), thresholds=thresholds)["masters"]
         steps.append({"step": step, "model": model, "lr_sum": sum(own), "start": total(start, model),
-                      "base": total(base, model) if base else None, "null": null})
+                      "base": total(base, model) if base else None, "null": null if noisy else None})
     return {"run": run, "start": start, "base": base, "steps": steps}
 
 
@@ -727,7 +733,7 @@ def behaviour(stages):
     for task in shared:
         rows += [{"task": task, "stage": stage} | {k: own[task][k] for k in kept}
                  for stage, own in found.items()]
-        made = {stage: own[task]["settings"] | {"problems": own[task]["problems"]}
+        made = {stage: own[task].get("settings", {}) | {"problems": own[task]["problems"]}
                 for stage, own in found.items()}
         for k in next(iter(made.values())):
             values = {stage: settings.get(k) for stage, settings in made.items()}
@@ -744,20 +750,36 @@ def merge(combination, out, dtype="bfloat16"):
     dtype, in memory. A checkpoint that is there is replaced, but none of the terms."""
     if dtype not in DTYPES:
         raise InputError(f"--dtype={dtype!r} is not one of {', '.join(DTYPES)}")
-    if os.path.exists(out) and not os.path.exists(os.path.join(out, "config.json")):
-        raise InputError(f"--out={out} is there and is no checkpoint; give another --out, or move it away")
-    if any(os.path.realpath(out) == os.path.realpath(term.path) for _, term in Init(combination).terms):
-        raise InputError(f"--out={out} is a term of {combination!r}, which it would replace; give another")
+    there = sorted(os.listdir(out)) if os.path.isdir(out) else []
+    known = "config.json", "generation_config.json", "model", "tokenizer", "special_tokens_map.json", "tekken"
+    foreign = [name for name in there if not name.startswith(known) or os.path.isdir(os.path.join(out, name))]
+    if foreign or os.path.exists(out) and "config.json" not in there:
+        more = f" alone: it has {foreign[0]}" if foreign else ""
+        raise InputError(f"--out={out} is there and is no checkpoint{more}; give another, or move it away")
+    for _, term in Init(combination).terms:
+        inside = os.path.realpath(term.path) + os.sep
+        if inside.startswith(os.path.realpath(out) + os.sep):
+            raise InputError(f"--out={out} is or holds a term of {combination!r}, which it would replace; "
+                             f"give another")
     save(load(combination, dtype=getattr(torch, dtype)), out)
     return out
 
 
 # -- the commands --------------------------------------------------------------------------------------------
 
-def stage(path):
-    """A checkpoint's name in tables: runs/mt/model is mt."""
-    names = [name for name in os.path.normpath(path).split(os.sep) if name not in ("model", "models")]
-    return names[-1] if names else path
+def stages(paths):
+    """{checkpoint or folder: its name in tables}: runs/mt/model is mt, or with more of its path where two
+    would be called alike; a sum is its text. InputError where one is given twice."""
+    if len(set(map(os.path.realpath, paths))) < len(paths):
+        raise InputError(f"{', '.join(paths)}: one of them is given twice")
+    parts = {path: [path] if "*" in path else [
+        part for part in os.path.normpath(path).split(os.sep) if part not in ("model", "models")] or [path]
+        for path in paths}
+    for n in range(1, 1 + max(map(len, parts.values()))):
+        names = {path: os.sep.join(own[-n:]) for path, own in parts.items()}
+        if len(set(names.values())) == len(names):
+            return names
+    return {path: path for path in paths}
 
 
 def kept(out, name):
@@ -804,32 +826,38 @@ def weights(old: Positional[str], new: Positional[str], other: Positional[str] =
     """
     if rank not in ("off", "sampled", "all"):
         raise InputError(f"--rank={rank} is not one of off, sampled, all")
-    pairs = {tuple(pair["names"]): pair for pair in kept(out, "weights").get("pairs", [])}
+    names = stages([old, new, other] if other else [old, new])
+    content, (cfg, lrs) = kept(out, "weights"), updates_of(null) if null else ({}, {})
+    pairs = {tuple(map(os.path.realpath, pair["folders"])): pair for pair in content.get("pairs", [])}
+    began = narrow(Folder(old))
     for folder in [new, other] if other else [new]:
         beside = other if other and folder == new else None
         found = compare_checkpoints(old, folder, beside)
-        pair = dict(names=[stage(old), stage(folder)], folders=[old, folder], bf16=narrow(Folder(folder)),
-                    cosine_with=beside and stage(beside), null=None, nulls={}, geometry=[],
+        ended = narrow(Folder(folder))
+        pair = dict(names=[names[old], names[folder]], folders=[old, folder], bf16=began and ended,
+                    cosine_with=names.get(beside), null=None, nulls={}, geometry=[],
                     rows=found["rows"], missing=found["missing"], extra=found["extra"])
-        if null:
-            cfg, lrs = updates_of(null)
-            lrs, variant = sum(lrs.values(), []), "masters" if pair["bf16"] else "float32"   # as written
+        if null and folder == new:
+            if ended and not began:
+                raise InputError(f"--null={null}: {old} is float32 and {new} bfloat16, so rounding alone "
+                                 f"changes every weight; compare checkpoints of one dtype")
             for component in ("", *dict.fromkeys(t["component"] for t in found["tensors"])):
-                noise = noise_null(some_weights(old, 1 << 17, component), lrs, cfg["beta1"], cfg["beta2"],
-                                   cfg["eps"])
-                pair["nulls"][component or "total"] = noise[variant]
+                noise = noise_null(some_weights(old, 1 << 17, component), sum(lrs.values(), []), cfg["beta1"],
+                                   cfg["beta2"], cfg["eps"])
+                pair["nulls"][component or "total"] = noise["masters" if ended else "float32"]
                 pair["null"] = pair["null"] or noise
         if rank != "off":
             pair["geometry"] = geometry(old, folder, found["tensors"], rank == "all")
-        pairs[tuple(pair["names"])] = pair
+        pairs[os.path.realpath(old), os.path.realpath(folder)] = pair
+        keep(out, "weights", {"thresholds": THRESHOLDS, "pairs": list(pairs.values())})
         print(weights_table(pair))
-    keep(out, "weights", {"thresholds": THRESHOLDS, "pairs": list(pairs.values())})
 
 
 def geometry(old, new, tensors, every):
     """update_geometry of the matrices, or of the largest one of each sub-component."""
     a, b = Folder(old), Folder(new)
-    names = list(dict.fromkeys(t["name"] for t in tensors if len(a.shape(t["name"])) == 2))
+    names = list(dict.fromkeys(t["name"] for t in tensors if len(a.shape(t["name"])) == 2
+                               and not t["nonfinite"]))
     if not every:
         largest = {pieces(n, 2)[0][0][2]: n for n in sorted(names, key=lambda n: math.prod(a.shape(n)))}
         names = sorted(largest.values())
@@ -839,23 +867,35 @@ def geometry(old, new, tensors, every):
 
 def weights_table(pair):
     """A pair's rows as text: by component and sub-component."""
-    def cells(row, null):
-        shares = [f"{100 * row['unchanged'][t]:.1f}" for t in (0.001, 0.01, 0.1)]
-        l2 = [f"{row[k]:.3g}" if row[k] is not None else "-" for k in ("relative_l2", "mean_l2")]
-        return [*l2, f"{100 * row['bits_share']:.1f}", *shares,
-                f"{row['cosine']:.3f}" if row.get("cosine") is not None else "-",
-                f"{100 * null['unchanged'][0.01]:.1f}, {null['relative_l2']:.2g}" if null else "-"]
+    def share(x):
+        return "-" if x is None else f"{100 * x:.1f}"
 
-    lines = [[" to ".join(pair["names"]), "L2 pooled", "L2 mean", "bits, %", "same at 0.1 %", "1 %", "10 %",
-              f"cosine {pair['cosine_with'] or ''}".strip(), "null: same at 1 %, L2"]]
+    def cells(row, null):
+        l2 = [f"{row[k]:.3g}" if row[k] is not None else "-" for k in ("relative_l2", "mean_l2")]
+        return [*l2, share(row["bits_share"]), *map(share, row["unchanged"].values()),
+                f"{row['cosine']:.3f}" if row.get("cosine") is not None else "-",
+                f"{share(null['unchanged'][0.01])}, {null['relative_l2']:.2g}" if null else "-"]
+
+    lines = [[" to ".join(pair["names"]), "L2 pooled", "L2 mean", "bits, %", "same at 0.1 %", "0.5 %", "1 %",
+              "2 %", "5 %", "10 %", f"cosine {pair['cosine_with'] or ''}".strip(), "null: same at 1 %, L2"]]
     for row in pair["rows"]:
         if row["by"] in ("total", "component", "component+sub"):
             name = "  " * row["by"].count("+") + (row.get("sub") or row.get("component") or "all")
             lines.append([name, *cells(row, pair["nulls"].get(row.get("component") or "total")
                                        if row["by"] != "component+sub" else None)])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(f"{cell:{'<' if i == 0 else '>'}{w}}" for i, (cell, w)
-                               in enumerate(zip(line, widths, strict=True))) for line in lines) + "\n"
+    text = ["  ".join(f"{cell:{'<' if i == 0 else '>'}{w}}" for i, (cell, w)
+                      in enumerate(zip(line, widths, strict=True))) for line in lines]
+    total = next(row for row in pair["rows"] if row["by"] == "total")
+    if total["nonfinite"]:
+        text.append(f"{total['nonfinite']:,} entries are not finite, and left out")
+    if pair["bf16"]:
+        text.append("bfloat16: no change is under 0.39 %, so 0.1 % counts every changed value")
+    for g in pair["geometry"]:
+        text.append(f"{g['name']}: " + ", ".join(
+            f"{k} {g[k]:.3g} (entries permuted {g['null'][k]:.3g})" for k in ("stable_rank", "left", "right")
+            if g[k] is not None))
+    return "\n".join(text) + "\n"
 
 
 # -- representations: from texts to tables -------------------------------------------------------------------
@@ -876,7 +916,7 @@ def read_texts(corpus, count, raw):
         found = [t for pair in zip(prose, found, strict=False) for t in pair]
     elif corpus in CORPORA:
         part = CORPORA[corpus]
-        if not os.path.isdir(os.path.join(raw, corpus)):
+        if not is_there(raw, corpus):
             get_part(Hub(), corpus, part, None, raw, 1)
         found = (part.read(row) for f in raw_files(raw, corpus, part) for _, row in rows(f, part.columns))
     elif os.path.exists(corpus):
@@ -900,7 +940,7 @@ def representations(path, texts, pooling, tokens, dtype, device):
     the pooling (its activations are massive)."""
     model = load(path, dtype=getattr(torch, dtype), device=device)
     layers = None
-    for t in tqdm(texts, unit="text", desc=stage(path), leave=False, disable=None):
+    for t in tqdm(texts, unit="text", desc=path, leave=False, disable=None):
         before = model.tokenizer.before
         ids = [*before, *model.tokenizer.encode(t)[:tokens]]
         streams = model.hidden_states(torch.tensor([ids], device=device))
@@ -913,7 +953,7 @@ def representations(path, texts, pooling, tokens, dtype, device):
 
 def cka_command(checkpoints: Positional[tuple[str, ...]], texts: str = "toy", count: int = 200,
                 pooling: str = "mean", tokens: int = 512, without: int = 4, resamples: int = 1000,
-                dtype: str = "float32", device: str = "cpu", raw: str = "data/raw", seed: int = 0,
+                dtype: str = "float32", device: str = "auto", raw: str = "data/raw", seed: int = 0,
                 out: str = "runs/analysis"):
     """How alike checkpoints represent the same texts, layer by layer: linear CKA, as published and debiased.
 
@@ -926,20 +966,29 @@ def cka_command(checkpoints: Positional[tuple[str, ...]], texts: str = "toy", co
         without: dimensions of the largest variance that the variant leaves out
         resamples: random halves of the texts for the interval, and permutations for the band
         dtype: of the models
-        device: cpu or cuda
+        device: auto, cpu, cuda
         raw: where downloads are kept
         seed: of halves and permutations
         out: where cka.json goes; other texts that are there stay
     """
-    if len(checkpoints) < 2 or pooling not in POOLING:
-        raise InputError(f"cka: give two checkpoints or more, and --pooling={' or '.join(POOLING)}")
-    chosen = read_texts(texts, count, raw)
-    names, every = [stage(path) for path in checkpoints], []
-    for path in checkpoints:
-        every.append(representations(path, chosen, pooling, tokens, dtype, device))
-        if len(every[-1]) != len(every[0]):
-            raise InputError(f"cka: {path} has {len(every[-1]) - 2} layers, {checkpoints[0]} has "
-                             f"{len(every[0]) - 2}: only models of one depth can be compared layer by layer")
+    if len(checkpoints) < 2 or pooling not in POOLING or dtype not in DTYPES:
+        raise InputError(f"cka: give two checkpoints or more, --pooling={' or '.join(POOLING)}, "
+                         f"--dtype={' or '.join(DTYPES)}")
+    for flag, value, least in (("tokens", tokens, 1), ("without", without, 0), ("resamples", resamples, 1)):
+        if value < least:
+            raise InputError(f"--{flag}={value} must be at least {least}")
+    names, depths = stages(checkpoints), {path: len(Init(path).arch.layers) for path in checkpoints}
+    for path, depth in depths.items():
+        if depth != depths[checkpoints[0]]:
+            raise InputError(f"cka: {path} has {depth} layers, {checkpoints[0]} has "
+                             f"{depths[checkpoints[0]]}: only models of one depth can be compared layer by "
+                             f"layer")
+    before = kept(out, "cka")
+    chosen, every = read_texts(texts, count, raw), []
+    with ranks(device) as me:                             # names a device that is not there
+        for path in checkpoints:
+            every.append(representations(path, chosen, pooling, tokens, dtype, me.device))
+    names = list(names.values())
     found = {f"{names[i]} {names[j]}": [dict(layer=layer) | likeness(x, y, without, resamples, seed)
                                         for layer, (x, y) in enumerate(zip(every[i], every[j], strict=True))]
              for i, j in combinations(range(len(names)), 2)}
@@ -950,7 +999,7 @@ def cka_command(checkpoints: Positional[tuple[str, ...]], texts: str = "toy", co
               f"[{c['low']:.4f}, {c['high']:.4f}], without the {without} largest dimensions "
               f"{c['without_top']:.4f}, permuted {c['null_low']:.3f} to {c['null_high']:.3f}")
     own = dict(names=names, texts=len(chosen), corpus=texts, pooling=pooling, without=without, pairs=found)
-    keep(out, "cka", kept(out, "cka") | {texts: own})
+    keep(out, "cka", before | {texts if pooling == "mean" else f"{texts}, {pooling}": own})
 
 
 def likeness(x, y, without, resamples, seed):
@@ -967,34 +1016,10 @@ def likeness(x, y, without, resamples, seed):
 
 # -- the other commands --------------------------------------------------------------------------------------
 
-def landscape_command(base: Positional[str], mt: Positional[str], rl: Positional[str], path: int = 11,
-                      grid: int = 5, prompts: str = "toy", domains: str = "math+science", problems: int = 0,
-                      samples: int = 0, max_new_tokens: int = 0, engine: str = "torch", dtype: str = "",
-                      device: str = "auto", out: str = "runs/analysis"):
-    """Pass rates between checkpoints: along base, mid-trained, RL, and on the plane through the three.
-
-    Args:
-        base: folder of the base
-        mt: of the mid-trained model
-        rl: of the model after RL
-        path: points of the path, odd
-        grid: points a side of the plane, 0 = the path alone; paper 5
-        prompts: .jsonl of held-out prompts; toy = the embedded world's
-        domains: prompts of these are taken
-        problems: how many, 0 = the paper's 200 (toy 100)
-        samples: a problem, 0 = the paper's 8 (toy 2)
-        max_new_tokens: 0 = the paper's 7,680 (toy 96)
-        engine: torch (embedded), vllm
-        dtype: of the engine, "" = bfloat16 (toy float32)
-        device: auto, cpu, cuda
-        out: landscape.json goes to its folder landscape; the same command goes on after a kill
-    """
-    how = dict(problems=problems, samples=samples, max_new_tokens=max_new_tokens, dtype=dtype)
-    usual = TOY if prompts == "toy" else {f.name: f.default for f in dataclasses.fields(Landscape)}
-    how = {k: v or usual[k] for k, v in how.items()}
-    context = TOY["context"] if prompts == "toy" else 0
-    landscape(base, mt, rl, os.path.join(out, "landscape"), path=path, grid=grid, prompts=prompts,
-              domains=domains, engine=engine, device=device, context=context, **how)
+def landscape_command(cfg: Annotated[Landscape, tyro.conf.arg(name="")]):
+    """Pass rates between checkpoints: along base, mid-trained, RL, and on the plane through the three."""
+    landscape(cfg.base, cfg.mt, cfg.rl, cfg.run, **{k: v for k, v in dataclasses.asdict(cfg).items()
+                                                   if k not in ("base", "mt", "rl", "run")})
 
 
 def trajectory_command(run: Positional[str], start: Positional[str], base: Positional[str] = "",
@@ -1007,6 +1032,7 @@ def trajectory_command(run: Positional[str], start: Positional[str], base: Posit
         base: of the base
         out: where trajectory.json goes; other runs that are there stay
     """
+    before = kept(out, "trajectory").get("runs", [])
     found = trajectory(run, start, base or None)
 
     def short(row):
@@ -1017,10 +1043,13 @@ def trajectory_command(run: Positional[str], start: Positional[str], base: Posit
               "null": short(s["null"])} for s in found["steps"]]
     print("step   L2 from start   noise   changed by over 1 %   noise")
     for s in steps:
-        print(f"{s['step']:4d}   {s['from_mt']['relative_l2']:13.3g}   {s['null']['relative_l2']:5.2g}   "
-              f"{s['from_mt']['changed']['0.01']:19.1%}   {s['null']['changed']['0.01']:5.1%}")
-    runs = [r for r in kept(out, "trajectory").get("runs", []) if r["name"] != stage(run)]
-    keep(out, "trajectory", {"runs": [*runs, {"name": stage(run), "steps": steps}]})
+        null = s["null"] and f"{s['null']['changed']['0.01']:.1%}"
+        print(f"{s['step']:4d}   {s['from_mt']['relative_l2']:13.3g}   "
+              f"{format(s['null']['relative_l2'], '5.2g') if s['null'] else '    -'}   "
+              f"{s['from_mt']['changed']['0.01']:19.1%}   {null or '-':>5s}")
+    name = os.path.normpath(run)
+    others = [r for r in before if r["name"] != name]
+    keep(out, "trajectory", {"runs": [*others, {"name": name, "steps": steps}]})
 
 
 def behaviour_command(evaluations: Positional[tuple[str, ...]], out: str = "runs/analysis"):
@@ -1030,7 +1059,8 @@ def behaviour_command(evaluations: Positional[tuple[str, ...]], out: str = "runs
         evaluations: folders of evaluate.py
         out: where behaviour.json goes
     """
-    found = behaviour({stage(folder): folder for folder in evaluations})
+    kept(out, "behaviour")
+    found = behaviour({name: folder for folder, name in stages(evaluations).items()})
 
     def numbers(row, what, form):
         return [form.format(row[of][what]) if row[of][what] is not None else "-"
@@ -1046,7 +1076,6 @@ def behaviour_command(evaluations: Positional[tuple[str, ...]], out: str = "runs
         print("  ".join(f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True)))
     for task, settings in found["differ"].items():
         print(f"not made alike: {task}: {settings}")
-    kept(out, "behaviour")
     keep(out, "behaviour", found)
 
 
@@ -1075,10 +1104,13 @@ if __name__ == "__main__":
     commands = {"weights": weights, "cka": cka_command, "landscape": landscape_command,
                 "trajectory": trajectory_command, "behaviour": behaviour_command, "merge": merge_command,
                 "report": report_command}
+    given = split_flags(sys.argv[1:])
+    if given[:1] == ["landscape"]:
+        given = ["--run" if word == "--out" else word for word in given]
     try:
         tyro.extras.subcommand_cli_from_dict(commands, use_underscores=True,
                                              config=(tyro.conf.FlagConversionOff,),
-                                             args=split_flags(sys.argv[1:]))
+                                             args=given)
     except InputError as e:
         print(f"error: {str(e).replace('--init: ', '')}", file=sys.stderr)     # there is no such flag here
         sys.exit(2)

@@ -73,7 +73,7 @@ from runtime import (
     write_atomic,
 )
 from scores import combined, interval, limits, paired, pass_at_k, read_results
-from sources import Drop, Hub, Part, get_part, matches, number, raw_files, read_lock, rows, text
+from sources import Drop, Hub, Part, get_part, is_there, matches, number, raw_files, read_lock, rows, text
 from verify import SandboxMissing, check_sandbox, gradable, grade_batch, timed_out, transient
 
 # -- config --------------------------------------------------------------------------------------------------
@@ -444,9 +444,7 @@ def suite_task(name, cfg, truths):
                          f"{name}.jsonl ({', '.join(b.columns)}), or leave it out")
     else:
         folder = os.path.join(cfg.raw, name)
-        had = read_lock(folder)
-        if not (os.path.isdir(folder) if had is None else
-                all(os.path.exists(os.path.join(folder, f["path"])) for f in had["files"])):
+        if not is_there(cfg.raw, name):
             get_part(Hub(), name, b.part, None, cfg.raw, 1)
         files = [f for f in raw_files(cfg.raw, name, b.part)
                  if matches(os.path.relpath(f, folder), b.part.files)]

@@ -380,10 +380,11 @@ NOISE = dict(color="black", linestyle="--", linewidth=1)
 
 
 def by_pair(data):
-    """{"base to mt": entry of weights.json}; a second comparison of the two is there for its cosine."""
+    """{"base to mt": entry of weights.json}; of two that are called alike the second has its folder added."""
     pairs = {}
     for pair in data["pairs"]:
-        pairs.setdefault(f"{pair['names'][0]} to {pair['names'][1]}", pair)
+        name = f"{pair['names'][0]} to {pair['names'][1]}"
+        pairs[f"{name} ({pair['folders'][1]})" if name in pairs else name] = pair
     return pairs
 
 
@@ -413,8 +414,9 @@ def divergence(data):
     compare their tops.
     Two averages: relative_l2 is pooled: all entries as one vector. mean_l2 is the mean of the tensors' own
     ratios. They differ, and papers do not always say which they print. The pictures show relative_l2.
-    Null: noise alone is the same optimizer with the same learning rates on gradients of pure noise. A change
-    of that size shows how long and how fast training went, not that anything was learnt.
+    Null: noise alone is AdamW, without weight decay, with the same learning rates on gradients of pure noise,
+    on weights of each component. A change of that size shows how long and how fast training went, not that
+    anything was learnt.
     Sample: every weight of both checkpoints: no sampling, so no interval. The null is of a sample of them."""
     pairs = by_pair(data)
     parts = [part for part in PARTS if any(r["component"] == part for pair in pairs.values()
@@ -424,9 +426,11 @@ def divergence(data):
         own = [r for r in rows_by(pair, "layer+component") if r["relative_l2"]]
         series = [(part, sorted((r["layer"], r["relative_l2"]) for r in own if r["component"] == part),
                    line(PARTS.index(part) + 1)) for part in parts if part != "embedding"]
-        if null_of(pair):
-            series.append(("noise alone", [(x, null_of(pair)["relative_l2"])
-                                           for x in sorted({r["layer"] for r in own})], NOISE))
+        for part in parts:                                # noise moves each component by its own scale
+            null, there = pair["nulls"].get(part), sorted({r["layer"] for r in own if r["component"] == part})
+            if null and null["relative_l2"] and there:
+                series.append((f"noise alone, {part}", [(x, null["relative_l2"]) for x in there],
+                               NOISE | {"color": colour(PARTS.index(part) + 1)}))
         return lines(label(name), "layer", "relative L2 change", series, 3.7, yscale="log")
 
     def components(axes):
@@ -441,9 +445,10 @@ def divergence(data):
         axes.legend()
 
     nulls = {name: null_of(pair) for name, pair in pairs.items() if null_of(pair)}
-    rows = [(name, r.get("component", "all"), str(r["count"]), r) for name, pair in pairs.items()
+    rows = [(name, r.get("component", "all"), str(r["count"]), r,
+             pair["nulls"].get(r.get("component", "total"))) for name, pair in pairs.items()
             for r in rows_by(pair, "total") + rows_by(pair, "component")]
-    rows += [(name, "noise alone", "-", null) for name, null in nulls.items()]
+    lost = {name: rows_by(pair, "total")[0]["nonfinite"] for name, pair in pairs.items()}
     missing = [f"{name}: {len(pair[kind])} {kind}" for name, pair in pairs.items()
                for kind in ("missing", "extra") if pair.get(kind)]
     return pairs and Section(
@@ -454,11 +459,14 @@ def divergence(data):
             for name, pair in pairs.items()) + ".",
         {kind: what for kind, what in (
             ("No null", ", ".join(name for name in pairs if name not in nulls)),
+            ("Not finite, and left out", ", ".join(f"{name}: {n:,}" for name, n in lost.items() if n)),
             ("Tensors that one side lacks", "; ".join(missing))) if what},
         [layers(name, pair) for name, pair in pairs.items()] + [(4.4, components)],
-        ["pair", "component", "tensors", "entries", "relative_l2", "mean_l2", "changed > 1 %, %"],
+        ["pair", "component", "tensors", "entries", "relative_l2", "mean_l2", "changed > 1 %, %",
+         "noise alone, relative_l2", "noise alone, changed > 1 %, %"],
         [[name, part, count, human(r["entries"]), cell(r["relative_l2"]), cell(r.get("mean_l2")),
-          percent(changed(r))] for name, part, count, r in rows])
+          percent(changed(r)), cell(null and null["relative_l2"]), percent(null and changed(null))]
+         for name, part, count, r, null in rows])
 
 
 def unchanged(data):
@@ -563,7 +571,7 @@ def cosine(data):
     Sample: every weight of the three checkpoints."""
     values = {}
     for pair in data["pairs"]:
-        names = f"{pair['names'][0]} to {' and to '.join(map(str, pair['names'][1:]))}"
+        names = f"{pair['names'][0]} to {pair['names'][1]} and to {pair.get('cosine_with')}"
         own = {r.get("component", "all"): r["cosine"]
                for r in rows_by(pair, "total") + rows_by(pair, "component") if "cosine" in r}
         values |= {names: own} if own else {}
@@ -609,7 +617,7 @@ def similarity(data):
             axes.errorbar(x, y["debiased"], np.maximum(0, spread), color=colour(1), linewidth=2.4,
                           elinewidth=1, capsize=2, label="debiased, and halves")
             axes.xaxis.get_major_locator().set_params(integer=True)
-            axes.set(xlabel="layer (0: embedding)", ylabel="linear CKA", title=label(name))
+            axes.set(xlabel="layer (0: embedding, last: final norm)", ylabel="linear CKA", title=label(name))
             axes.set_ylim(min(-0.1, np.nanmin([*y["null_low"], *y["low"], 0]) - 0.02), 1.05)
             axes.legend()
         return 3.7, draw
@@ -619,14 +627,14 @@ def similarity(data):
     return pairs and Section(
         f"Do the stages represent text alike? ({data['corpus']})",
         f"Lowest CKA of any layer, debiased, on {data['corpus']}: " + ", ".join(
-            f"{name} {between(r or {}, '{:.3f}', 1, 'debiased')}" for name, r in lowest.items()) + ".",
+            f"{name} {between(r or {}, '{:.4f}', 1, 'debiased')}" for name, r in lowest.items()) + ".",
         {"Sample": f"{data['texts']} texts of {data['corpus']}."},
         [panel(name, own) for name, own in pairs.items()],
         ["pair", "lowest at layer", "debiased [halves]", "biased there", "unrelated there",
          "without top there"],
-        [[name, str(r["layer"]), between(r, "{:.3f}", 1, "debiased"), cell(r["biased"], "{:.3f}"),
+        [[name, str(r["layer"]), between(r, "{:.4f}", 1, "debiased"), cell(r["biased"], "{:.4f}"),
           f"{cell(r['null_low'], '{:.3f}')} to {cell(r['null_high'], '{:.3f}')}",
-          cell(r.get("without_top"), "{:.3f}")] if r else [name, *"-----"] for name, r in lowest.items()])
+          cell(r.get("without_top"), "{:.4f}")] if r else [name, *"-----"] for name, r in lowest.items()])
 
 
 def landscape(data):
@@ -688,7 +696,7 @@ def trajectory(data):
     What it shows: how far RL has moved the weights after so many steps.
     How to read it: a line that rises early and then lies flat is called front-loaded.
     Null: dashed are gradients of pure noise, the same learning rates. A learning rate that decays makes any
-    change front-loaded. Only what departs from the dashed line is RL's own."""
+    change front-loaded."""
     kinds = {"from_mt": "from MT", "from_base": "from base", "null": "noise alone"}
     runs = {run["name"]: sorted(run["steps"], key=lambda s: s["step"])
             for run in data["runs"] if run["steps"]}
@@ -824,7 +832,7 @@ def drawn(section, name, out):
             svg, png = svg.read(), png.read()
         kind, data = ("svg+xml", svg) if len(svg) < 80_000 else ("png", png)       # the page stays small
         images.append(f'<img width="{round(96 * panel[0])}" '
-                      f'alt="{html.escape(section.title)}, picture {i}; its numbers are in the table" '
+                      f'alt="{html.escape(section.title)}, picture {i}; see the table" '
                       f'src="data:image/{kind};base64,{base64.b64encode(data).decode()}">')
     return "\n".join(images)
 

@@ -798,6 +798,14 @@ def read_lock(folder):
         raise InputError(f"{folder}/get.json is damaged ({e}); remove it and get again") from None
 
 
+def is_there(raw, name):
+    """Whether a part was got whole, or put under raw/name by hand; a killed get_part left get.json alone."""
+    folder = os.path.join(raw, name)
+    had = read_lock(folder)
+    return os.path.isdir(folder) if had is None else all(
+        os.path.exists(os.path.join(folder, f["path"])) for f in had["files"])
+
+
 def raw_files(raw, name, part):
     """The files of a part under raw/name, sorted: those get.json names (all have to be there), or, where
     files were put there by hand, all that the part's glob matches."""

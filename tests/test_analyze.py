@@ -15,14 +15,14 @@ from model import load, save
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
-    """base; mt: all weights moved by a tenth; rl: mt moved a little, in bfloat16; other: again by a tenth."""
+    """base; mt: all weights moved by a tenth; rl, rl2: mt moved a little, in bfloat16; other: by a tenth."""
     folder, model = tmp_path_factory.mktemp("stages"), load("random:toy-h")
     torch.manual_seed(0)
-    for name, scale in (("base", 0), ("mt", 0.1), ("rl", 1e-3), ("other", 0.1)):
+    for name, scale in (("base", 0), ("mt", 0.1), ("rl", 1e-3), ("rl2", 1e-3), ("other", 0.1)):
         with torch.no_grad():
             for p in model.parameters():
                 p.add_(scale * p.std().nan_to_num() * torch.randn_like(p))
-        save(model, str(folder / name / "model"), torch.bfloat16 if name == "rl" else None)
+        save(model, str(folder / name / "model"), torch.bfloat16 if name[:2] == "rl" else None)
     return folder
 
 
@@ -56,21 +56,33 @@ def test_weights(stages, tmp_path):
     assert names == [["base", "mt"], ["base", "other"], ["mt", "rl"]]
 
 
-@pytest.mark.parametrize("name, variant", [("rl", "masters"), ("other", "float32")])
-def test_the_null_is_of_the_runs_own_learning_rates(stages, tmp_path, name, variant):
+@pytest.mark.parametrize("start, name, variant", [("rl", "rl2", "masters"), ("mt", "other", "float32")])
+def test_the_null_is_of_the_runs_own_learning_rates(stages, tmp_path, start, name, variant):
     """Its rounding is that of the file: bfloat16 or none."""
     lrs = [1e-3, 1e-3, 5e-4]
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(json.dumps(dict(beta1=0.9, beta2=0.95, eps=1e-10)))
     lines = [dict(step=0, eval={})] + [dict(step=i + 1, lr=lr, gnorm=1) for i, lr in enumerate(lrs)]
     (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    old = stages / "mt" / "model"
+    old = stages / start / "model"
     status, _, errors = call(tmp_path, "weights", old, stages / name / "model", f"--null={tmp_path / 'run'}")
     assert status == 0, errors
     with open(tmp_path / "out" / "weights.json") as f:
         found = json.load(f)["pairs"][0]["nulls"]
     mine = noise_null(analyze.some_weights(str(old), 1 << 17, "MLP"), lrs)[variant]
     assert found["MLP"]["relative_l2"] == pytest.approx(mine["relative_l2"]) and "total" in found
+    mixed = call(tmp_path, "weights", stages / "mt" / "model", stages / "rl" / "model",
+                 f"--null={tmp_path / 'run'}")
+    assert mixed[0] == 2 and "rounding alone changes every weight" in mixed[2]
+
+
+def test_names_tell_checkpoints_apart():
+    assert analyze.stages(["runs/base/model", "runs/mt/model"]) == {
+        "runs/base/model": "base", "runs/mt/model": "mt"}
+    assert list(analyze.stages(["x/mt/model", "y/mt/model", "0.5*a + 0.5*b"]).values()) == [
+        "x/mt", "y/mt", "0.5*a + 0.5*b"]
+    with pytest.raises(analyze.InputError, match="given twice"):
+        analyze.stages(["runs/mt", "runs/x/../mt"])
 
 
 def test_cka(stages, tmp_path):
@@ -115,7 +127,8 @@ def test_bad_input(stages, tmp_path):
             (("weights", base, broken), "truncated or corrupted"),
             (("weights", base, gone), "is missing"), (("weights", base, mt, "--rank=full"), "not one of off"),
             (("weights", base, mt, f"--null={tmp_path}"), "no run of midtrain.py"),
-            (("cka", base), "two checkpoints or more"),
+            (("cka", base), "two checkpoints or more"), (("cka", base, mt, "--tokens=0"), "at least 1"),
+            (("weights", base, mt, base), "given twice"), (("cka", base, mt, "--dtype=bf16"), "bfloat16 or"),
             (("cka", base, mt, "--texts=wiki"), "give toy, wikipedia"),
             (("cka", base, mt, f"--texts={tmp_path / 'few.jsonl'}"), "has 1 texts"),
             (("cka", base, "random:toy-nemotron-h", "--count=8"), "models of one depth"),

@@ -4,6 +4,7 @@ on loaded tensors, and a run of rl.py."""
 import json
 import math
 import os
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -204,7 +205,7 @@ def run(stages, tmp_path_factory):
         patch.setattr(rl, "judge", judge)
         rl.main(parse(rl.Config, ["--model=toy", f"--init={stages['mt']}", "--steps=3", "--export_at=1,2",
                                   "--batch=4", "--group=4", "--context=64", "--row_tokens=256",
-                                  "--eval_every=0", "--heldout=none", "--export_dtype=bfloat16", "--lr=1e-3",
+                                  "--eval_every=0", "--heldout=none", "--export_dtype=float32", "--lr=1e-3",
                                   f"--run={folder}"], rl.recipe))
     return folder
 
@@ -229,7 +230,7 @@ def test_trajectory_in_float64(stages, run):
                 assert s[of]["unchanged"][t] == pytest.approx(
                     1 - (dw.abs() > t * old.abs()).double().mean().item(), abs=1e-12)
         w0 = torch.cat([p.detach().flatten() for _, p in sorted(weights(stages["mt"]).items())])
-        null = noise_null(w0, lrs[:n], thresholds=(0.01, 0.1))["masters"]
+        null = noise_null(w0, lrs[:n], dtype=torch.float32, thresholds=(0.01, 0.1))["masters"]
         assert s["null"]["relative_l2"] == pytest.approx(null["relative_l2"], rel=1e-6)
         assert s["null"]["unchanged"] == pytest.approx(null["unchanged"])
     sizes = [s["start"]["relative_l2"] for s in found["steps"]]
@@ -237,6 +238,27 @@ def test_trajectory_in_float64(stages, run):
     sampled, last = trajectory(run, stages["mt"])["steps"][-1], found["steps"][-1]
     assert sampled["base"] is None
     assert sampled["null"]["relative_l2"] == pytest.approx(last["null"]["relative_l2"], rel=0.02)
+
+
+def test_rounding_a_float32_start_is_no_noise(stages, run, tmp_path):
+    """A run that exports bfloat16 from float32 changes every weight by rounding: there is no null of that."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    cfg = json.loads((copy / "config.json").read_text()) | {"export_dtype": "bfloat16"}
+    (copy / "config.json").write_text(json.dumps(cfg))
+    assert all(s["null"] is None for s in trajectory(str(copy), stages["mt"])["steps"])
+
+
+def test_merge_keeps_what_is_no_checkpoint(stages, run, tmp_path):
+    """A run folder has a config.json too; a folder that holds a term is not replaced."""
+    for name in ("run", "other"):
+        shutil.copytree(run, tmp_path / name)
+    with pytest.raises(InputError, match="is no checkpoint alone: it has"):
+        merge(f"0.5*{stages['base']} + 0.5*{stages['mt']}", str(tmp_path / "run"))
+    shutil.copytree(stages["mt"], tmp_path / "holder" / "tokenizer_x")
+    shutil.copy(tmp_path / "holder" / "tokenizer_x" / "config.json", tmp_path / "holder")
+    with pytest.raises(InputError, match="no checkpoint alone|is or holds a term"):
+        merge(f"0.5*{stages['base']} + 0.5*{tmp_path / 'holder' / 'tokenizer_x'}", str(tmp_path / "holder"))
+    assert sorted(os.listdir(tmp_path / "run")) == sorted(os.listdir(run))
 
 
 def test_steps_without_an_update_are_no_noise(run, tmp_path):
@@ -301,7 +323,7 @@ def test_merge_by_hand(stages, tmp_path):
 
 @pytest.mark.parametrize("change, says", [
     (dict(path=4), "--path=4"), (dict(path=1), "--path=1"), (dict(grid=1), "--grid=1"),
-    (dict(samples=0), "--samples=0"), (dict(problems=0), "--problems=0"),
+    (dict(samples=-1), "--samples=-1"), (dict(problems=-1), "--problems=-1"),
     (dict(dtype="half"), "--dtype='half'"), (dict(engine="sglang"), "--engine='sglang'"),
     (dict(context=10 ** 6), "--context=1000000"), (dict(prompts="nothing.jsonl"), "nothing.jsonl"),
     (dict(domains="maths"), "--domains=maths: 'maths'"),
@@ -320,7 +342,7 @@ def test_others_refuse(stages, run, tmp_path):
     for act, says in (
             (lambda: merge(text, str(tmp_path / "m"), "int8"), "--dtype='int8'"),
             (lambda: merge(text, str(tmp_path / "file")), "is there and is no checkpoint"),
-            (lambda: merge(text, stages["mt"] + "/"), "is a term of"),
+            (lambda: merge(text, stages["mt"] + "/"), "is or holds a term of"),
             (lambda: merge(f"0.5*{stages['base']}", str(tmp_path / "m")), "sum to 0.5"),
             (lambda: trajectory(str(tmp_path), stages["mt"]), "is no run of"),
             (lambda: trajectory(run, str(tmp_path)), "no config.json")):
