@@ -40,7 +40,7 @@ from model import Folder, Init, Model, load, save
 from prompts import key, need_sandbox, read_jsonl, read_prompts
 from report import report
 from runtime import InputError, Run, appending, digest, ranks, read_lines, split_flags, write_atomic
-from scores import interval, limits, read_results
+from scores import aligned, interval, limits, read_results
 from sources import Hub, Part, get_part, is_there, raw_files, rows, text
 from verify import grade_batch, transient
 
@@ -707,10 +707,10 @@ def trajectory(run, start, base=None, thresholds=THRESHOLDS, count=1 << 18):
                              f"put the run's own file back, or move that model away")
         own = [lr for n in range(1, step + 1) for lr in lrs[n]]
         # from the start for each model: the 48 of the paper's run are 23,520 steps, under a minute
-        null = noise_null(w0, own, cfg["beta1"], cfg["beta2"], cfg["eps"],
-                          getattr(torch, cfg["export_dtype"]), thresholds=thresholds)["masters"]
+        null = noisy and noise_null(w0, own, cfg["beta1"], cfg["beta2"], cfg["eps"],
+                                    getattr(torch, cfg["export_dtype"]), thresholds=thresholds)["masters"]
         steps.append({"step": step, "model": model, "lr_sum": sum(own), "start": total(start, model),
-                      "base": total(base, model) if base else None, "null": null if noisy else None})
+                      "base": total(base, model) if base else None, "null": null or None})
     return {"run": run, "start": start, "base": base, "steps": steps}
 
 
@@ -883,9 +883,7 @@ def weights_table(pair):
             name = "  " * row["by"].count("+") + (row.get("sub") or row.get("component") or "all")
             lines.append([name, *cells(row, pair["nulls"].get(row.get("component") or "total")
                                        if row["by"] != "component+sub" else None)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(f"{cell:{'<' if i == 0 else '>'}{w}}" for i, (cell, w)
-                      in enumerate(zip(line, widths, strict=True))) for line in lines]
+    text = aligned(lines)
     total = next(row for row in pair["rows"] if row["by"] == "total")
     if total["nonfinite"]:
         text.append(f"{total['nonfinite']:,} entries are not finite, and left out")
@@ -1071,9 +1069,7 @@ def behaviour_command(evaluations: Positional[tuple[str, ...]], out: str = "runs
                       f"{100 * row['low']:.1f} to {100 * row['high']:.1f}",
                       *numbers(row, "median_tokens", "{:.0f}"), *numbers(row, "nll", "{:.3f}"))
                      for row in found["rows"])]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        print("  ".join(f"{cell:>{w}}" for cell, w in zip(line, widths, strict=True)))
+    print("\n".join(aligned(lines, ">")))
     for task, settings in found["differ"].items():
         print(f"not made alike: {task}: {settings}")
     keep(out, "behaviour", found)

@@ -55,7 +55,7 @@ from prompts import (
     decoded,
     identity,
     key,
-    read_jsonl,
+    records_of,
     seen_in_training,
     toy_prompts,
     training_sources,
@@ -72,7 +72,7 @@ from runtime import (
     split_flags,
     write_atomic,
 )
-from scores import combined, interval, limits, paired, pass_at_k, read_results
+from scores import aligned, combined, interval, limits, paired, pass_at_k, read_results
 from sources import Drop, Hub, Part, get_part, is_there, matches, number, raw_files, read_lock, rows, text
 from verify import SandboxMissing, check_sandbox, gradable, grade_batch, timed_out, transient
 
@@ -539,11 +539,10 @@ def make_task(name, cfg, truths=True):
 def file_task(path):
     """A file of prompts, records as data.py prompts writes them, sampled as in rl.py (paper, 9.5)."""
     problems, seen = [], set()
-    for n, _, r in read_jsonl(path, "tasks"):
-        missing = [key for key in ("id", "domain", "prompt", "truth") if r.get(key) in (None, "")]
-        if missing or r["domain"] not in ("math", "code", "science"):
-            raise InputError(f"--tasks: {path}, line {n} is no prompt: it needs id, domain (math, code or "
-                             f"science), prompt, truth")
+    for n, r in records_of(path, "tasks"):
+        if r["domain"] not in ("math", "code", "science"):
+            raise InputError(f"--tasks: {path}, line {n} is of {r['domain']!r}; it needs id, prompt, truth "
+                             f"and a domain: math, code or science")
         if str(r["id"]) in seen:
             raise InputError(f"--tasks: {path}, line {n}: the id {r['id']!r} came before; give each prompt "
                              f"its own")
@@ -1126,9 +1125,7 @@ def comparison(names, shown, scores, gains, fronts):
                   for task, front in fronts.items() for kind, f in front.items() if f["problems"]]]
     lines = []
     for cells in tables:
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines += ["", *("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip()
-                        for line in cells if len(cells) > 1)]
+        lines += ["", *(aligned(cells, "<", "<") if len(cells) > 1 else [])]
     return "\n".join(lines[1:])
 
 

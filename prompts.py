@@ -647,20 +647,25 @@ def toy_prompts(split, count, domains):
 NEEDED = ("id", "domain", "prompt", "truth")
 
 
-def read_prompts(path, flag, domains, tokenizer, context, split="rl", count=2000):
-    """The records that can be trained on, each with its "ids"; and how many were left out, by reason.
-    InputError if the file is amiss or nothing is left."""
-    lines = (enumerate(toy_prompts(split, count, domains), 1) if path == "toy" else
-             ((n, line) for n, _, line in read_jsonl(path, flag)))
-    records, left_out, seen = [], Counter(), set()
-    for n, record in lines:
+def records_of(path, flag):
+    """(line number, record) of a file of prompts; InputError names a line that is none."""
+    for n, _, record in read_jsonl(path, flag):
         missing = [key for key in NEEDED if record.get(key) in (None, "")]
         if missing:
-            raise InputError(f"--{flag}: {path}, line {n} lacks {', '.join(missing)}; a record has "
+            raise InputError(f"--{flag}: {path}, line {n} lacks {', '.join(missing)}; a record needs "
                              f"{', '.join(NEEDED)} (python data.py prompts writes them)")
         if not isinstance(record["id"], str | int) or not isinstance(record["prompt"], str):
             raise InputError(f"--{flag}: {path}, line {n}: id is {record['id']!r:.40}, prompt is "
                              f"{record['prompt']!r:.40}: an id is a text or a whole number, a prompt a text")
+        yield n, record
+
+
+def read_prompts(path, flag, domains, tokenizer, context, split="rl", count=2000):
+    """The records that can be trained on, each with its "ids"; and how many were left out, by reason.
+    InputError if the file is amiss or nothing is left."""
+    lines = enumerate(toy_prompts(split, count, domains), 1) if path == "toy" else records_of(path, flag)
+    records, left_out, seen = [], Counter(), set()
+    for n, record in lines:
         if record["domain"] not in domains:
             left_out[f"of {record['domain']} (--domains)"] += 1
             continue

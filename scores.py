@@ -69,6 +69,13 @@ def limits(found):
     return dict(zip(("score", "low", "high"), found, strict=True))
 
 
+def aligned(rows, first="<", rest=">"):
+    """Rows of texts, of as many cells each, as lines with columns of one width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(f"{cell:{rest if i else first}{width}}" for i, (cell, width)
+                      in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
+
+
 def pass_at_k(n: int, c: int, k: int) -> float:
     """The chance that k of n samples, drawn without putting back, hold one of the c correct ones: 1 -
     C(n - c, k) / C(n, k), the unbiased estimate of pass@k (Chen et al. 2021). 0 <= c <= n, 1 <= k <= n."""
