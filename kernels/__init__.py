@@ -1,1 +1,43 @@
-"""One op a file: the torch reference (CPU path and oracle) beside whatever runs faster on a GPU."""
+"""One op a file. First the definition in plain torch (`reference`: the oracle of everything else), then what
+a CPU runs, then the Triton kernels that a GPU runs, then one public function that picks by device.
+
+`--kernels` decides: auto = Triton on a GPU, plain torch on a CPU; torch = plain torch everywhere; mamba-ssm =
+as auto, and the state-space scan from that package. Under torch.compile the plain formulas run, which Inductor
+fuses itself. With TRITON_INTERPRET=1 set before Python starts, Triton's interpreter runs the kernels on CPU
+tensors: slow, exact in fp32 and fp64, and how the tests prove them without a GPU.
+"""
+
+import os
+
+import torch
+
+try:
+    import triton
+    import triton.language as tl
+    jit, constexpr = triton.jit, tl.constexpr
+except ImportError:                                # no Triton for this system (macOS), so no GPU that wants it
+    triton = tl = constexpr = None
+
+    def jit(kernel):
+        return kernel
+
+CHOICES = ("auto", "triton", "torch", "mamba-ssm")
+INTERPRET = triton is not None and os.environ.get("TRITON_INTERPRET") == "1"
+chosen = "auto"                                    # set by `choose`, once a process
+
+
+def on_triton(x):
+    """Whether an op on this tensor runs its Triton kernels."""
+    if triton is None or chosen == "torch" or torch.compiler.is_compiling():
+        return False
+    return chosen == "triton" or x.is_cuda or INTERPRET
+
+
+def wide(dtype):
+    """What sums are made in: fp32 at least; float64 stays."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def wide_tl(dtype):
+    """The same as a Triton type, for a kernel's WIDE argument."""
+    return tl.float64 if dtype == torch.float64 else tl.float32

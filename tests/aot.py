@@ -1,0 +1,133 @@
+"""Compiles the Triton kernels for a GPU that need not be there, and reads what the compiler made of them.
+
+    python tests/aot.py [sm_90 sm_80 sm_100]        the table: registers, stack, shared memory, instructions
+
+The public functions themselves are called, at the seven models' sizes, on tensors of torch's meta device;
+their launches are compiled as Triton's launcher would for the same arguments, and not started. So what is
+checked is what a GPU would run: no second list of signatures and block sizes that could differ.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from typing import NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+import kernels
+
+TOOLS = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
+
+
+class Kernel(NamedTuple):
+    """One launch, compiled."""
+    name: str
+    sizes: str                 # its block sizes and other compile-time numbers
+    warps: int
+    registers: int             # a thread
+    stack: int                 # bytes a thread: spills, or arrays the compiler could not keep in registers
+    shared: int                # bytes a block
+    sass: dict                 # instruction (without its suffixes' types) -> how many
+
+    def count(self, pattern):
+        return sum(n for op, n in self.sass.items() if re.match(pattern, op))
+
+
+class _Compiler:
+    """What Triton asks a driver before it launches."""
+
+    def __init__(self, arch):
+        self.arch = arch
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        return GPUTarget("cuda", self.arch, 32)
+
+
+def compiled(arch, work):
+    """[Kernel] of every launch that work() makes, in order, each once."""
+    found, run = {}, JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **kwargs):
+        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        if kernel.hash not in found:
+            given = dict(zip(self.arg_names, args, strict=False)) | kwargs
+            found[kernel.hash] = kernel, {k: v for k, v in given.items() if k.isupper() and isinstance(v, int)}
+        return kernel
+
+    before = kernels.chosen, driver._active
+    kernels.chosen = "triton"
+    JITFunction.run = compile_only
+    driver.set_active(_Compiler(arch))
+    try:
+        work()
+    finally:
+        JITFunction.run, (kernels.chosen, active) = run, before
+        driver.set_active(active)
+    return [_read(*f) for f in found.values()]
+
+
+def _read(kernel, sizes):
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as f:
+        f.write(kernel.asm["cubin"])
+        f.flush()
+        used, sass = (subprocess.run([os.path.join(TOOLS, "cuobjdump"), flag, f.name], text=True, check=True,
+                                     capture_output=True).stdout for flag in ("-res-usage", "-sass"))
+    number = {k: int(re.search(rf"{k}:(\d+)", used)[1]) for k in ("REG", "STACK", "LOCAL")}
+    ops = {}
+    for op in re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", sass, re.M):
+        ops[op] = ops.get(op, 0) + 1
+    return Kernel(kernel.name, " ".join(f"{k.lower()}={v}" for k, v in sizes.items()),
+                  kernel.metadata.num_warps, number["REG"], number["STACK"] + number["LOCAL"],
+                  kernel.metadata.shared, ops)
+
+
+def tensor(*shape, dtype=torch.bfloat16, grad=True):
+    return torch.empty(*shape, dtype=dtype, device="meta", requires_grad=grad and dtype.is_floating_point)
+
+
+def both(op, *inputs, **more):
+    """Forward and backward."""
+    out = op(*inputs, **more)
+    for y in out if isinstance(out, tuple) else (out,):
+        if y.requires_grad:
+            y.backward(torch.empty_like(y), retain_graph=True)
+
+
+# -- the launches of the seven models, 8,192 tokens ---------------------------------------------------------
+
+def act():
+    from kernels.act import relu2, swiglu
+    for width in (8192, 12800, 14336, 32768):              # Granite 4; Granite 3.3; Llama, Mistral; Mistral 24B
+        both(swiglu, tensor(8192, width), tensor(8192, width))
+    both(swiglu, tensor(8192, 2 * 8192))                   # Granite 4: one tensor
+    both(relu2, tensor(8192, 21504))                       # Nemotron-H
+
+
+OPS = {f.__name__: f for f in (act,)}
+
+
+def table(found):
+    lines = [f"{'kernel':24}{'warps':>6}{'registers':>10}{'stack':>6}{'shared':>8}{'128-bit':>8}{'tensor':>7}  sizes"]
+    for k in found:
+        vector = k.count(r"(LDG|STG|LDGSTS)\S*\.128|UTMA")
+        lines.append(f"{k.name:24}{k.warps:6}{k.registers:10}{k.stack:6}{k.shared:8}{vector:8}"
+                     f"{k.count(r'[A-Z]*MMA'):7}  {k.sizes}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    for arch in sys.argv[1:] or ["sm_90"]:
+        print(f"{arch}, triton {triton.__version__}")
+        print(table([k for op in OPS.values() for k in compiled(int(arch.removeprefix("sm_")), op)]))

@@ -1,0 +1,27 @@
+"""What the compiler makes of the kernels, at the seven models' sizes, on a machine without a GPU: nothing
+spilled, shared memory in bounds, 128-bit loads and stores in the row kernels, tensor cores in the products."""
+
+import pytest
+
+pytest.importorskip("triton")
+from aot import OPS, compiled, table  # noqa: E402
+
+SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}                # bytes a block may have
+PRODUCTS = ()                                                          # kernels that multiply matrices
+
+
+@pytest.mark.parametrize("arch", [90, 80, 100])
+@pytest.mark.parametrize("op", OPS)
+def test_compiles_to(op, arch):
+    found = compiled(arch, OPS[op])
+    print(table(found))
+    assert found
+    for k in found:
+        assert k.stack == 0 and k.count("LDL|STL") == 0, k
+        assert k.registers <= 255 and k.registers * 32 * k.warps <= 65536, k
+        assert k.shared <= SHARED[arch], k
+        if k.name in PRODUCTS:
+            assert k.count("HGMMA|UTC[HQ]*MMA" if arch >= 90 else "HMMA") > 0, k
+            assert arch != 90 or k.count("HMMA") == 0, k
+        else:
+            assert k.count(r"(LDG|LDGSTS)\S*\.128|UTMALDG") and k.count(r"(STG)\S*\.128|UTMASTG"), k

@@ -1,0 +1,20 @@
+"""tests/gpu under Triton's interpreter, in a process of its own: it must be asked for before Triton is
+imported, and one that has interpreted cannot compile."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+
+@pytest.mark.parametrize("file", sorted(f.name for f in (Path(__file__).parent / "gpu").glob("test_*.py")))
+def test_interpreted(file):
+    done = subprocess.run([sys.executable, "-m", "pytest", f"tests/gpu/{file}", "-p", "no:cacheprovider"],
+                          cwd=Path(__file__).parents[1], env=os.environ | {"TRITON_INTERPRET": "1"},
+                          capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0 and re.search(r"\d+ passed", done.stdout), done.stdout[-20_000:]
