@@ -1,10 +1,10 @@
 """One op a file. First the definition in plain torch (`reference`: the oracle of everything else), then what
 a CPU runs, then the Triton kernels that a GPU runs, then one public function that picks by device.
 
-`--kernels` decides: auto = Triton on a GPU, plain torch on a CPU; torch = plain torch everywhere; mamba-ssm =
-as auto, and the state-space scan from that package. Under torch.compile the plain formulas run, which Inductor
-fuses itself. With TRITON_INTERPRET=1 set before Python starts, Triton's interpreter runs the kernels on CPU
-tensors: slow, exact in fp32 and fp64, and how the tests prove them without a GPU.
+`--kernels` decides: auto = Triton on a GPU, plain torch on a CPU; torch = plain torch everywhere; mamba-ssm
+= as auto, and the state-space scan from that package. Under torch.compile the plain formulas run, which
+Inductor fuses itself. With TRITON_INTERPRET=1 set before Python starts, Triton's interpreter runs the kernels
+on CPU tensors: slow, exact in fp32 and fp64, and how the tests prove them without a GPU.
 """
 
 import os
@@ -15,7 +15,7 @@ try:
     import triton
     import triton.language as tl
     jit, constexpr = triton.jit, tl.constexpr
-except ImportError:                                # no Triton for this system (macOS), so no GPU that wants it
+except ImportError:                                # none for this system (macOS), so no GPU that wants it
     triton = tl = constexpr = None
 
     def jit(kernel):

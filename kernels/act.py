@@ -3,10 +3,10 @@
     y = g sigma(g) u        dg = dy u sigma(g) (1 + g (1 - sigma(g)))        du = dy g sigma(g)
     y = relu(x)^2           dx = 2 dy relu(x)
 
-One pass forward and one backward, in fp32 whatever the dtype; only the inputs are kept. Plain torch makes two
-passes forward, five backward, and keeps silu(gate) too: 16k tokens x 14336 channels in bf16 are 470 MB a layer.
-Gate and up may be the halves of one tensor, as Granite 4's input_linear makes them: their gradients are then
-written into halves of one tensor as well, without a copy.
+One pass forward and one backward, in fp32 whatever the dtype; only the inputs are kept. Plain torch makes
+two passes forward, five backward, and keeps silu(gate) too: 16k tokens x 14336 channels in bf16 are 470 MB a
+layer. Gate and up may be the halves of one tensor, as Granite 4's input_linear makes them: their gradients
+are then written into halves of one tensor as well, without a copy.
 """
 
 import torch
@@ -36,7 +36,8 @@ def _swiglu(G, U, Y, g_row, u_row, width, BLOCK: constexpr, WIDE: constexpr):
 
 
 @jit
-def _swiglu_backward(G, U, DY, DG, DU, g_row, u_row, dg_row, du_row, width, BLOCK: constexpr, WIDE: constexpr):
+def _swiglu_backward(G, U, DY, DG, DU, g_row, u_row, dg_row, du_row, width, BLOCK: constexpr,
+                     WIDE: constexpr):
     row, c = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     g = tl.load(G + row * g_row + c, c < width, 0.0).to(WIDE)
     u = tl.load(U + row * u_row + c, c < width, 0.0).to(WIDE)

@@ -63,7 +63,8 @@ def compiled(arch, work):
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
         if kernel.hash not in found:
             given = dict(zip(self.arg_names, args, strict=False)) | kwargs
-            found[kernel.hash] = kernel, {k: v for k, v in given.items() if k.isupper() and isinstance(v, int)}
+            found[kernel.hash] = kernel, {k: v for k, v in given.items()
+                                          if k.isupper() and isinstance(v, int)}
         return kernel
 
     before = kernels.chosen, driver._active
@@ -109,7 +110,7 @@ def both(op, *inputs, **more):
 
 def act():
     from kernels.act import relu2, swiglu
-    for width in (8192, 12800, 14336, 32768):              # Granite 4; Granite 3.3; Llama, Mistral; Mistral 24B
+    for width in (8192, 12800, 14336, 32768):              # Granite 4, 3.3; Llama and Mistral 7B; 24B
         both(swiglu, tensor(8192, width), tensor(8192, width))
     both(swiglu, tensor(8192, 2 * 8192))                   # Granite 4: one tensor
     both(relu2, tensor(8192, 21504))                       # Nemotron-H
@@ -119,7 +120,8 @@ OPS = {f.__name__: f for f in (act,)}
 
 
 def table(found):
-    lines = [f"{'kernel':24}{'warps':>6}{'registers':>10}{'stack':>6}{'shared':>8}{'128-bit':>8}{'tensor':>7}  sizes"]
+    lines = [f"{'kernel':24}{'warps':>6}{'registers':>10}{'stack':>6}{'shared':>8}{'128-bit':>8}{'tensor':>7}"
+             "  sizes"]
     for k in found:
         vector = k.count(r"(LDG|STG|LDGSTS)\S*\.128|UTMA")
         lines.append(f"{k.name:24}{k.warps:6}{k.registers:10}{k.stack:6}{k.shared:8}{vector:8}"

@@ -1,5 +1,5 @@
 """What the compiler makes of the kernels, at the seven models' sizes, on a machine without a GPU: nothing
-spilled, shared memory in bounds, 128-bit loads and stores in the row kernels, tensor cores in the products."""
+spilled, shared memory in bounds, 128-bit loads and stores in the row kernels, tensor cores in products."""
 
 import pytest
 
