@@ -46,7 +46,7 @@ class _Compiler:
         self.arch = arch
 
     def get_current_device(self):
-        return 0
+        return self.arch                                   # Triton keeps what it compiled by device
 
     def get_current_stream(self, device):
         return 0
@@ -116,7 +116,23 @@ def act():
     both(relu2, tensor(8192, 21504))                       # Nemotron-H
 
 
-OPS = {f.__name__: f for f in (act,)}
+def ssd():
+    from kernels.ssd import ssd, step
+    for H, G in ((64, 1), (128, 8)):                       # Granite 4 h-micro, Nemotron-H
+        width = H * 64 + 2 * G * 128
+        x, B, C = tensor(1, 8192, width, grad=False).split([H * 64, G * 128, G * 128], -1)
+        x, B, C = (z.unflatten(-1, (-1, k)).requires_grad_() for z, k in ((x, 64), (B, 128), (C, 128)))
+        dt, A = tensor(1, 8192, H, dtype=torch.float32), tensor(H, dtype=torch.float32)
+        docs = torch.empty(1, 8192, dtype=torch.int64, device="meta")
+        both(ssd, x, dt, A, B, C, A, docs)
+        if G == 1:
+            both(ssd, x, dt, A, B, C, A)
+        with torch.no_grad():
+            state = tensor(64, H, 64, 128, dtype=torch.float32)
+            step(state, x[0, :64], dt[0, :64], A, B[0, :64], C[0, :64], A)
+
+
+OPS = {f.__name__: f for f in (act, ssd)}
 
 
 def table(found):

@@ -7,10 +7,10 @@ pytest.importorskip("triton")
 from aot import OPS, compiled, table  # noqa: E402
 
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}                # bytes a block may have
-PRODUCTS = ()                                                          # kernels that multiply matrices
+PRODUCTS = ("_scores", "_outer", "_scan", "_scan_backward", "_scores_backward", "_group_backward")
 
 
-@pytest.mark.parametrize("arch", [90, 80, 100])
+@pytest.mark.parametrize("arch", [90, *(pytest.param(a, marks=pytest.mark.slow) for a in (80, 100))])
 @pytest.mark.parametrize("op", OPS)
 def test_compiles_to(op, arch):
     found = compiled(arch, OPS[op])

@@ -46,14 +46,26 @@ def test_ssd_is_the_recurrence(b, t, h, p, g, n, chunk, packed):
     x, B, C, D = leaf(b, t, h, p), leaf(b, t, g, n), leaf(b, t, g, n), leaf(h)
     dt, A = leaf(b, t, h, low=0.01), (-torch.rand(h, dtype=torch.float64) * 3).requires_grad_()
     docs, inputs = documents(b, t) if packed else None, (x, dt, A, B, C, D)
-    agree(ssd.ssd(*inputs, docs, chunk), ssd.recurrence(*inputs, docs), inputs)
+    agree(ssd.ssd(*inputs, docs, chunk), ssd.recurrence(*inputs, docs)[0], inputs)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_ssd_from_state_to_state(packed):
+    """An initial state, of the first token's document; the last one's gradient."""
+    x, B, C, D, state = leaf(2, 21, 4, 8), leaf(2, 21, 2, 5), leaf(2, 21, 2, 5), leaf(4), leaf(2, 4, 8, 5)
+    dt, A = leaf(2, 21, 4, low=0.01), (-torch.rand(4, dtype=torch.float64) * 3).requires_grad_()
+    docs, inputs = documents(2, 21) if packed else None, (x, dt, A, B, C, D)
+    for chunk in (8, 32):
+        ours = ssd.ssd(*inputs, docs, chunk, True, state)
+        theirs = ssd.recurrence(*inputs, docs, state)
+        agree(*(torch.cat([y.flatten(), s.flatten()]) for y, s in (ours, theirs)), (*inputs, state))
 
 
 def test_ssd_at_every_chunk_length_and_extreme_decays():
     """Decays from none to e^-500 a token: no overflow, no nan, the same sums."""
     x, B, C, D = leaf(1, 50, 2, 4), leaf(1, 50, 1, 3), leaf(1, 50, 1, 3), leaf(2)
     dt, A = leaf(1, 50, 2, low=1e-4), torch.tensor([-1e-3, -500.0], dtype=torch.float64)
-    expected = ssd.recurrence(x, dt, A, B, C, D)
+    expected, _ = ssd.recurrence(x, dt, A, B, C, D)
     for chunk in (1, 2, 7, 16, 49, 50, 64):
         assert (ssd.ssd(x, dt, A, B, C, D, None, chunk) - expected).abs().max() < 1e-12
 
@@ -190,7 +202,7 @@ def test_bfloat16_rounds_once():
     assert relative(conv1d.causal_conv1d(x, taps, bias), conv1d.reference(*wide(x, taps, bias))) < 1e-2
     x, B, C = (leaf(2, 70, *s, dtype=torch.bfloat16) for s in ((4, 8), (2, 8), (2, 8)))
     dt, A, D = leaf(2, 70, 4, low=0.01, dtype=torch.float32), -torch.rand(4), torch.rand(4)
-    assert relative(ssd.ssd(x, dt, A, B, C, D), ssd.recurrence(*wide(x, dt, A, B, C, D))) < 1e-2
+    assert relative(ssd.ssd(x, dt, A, B, C, D), ssd.recurrence(*wide(x, dt, A, B, C, D))[0]) < 1e-2
     h, head = leaf(40, 64, dtype=torch.bfloat16), leaf(300, 64, dtype=torch.bfloat16)
     targets = torch.randint(0, 300, (40,))
     ours = loss.linear_cross_entropy(h, head, targets, 0.1)
