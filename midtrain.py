@@ -29,8 +29,9 @@ from model import (
     PRESETS,
     Init,
     Model,
-    attention_kernel,
+    choose_kernels,
     flops_per_token,
+    kernels_in_use,
     keys_met,
     parameter_counts,
     preset,
@@ -83,7 +84,8 @@ class Config:
     replicate: int = 1                   # HSDP: copies of the sharded model; paper: 16
     shard: int = 0                       # HSDP: ranks a copy is sharded over; paper: 8; 0 = world / replicate
     recompute: str = "full"              # a layer's activations: off, full, selective (keeps matrix products)
-    compile: bool = False                # torch.compile each layer
+    kernels: str = "auto"                # auto (Triton on GPUs, torch on CPUs), torch, mamba-ssm (its scan)
+    compile: bool = False                # torch.compile each layer, out of the plain formulas
     eval_every: int = 500                # steps between held-out losses; also before, after; 0 = only those
     eval_rows: int = 16                  # held-out rows a source
     checkpoint_every: int = 500          # steps between resumable checkpoints; 0 = only at the end
@@ -101,8 +103,8 @@ class Config:
 TOY = dict(steps=1200, seq_len=256, batch=8, micro_batch=8, lr=3e-3, warmup=30, recompute="off",
            eval_every=200, checkpoint_every=200, log_every=50, eval_rows=4, export_dtype="float32")
 # FREE: cannot change what is trained
-FREE = ("replicate", "shard", "micro_batch", "recompute", "compile", "checkpoint_every", "keep", "log_every",
-        "prefetch", "device", "peak_tflops", "mfu", "allow_changed", "dry_run", "run")
+FREE = ("replicate", "shard", "micro_batch", "recompute", "kernels", "compile", "checkpoint_every", "keep",
+        "log_every", "prefetch", "device", "peak_tflops", "mfu", "allow_changed", "dry_run", "run")
 FIXED = ("model", "mixture", "seed", "batch", "seq_len", "packing", "train")        # a checkpoint is of these
 
 
@@ -340,6 +342,7 @@ def main(cfg):
                     f"model: {run.path('model')}   figure: {run.path('figures', 'retention.png')}")
             return result
 
+        choose_kernels(cfg.kernels, me.device)
         peak = (cfg.peak_tflops or peak_tflops(me.device, DTYPES[cfg.dtype])) * 1e12
 
         # -- weights, tokenizer, data -----------------------------------------------------------------------
@@ -395,9 +398,9 @@ def main(cfg):
         run.prune(cfg.keep)
         lines = run.rewind(start)
         run.log(f"{cfg.model} {sum(p.numel() for p in model.parameters()):,} parameters | {me.world} x "
-                f"{me.device.type} ({cfg.replicate} x {me.world // cfg.replicate}) {cfg.dtype} | attention: "
-                f"{attention_kernel(me.device, DTYPES[cfg.dtype])} | scan, loss: torch, chunked | documents "
-                f"{'masked' if cfg.doc_mask else 'not masked'} | peak {peak / 1e12:.3g} TFLOP/s"
+                f"{me.device.type} ({cfg.replicate} x {me.world // cfg.replicate}) {cfg.dtype} | "
+                f"{kernels_in_use(me.device, DTYPES[cfg.dtype])}{' | layers: torch.compile' * cfg.compile} | "
+                f"documents {'masked' if cfg.doc_mask else 'not masked'} | peak {peak / 1e12:.3g} TFLOP/s"
                 + (f" | goes on at step {start}" if start else ""))
         curve = [(line["step"], line["eval"]) for line in lines if "eval" in line]
         loss = ([float("nan")] + [line["loss"] for line in lines if "loss" in line])[-1]

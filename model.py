@@ -16,6 +16,8 @@ E Mamba inner width, S state, G groups (Mamba), P Mamba head dim.
 """
 
 import hashlib
+import importlib.util
+import inspect
 import itertools
 import json
 import math
@@ -34,9 +36,11 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+import kernels
+from kernels.act import relu2, swiglu
 from kernels.conv1d import causal_conv1d
 from kernels.loss import linear_cross_entropy
-from kernels.norm import rms_norm
+from kernels.norm import add_rms_norm, rms_norm
 from kernels.rope import rotate
 from kernels.ssd import chunk_length, ssd
 from runtime import InputError, did_you_mean, reshard, write_atomic
@@ -46,6 +50,12 @@ try:
     from flash_attn import flash_attn_varlen_func
 except ImportError:                             # torch's own attention then; the start-up line says which
     flash_attn_varlen_func = None
+try:
+    from torch.nn.attention.varlen import varlen_attn
+    if not {"window_size", "enable_gqa"} <= set(inspect.signature(varlen_attn).parameters):
+        varlen_attn = None                      # before torch 2.13: neither windows nor shared keys
+except ImportError:
+    varlen_attn = None
 
 # -- families: names on the hub ----------------------------------------------------------------------------
 
@@ -274,7 +284,7 @@ class Shared(NamedTuple):
     """What every sublayer of one forward pass shares."""
     docs: torch.Tensor | None            # (B, T) document ids, or None: one document a row
     lengths: list | None                 # SDPA: document lengths over the flattened (B T) tokens, or None
-    edges: torch.Tensor | None           # flash-attn: where documents begin and end over (B T), int32
+    edges: torch.Tensor | None           # varlen kernels: where documents begin and end over (B T), int32
     cos: torch.Tensor | None             # (1 or B, T, 1, D/2)
     sin: torch.Tensor | None
     cache: object | None = None          # generation: what earlier tokens left behind (generate.py)
@@ -290,6 +300,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x, gate=None):
         return rms_norm(x, self.weight, self.eps, self.groups, gate)
+
+    def add(self, x, out, scale):
+        """s = x + scale * out, and s normed: one pass over the stream instead of two."""
+        return add_rms_norm(x, out, scale, self.weight, self.eps)
 
 
 def rope_frequencies(arch, device=None):
@@ -309,11 +323,15 @@ def attend(q, k, v, scale, window, lengths, edges=None):
     """Causal attention inside each document. q (B, T, H, D), k and v (B, T, K, D); documents as `Shared` has
     them, lengths = edges = None for one a row. Query i sees keys j with i - window < j <= i."""
     B, T, H, D = q.shape
-    if edges is not None:                                 # deterministic: a resumed run must end the same
-        return flash_attn_varlen_func(
-            q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), edges, edges, T, T, softmax_scale=scale,
-            causal=True, window_size=(window - 1, 0) if window else (-1, -1), deterministic=True
-        ).view(B, T, H, D)
+    if edges is not None:
+        left = window - 1 if window else -1
+        given = *(z.flatten(0, 1) for z in (q, k, v)), edges, edges, T, T
+        if flash_attn_varlen_func is not None:            # deterministic: a resumed run must end the same
+            out = flash_attn_varlen_func(*given, softmax_scale=scale, causal=True, deterministic=True,
+                                         window_size=(left, 0 if window else -1))
+        else:
+            out = varlen_attn(*given, scale=scale, window_size=(left, 0), enable_gqa=True)
+        return out.view(B, T, H, D)
 
     def one(q, k, v):                                     # (B, T, heads, D) of whole documents of one length
         t, mask = q.shape[1], None
@@ -347,7 +365,7 @@ class Attention(nn.Module):
         D = self.arch.D
         q, k, v = (proj(x).unflatten(-1, (-1, D)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if shared.cos is not None:
-            q, k = rotate(q, shared.cos, shared.sin), rotate(k, shared.cos, shared.sin)
+            q, k = rotate(q, k, shared.cos, shared.sin)
         scale, window = self.arch.attn_scale or D ** -0.5, self.arch.window
         out = (attend(q, k, v, scale, window, shared.lengths, shared.edges) if shared.cache is None else
                shared.cache.attend(self, q, k, v, scale, window))
@@ -372,11 +390,10 @@ class MLP(nn.Module):
 
     def forward(self, x, shared):
         if self.family == "nemotron_h":
-            return self.down_proj(F.relu(self.up_proj(x)).square())
+            return self.down_proj(relu2(self.up_proj(x)))
         if self.family == "granitemoehybrid":
-            gate, up = self.input_linear(x).chunk(2, -1)
-            return self.output_linear(F.silu(gate) * up)
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+            return self.output_linear(swiglu(self.input_linear(x)))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class Mamba(nn.Module):
@@ -418,7 +435,8 @@ _SAVED = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.ate
           torch.ops.aten._scaled_dot_product_flash_attention.default,
           torch.ops.aten._scaled_dot_product_efficient_attention.default,
           torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-          torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default}
+          torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+          *([torch.ops.torch_attn._varlen_attn.default] if varlen_attn is not None else [])}
 
 
 def _selective():
@@ -439,10 +457,14 @@ class Layer(nn.Module):
             setattr(self, mixer, SUBLAYERS[kind](arch))
 
     def residuals(self, x, shared):
-        for norm, mixer in self.sublayers:
-            out = getattr(self, mixer)(getattr(self, norm)(x), shared)
-            x = torch.add(x, out, alpha=self.scale)
-        return x
+        # the last addition waits for no norm: carried into the next layer, a sharding unit and what
+        # recomputation keeps would hold two tensors instead of one
+        normed = getattr(self, self.sublayers[0][0])(x)
+        for i, (_, mixer) in enumerate(self.sublayers, 1):
+            out = getattr(self, mixer)(normed, shared)
+            if i == len(self.sublayers):
+                return torch.add(x, out, alpha=self.scale)
+            x, normed = getattr(self, self.sublayers[i][0]).add(x, out, self.scale)
 
     def body(self, x, shared):
         if self.recompute == "off" or not torch.is_grad_enabled():
@@ -505,7 +527,7 @@ class Model(nn.Module):
         if self.arch.embed_scale != 1.0:
             x = x * self.arch.embed_scale
         lengths = edges = cos = sin = None
-        flash = cache is None and attention_kernel(x.device, x.dtype).startswith("flash")
+        varlen = cache is None and "varlen" in attention_kernel(x.device, x.dtype)
         start = torch.zeros(1, 1, dtype=torch.int64, device=tokens.device)
         index = torch.arange(T, device=tokens.device)[None]
         if docs is not None:
@@ -514,9 +536,9 @@ class Model(nn.Module):
             start = torch.where(first, index, 0).cummax(1).values
             begins = first.flatten().nonzero()[:, 0]      # the pass's only wait for the device
             ends = torch.cat([begins[1:], begins.new_full((1,), B * T)])
-            if not flash:
+            if not varlen:
                 lengths = (ends - begins).tolist()
-        if flash:
+        if varlen:
             ends = torch.arange(1, B + 1, device=x.device) * T if docs is None else ends
             edges = F.pad(ends, (1, 0)).int()
         if self.arch.theta is not None:
@@ -547,10 +569,33 @@ class Model(nn.Module):
 
 
 def attention_kernel(device, dtype):
-    """What `attend` runs on this device in this dtype; named in the start-up line."""
-    if device.type == "cuda" and dtype != torch.float32 and flash_attn_varlen_func is not None:
-        return "flash-attn varlen"
+    """What `attend` runs on this device in this dtype."""
+    if device.type == "cuda" and dtype != torch.float32:
+        if flash_attn_varlen_func is not None:
+            return "flash-attn varlen"
+        if varlen_attn is not None:
+            return "torch varlen (its gradients not deterministic)"
     return "torch SDPA, document by document"
+
+
+def choose_kernels(name, device):
+    """Sets what --kernels asks for, for this process (see kernels/). InputError where it cannot be had."""
+    if name not in kernels.CHOICES:
+        raise InputError(f"--kernels={name!r} is not one of {', '.join(kernels.CHOICES)}")
+    if name == "mamba-ssm" and (device.type != "cuda" or importlib.util.find_spec("mamba_ssm") is None):
+        raise InputError("--kernels=mamba-ssm: needs a GPU and the package mamba-ssm (README, on GPUs); "
+                         "--kernels=auto runs our own scan")
+    kernels.chosen = name
+
+
+def kernels_in_use(device, dtype):
+    """What runs on this device in this dtype: of the start-up line."""
+    if kernels.on_triton(torch.empty(0, device=device)):
+        rest = f"Triton {kernels.triton.__version__}" + (" interpreted" if kernels.INTERPRET else "")
+    else:
+        rest = "torch" + (" (no Triton here)" if device.type == "cuda" and kernels.triton is None else "")
+    return (f"attention: {attention_kernel(device, dtype)} | kernels: {rest}"
+            + (", scan: mamba-ssm" if kernels.chosen == "mamba-ssm" else ""))
 
 
 # -- sizes and work ----------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ from tqdm import tqdm
 from data import best_fit
 from generate import known_ids, make_engine, push
 from kernels.logprob import token_logprobs
-from model import PRESETS, Init, Model, attention_kernel, preset, save
+from model import PRESETS, Init, Model, choose_kernels, kernels_in_use, preset, save
 from prompts import mixes, need_sandbox, read_jsonl, read_prompts, read_verdicts
 from runtime import (
     InputError,
@@ -125,6 +125,7 @@ class Config:
     replicate: int = 1                   # HSDP: copies of the sharded model
     shard: int = 0                       # HSDP: ranks a copy is sharded over; 0 = world / replicate
     recompute: str = "full"              # a layer's activations: off, full, selective
+    kernels: str = "auto"                # auto (Triton on GPUs, torch on CPUs), torch, mamba-ssm (its scan)
     eval_every: int = 50                 # steps between evaluations; also before, after; 0 = only those
     eval_prompts: int = 256              # held-out prompts of each domain at most
     eval_samples: int = 8                # responses to each, at --temperature
@@ -142,8 +143,8 @@ TOY = dict(steps=50, batch=16, context=256, row_tokens=2048, lr=1e-4, dtype="flo
            domains="math",               # science wants a longer mid-training, code bubblewrap
            ref_every=20, eval_every=25, eval_prompts=128, eval_samples=4, checkpoint_every=1,
            export_dtype="float32")
-FREE = ("replicate", "shard", "row_tokens", "recompute", "checkpoint_every", "keep", "device", "run",
-        "allow_changed", "ref_offload", "check", "gpus", "gpu_memory", "max_batch", "export_at")
+FREE = ("replicate", "shard", "row_tokens", "recompute", "kernels", "checkpoint_every", "keep", "device",
+        "run", "allow_changed", "ref_offload", "check", "gpus", "gpu_memory", "max_batch", "export_at")
 FIXED = ("model", "prompts", "domains", "seed", "batch", "group")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -727,6 +728,7 @@ def main(cfg):
             run.log(f"{cfg.run} is finished (delete the folder to train again)\n"
                     + "\n".join(evaluation_line(*point) for point in result["curve"]))
             return result
+        choose_kernels(cfg.kernels, me.device)
 
         # -- weights, prompts -------------------------------------------------------------------------------
         with me.first_on_node():                          # it downloads, the others find it
@@ -791,7 +793,7 @@ def main(cfg):
                 + "".join(f", {n} left out {reason}" for reason, n in left_out.items())
                 + f" | {cfg.batch} x {cfg.group} responses a step | engine: "
                 + (f"none, replays {cfg.replay}" if replay is not None else cfg.engine)
-                + f" | attention: {attention_kernel(me.device, DTYPES[cfg.dtype])}"
+                + f" | {kernels_in_use(me.device, DTYPES[cfg.dtype])}"
                 + (f" | goes on at step {start}" if start else ""))
 
         def refresh():

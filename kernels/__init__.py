@@ -21,16 +21,16 @@ except ImportError:                                # none for this system (macOS
     def jit(kernel):
         return kernel
 
-CHOICES = ("auto", "triton", "torch", "mamba-ssm")
+CHOICES = ("auto", "torch", "mamba-ssm")
 INTERPRET = triton is not None and os.environ.get("TRITON_INTERPRET") == "1"
-chosen = "auto"                                    # set by `choose`, once a process
+chosen = "auto"                                    # set by model.choose_kernels, once a process
 
 
 def on_triton(x):
     """Whether an op on this tensor runs its Triton kernels."""
     if triton is None or chosen == "torch" or torch.compiler.is_compiling():
         return False
-    return chosen == "triton" or x.is_cuda or INTERPRET
+    return x.is_cuda or INTERPRET or chosen == "compile only"                     # the last: tests/aot.py
 
 
 def wide(dtype):
@@ -41,3 +41,9 @@ def wide(dtype):
 def wide_tl(dtype):
     """The same as a Triton type, for a kernel's WIDE argument."""
     return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def as_rows(x):
+    """x (..., C) as (rows, C), without a copy where one stride says how rows follow each other."""
+    x = x.reshape(-1, x.shape[-1])
+    return x if x.stride(-1) == 1 else x.contiguous()

@@ -12,7 +12,7 @@ are then written into halves of one tensor as well, without a copy.
 import torch
 import torch.nn.functional as F
 
-from kernels import constexpr, jit, on_triton, tl, triton, wide_tl
+from kernels import as_rows, constexpr, jit, on_triton, tl, triton, wide_tl
 
 
 def reference(gate, up):
@@ -62,12 +62,6 @@ def _relu2_backward(X, DY, DX, size, BLOCK: constexpr, WIDE: constexpr):
     tl.store(DX + i, (2 * x * dy).to(DX.dtype.element_ty), i < size)
 
 
-def _rows(x):
-    """x (..., F) as (rows, F), without a copy where one stride says how rows follow each other."""
-    x = x.reshape(-1, x.shape[-1])
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
 def _launch(width):
     return dict(BLOCK=min(2048, triton.next_power_of_2(max(width, 1))), num_warps=8)
 
@@ -76,7 +70,7 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gate, up):                    # up None: gate holds both halves
         ctx.save_for_backward(gate, up)
-        g, u = map(_rows, gate.chunk(2, -1) if up is None else (gate, up))
+        g, u = map(as_rows, gate.chunk(2, -1) if up is None else (gate, up))
         y, how = g.new_empty(g.shape), _launch(g.shape[1])
         _swiglu[g.shape[0], triton.cdiv(g.shape[1], how["BLOCK"])](
             g, u, y, g.stride(0), u.stride(0), g.shape[1], WIDE=wide_tl(y.dtype), **how)
@@ -85,13 +79,13 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         gate, up = ctx.saved_tensors
-        g, u = map(_rows, gate.chunk(2, -1) if up is None else (gate, up))
+        g, u = map(as_rows, gate.chunk(2, -1) if up is None else (gate, up))
         dgate = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
         dup = None if up is None else torch.empty(up.shape, dtype=up.dtype, device=up.device)
-        dg, du = map(_rows, dgate.chunk(2, -1) if up is None else (dgate, dup))
+        dg, du = map(as_rows, dgate.chunk(2, -1) if up is None else (dgate, dup))
         how = _launch(g.shape[1])
         _swiglu_backward[g.shape[0], triton.cdiv(g.shape[1], how["BLOCK"])](
-            g, u, _rows(dy).contiguous(), dg, du, g.stride(0), u.stride(0), dg.stride(0), du.stride(0),
+            g, u, as_rows(dy).contiguous(), dg, du, g.stride(0), u.stride(0), dg.stride(0), du.stride(0),
             g.shape[1], WIDE=wide_tl(g.dtype), **how)
         return dgate, dup
 

@@ -612,7 +612,7 @@ def ssd(x, dt, A, B, C, D, docs=None, chunk=None, last=False, initial=None):
         raise RuntimeError("Triton's interpreter takes bfloat16 matrices for integers: use float32")
     if kernels.chosen == "mamba-ssm" and x.is_cuda:
         y, state = _mamba_ssm(x, dt, A, B, C, D, docs, initial, chunk)
-    elif on_triton(x):
+    elif on_triton(x) and (kernels.INTERPRET or x.dtype != torch.float64):
         y, state = _SSD.apply(x, dt, A, B, C, D, docs, initial, chunk)
     else:
         y, state = _chunked(x, dt, A, B, C, D, docs, initial, chunk, last)

@@ -68,7 +68,7 @@ def compiled(arch, work):
         return kernel
 
     before = kernels.chosen, driver._active
-    kernels.chosen = "triton"
+    kernels.chosen = "compile only"
     JITFunction.run = compile_only
     driver.set_active(_Compiler(arch))
     try:
@@ -99,11 +99,10 @@ def tensor(*shape, dtype=torch.bfloat16, grad=True):
 
 
 def both(op, *inputs, **more):
-    """Forward and backward."""
+    """Forward and backward, of all outputs at once."""
     out = op(*inputs, **more)
-    for y in out if isinstance(out, tuple) else (out,):
-        if y.requires_grad:
-            y.backward(torch.empty_like(y), retain_graph=True)
+    out = [y for y in (out if isinstance(out, tuple) else (out,)) if y.requires_grad]
+    torch.autograd.backward(out, [torch.empty_like(y) for y in out])
 
 
 # -- the launches of the seven models, 8,192 tokens ---------------------------------------------------------
@@ -132,7 +131,26 @@ def ssd():
             step(state, x[0, :64], dt[0, :64], A, B[0, :64], C[0, :64], A)
 
 
-OPS = {f.__name__: f for f in (act, ssd)}
+def norm():
+    from kernels.norm import add_rms_norm, rms_norm
+    for C in (2048, 2560, 4096, 5120):
+        for dtype in (torch.bfloat16, torch.float32):      # of the weight
+            both(rms_norm, tensor(8192, C), tensor(C, dtype=dtype), 1e-5)
+        for scale in (1.0, 0.22):                          # Granite: 0.22
+            both(add_rms_norm, tensor(8192, C), tensor(8192, C), scale, tensor(C), 1e-5)
+    for C, groups in ((4096, 1), (8192, 8)):               # Granite 4 H, Nemotron-H: z begins in_proj's rows
+        z = tensor(8192, 2 * C + 256 * groups + C // 64)[:, :C]
+        both(rms_norm, tensor(8192, C), tensor(C), 1e-5, groups, z)
+
+
+def rope():
+    from kernels.rope import rotate
+    for H, K, D in ((32, 8, 128), (40, 8, 64)):            # Granite 4 Micro: 64
+        angles = tensor(1, 8192, 1, D // 2, grad=False)
+        both(rotate, tensor(1, 8192, H, D), tensor(1, 8192, K, D), angles, angles)
+
+
+OPS = {f.__name__: f for f in (act, norm, rope, ssd)}
 
 
 def table(found):

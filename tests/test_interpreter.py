@@ -12,9 +12,9 @@ import pytest
 pytest.importorskip("triton")
 
 
-@pytest.mark.parametrize("file", sorted(f.name for f in (Path(__file__).parent / "gpu").glob("test_*.py")))
-def test_interpreted(file):
-    done = subprocess.run([sys.executable, "-m", "pytest", f"tests/gpu/{file}", "-p", "no:cacheprovider"],
+@pytest.mark.parametrize("what", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_interpreted(what):
+    done = subprocess.run([sys.executable, "-m", "pytest", "tests/gpu", "-m", what, "-p", "no:cacheprovider"],
                           cwd=Path(__file__).parents[1], env=os.environ | {"TRITON_INTERPRET": "1"},
-                          capture_output=True, text=True, timeout=600)
+                          capture_output=True, text=True, timeout=900)
     assert done.returncode == 0 and re.search(r"\d+ passed", done.stdout), done.stdout[-20_000:]

@@ -78,10 +78,19 @@ def test_rms_norm(groups, gated):
     agree(norm.rms_norm(x, w, 1e-5, groups, z), norm.reference(x, w, 1e-5, groups, z), inputs)
 
 
-def test_rotate():
-    x, angle = leaf(2, 9, 3, 8), torch.randn(1, 9, 1, 4, dtype=torch.float64)
-    agree(rope.rotate(x, angle.cos(), angle.sin()), rope.reference(x, angle.cos(), angle.sin()), [x])
-    assert torch.allclose(rope.rotate(x, angle.cos(), angle.sin()).norm(dim=-1), x.norm(dim=-1))  # a rotation
+def test_add_rms_norm():
+    inputs = x, out, w = leaf(3, 5, 16), leaf(3, 5, 16), leaf(16)
+    agree(torch.stack(norm.add_rms_norm(x, out, 0.22, w, 1e-5)),
+          torch.stack(norm.reference_add(x, out, 0.22, w, 1e-5)), inputs)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_rotate(batch):
+    q, k, angle = leaf(2, 9, 3, 8), leaf(2, 9, 1, 8), torch.randn(batch, 9, 1, 4, dtype=torch.float64)
+    cos, sin = angle.cos(), angle.sin()
+    for ours, x in zip(rope.rotate(q, k, cos, sin), (q, k), strict=True):
+        agree(ours, rope.reference(x, cos, sin), [x])
+        assert torch.allclose(ours.norm(dim=-1), x.norm(dim=-1))                                 # a rotation
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -11,6 +11,7 @@ import torch
 from checkpoints import FAMILIES, make, respell, write_tokenizer
 from safetensors.torch import load_file, save_file
 
+import model
 from model import PRESETS, Model, flops_per_token, keys_met, load, parameter_counts, preset, read_config, save
 from runtime import InputError
 
@@ -298,3 +299,23 @@ def test_the_model_runs_in_bfloat16():
     tokens = torch.randint(0, 512, (1, 100), generator=torch.Generator().manual_seed(6))
     assert (model(tokens) - exact(tokens)).abs().max() < 0.2
     assert Model(preset("toy")).tokenizer is None
+
+
+def test_varlen_attention_takes_what_we_give(monkeypatch):
+    """Where there is a GPU without flash-attn: torch's own, here on tensors without memory."""
+    monkeypatch.setattr(model, "flash_attn_varlen_func", None)
+    q, k = (torch.empty(2, 64, heads, 32, device="meta", dtype=torch.bfloat16, requires_grad=True)
+            for heads in (8, 2))
+    for window in (None, 16):
+        out = model.attend(q, k, k, 0.1, window, None, torch.empty(5, device="meta", dtype=torch.int32))
+        assert out.shape == q.shape
+        out.backward(torch.empty_like(out))
+        assert k.grad.shape == k.shape
+    assert model.attention_kernel(torch.device("cuda"), torch.bfloat16).startswith("torch varlen")
+    assert model.attention_kernel(torch.device("cuda"), torch.float32).startswith("torch SDPA")
+
+
+def test_kernels_that_cannot_be_had():
+    for name in ("tritn", "mamba-ssm"):
+        with pytest.raises(InputError, match="--kernels"):
+            model.choose_kernels(name, torch.device("cpu"))

@@ -1,0 +1,65 @@
+"""model.py with the kernels and without: the same loss, gradients and log-probs, fp32. Where the two round
+differently is in the order of sums: 1e-5 of a tensor's norm."""
+
+import pytest
+import torch
+from oracle import DEVICE, INTERPRET, documents
+
+import kernels
+import model
+from generate import engine
+from kernels.logprob import token_logprobs
+
+
+def both(monkeypatch, run):
+    """What run() returns with the kernels, and without."""
+    out = []
+    for chosen in ("auto", "torch"):
+        monkeypatch.setattr(kernels, "chosen", chosen)
+        assert kernels.on_triton(torch.empty(1, device=DEVICE)) == (chosen == "auto")
+        out.append(run())
+    return out
+
+
+@pytest.mark.parametrize("preset, targets", [
+    ("toy", "loss"), ("toy-h", "loss"), ("toy-h", "log-probs"),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ("toy", "log-probs"), ("toy-granite", "loss"), ("toy-nemotron-h", "loss"),
+        ("toy-nemotron-h", "log-probs")))])
+def test_loss_and_gradients(preset, targets, monkeypatch):
+    net = model.load(f"random:{preset}", device=DEVICE)
+    tokens, docs = torch.randint(0, 500, (2, 21), device=DEVICE), documents(2, 21)
+    wanted = torch.randint(0, 500, (2, 21), device=DEVICE)
+    wanted[0, :5] = -100
+
+    def logprobs(h, weight, scale):
+        logp, entropy = token_logprobs(h, weight, wanted.flatten().clamp(min=0), scale, 0.7, known=500)
+        return (logp * 0.3 + entropy * 0.1).sum()
+
+    def run():
+        net.zero_grad()
+        loss = net(tokens, docs, wanted if targets == "loss" else logprobs)
+        loss.backward()
+        return [loss.detach(), *(p.grad.clone() for p in net.parameters())]
+
+    for a, b in zip(*both(monkeypatch, run), strict=True):
+        assert b.norm() > 0 and (a - b).norm() <= 1e-5 * b.norm()
+
+
+@pytest.mark.parametrize("preset", ["toy", "toy-h"])
+def test_generation(preset, monkeypatch):
+    """The same greedy tokens, prompts read and tokens decoded by the kernels."""
+    net = model.load(f"random:{preset}", device=DEVICE)
+
+    def run():
+        prompts = [[5, 6, 7, 8], [9, 10]]
+        out = engine(net, progress=False).generate(prompts, n=1, max_new_tokens=4, temperature=0.0, seed=0)
+        return [(s.tokens, s.logprobs) for p in out for s in p]
+
+    for (ids, logp), (theirs, exact) in zip(*both(monkeypatch, run), strict=True):
+        assert ids == theirs and torch.allclose(torch.tensor(logp), torch.tensor(exact), atol=1e-5)
+
+
+@pytest.mark.skipif(not INTERPRET, reason="of the interpreter's start-up line")
+def test_the_start_up_line_names_them():
+    assert "Triton" in model.kernels_in_use(torch.device("cpu"), torch.float32)
