@@ -131,13 +131,51 @@ def ssd():
             step(state, x[0, :64], dt[0, :64], A, B[0, :64], C[0, :64], A)
 
 
+def conv1d():
+    from kernels.conv1d import causal_conv1d, step
+    docs = tensor(1, 8192, dtype=torch.int64)
+    for heads, conv in ((64, 4352), (128, 10240)):         # Granite-4-H-micro, Nemotron-H: x is a slice
+        x = tensor(1, 8192, conv - 256 + conv + heads)[..., conv - 256:2 * conv - 256]
+        for ids in (None, docs):
+            both(causal_conv1d, x, tensor(conv, 1, 4), tensor(conv), ids)
+        step(tensor(64, 3, conv, grad=False), tensor(64, conv), tensor(conv, 1, 4), tensor(conv))
+
+
+def diff():
+    from kernels.diff import DTYPES, _launch
+    T = 0.001, 0.005, 0.01, 0.02, 0.05, 0.1
+    for dtype in DTYPES:                                   # one shape is as good as another
+        old = tensor(4096 * 12800, dtype=dtype, grad=False)
+        for new in {old.dtype: old, torch.bfloat16: old.bfloat16()}.values():
+            _launch(old, new, T, old.dtype == new.dtype and old.itemsize == 2)
+
+
+# vocabulary (49,159: a head with ids added), width
+HEADS = ((32000, 4096), (49152, 4096), (49159, 4096), (100352, 2560), (128256, 4096), (131072, 5120))
+
+
+def loss():
+    from kernels.loss import linear_cross_entropy
+    for V, C in HEADS:
+        h, w, targets = tensor(8192, C), tensor(V, C), tensor(8192, dtype=torch.int64)
+        both(linear_cross_entropy, h, w, targets, 0.1)
+        with torch.no_grad():
+            linear_cross_entropy(h, w, targets, 0.1)
+
+
+def logprob():
+    from kernels.logprob import token_logprobs
+    for V, C in HEADS:
+        h, w, targets = tensor(8192, C), tensor(V, C), tensor(8192, dtype=torch.int64)
+        both(token_logprobs, h, w, targets, 0.1)
+        both(lambda *of: token_logprobs(*of)[0], h, w, targets)        # an entropy that no loss uses
+
+
 def norm():
     from kernels.norm import add_rms_norm, rms_norm
     for C in (2048, 2560, 4096, 5120):
-        for dtype in (torch.bfloat16, torch.float32):      # of the weight
-            both(rms_norm, tensor(8192, C), tensor(C, dtype=dtype), 1e-5)
-        for scale in (1.0, 0.22):                          # Granite: 0.22
-            both(add_rms_norm, tensor(8192, C), tensor(8192, C), scale, tensor(C), 1e-5)
+        both(rms_norm, tensor(8192, C), tensor(C), 1e-5)
+        both(add_rms_norm, tensor(8192, C), tensor(8192, C), 0.22 if C < 4096 else 1.0, tensor(C), 1e-5)
     for C, groups in ((4096, 1), (8192, 8)):               # Granite 4 H, Nemotron-H: z begins in_proj's rows
         z = tensor(8192, 2 * C + 256 * groups + C // 64)[:, :C]
         both(rms_norm, tensor(8192, C), tensor(C), 1e-5, groups, z)
@@ -150,7 +188,7 @@ def rope():
         both(rotate, tensor(1, 8192, H, D), tensor(1, 8192, K, D), angles, angles)
 
 
-OPS = {f.__name__: f for f in (act, norm, rope, ssd)}
+OPS = {f.__name__: f for f in (act, conv1d, diff, loss, logprob, norm, rope, ssd)}
 
 
 def table(found):

@@ -8,6 +8,7 @@ from aot import OPS, compiled, table  # noqa: E402
 
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}                # bytes a block may have
 PRODUCTS = ("_scores", "_outer", "_scan", "_scan_backward", "_scores_backward", "_group_backward")
+NUMBERS = ("_statistics ", "_token_logprobs ", "_cross_entropy gradient=False ")       # write few numbers
 
 
 @pytest.mark.parametrize("arch", [90, *(pytest.param(a, marks=pytest.mark.slow) for a in (80, 100))])
@@ -24,4 +25,5 @@ def test_compiles_to(op, arch):
             assert k.count("HGMMA|UTC[HQ]*MMA" if arch >= 90 else "HMMA") > 0, k
             assert arch != 90 or k.count("HMMA") == 0, k
         else:
-            assert k.count(r"(LDG|LDGSTS)\S*\.128|UTMALDG") and k.count(r"(STG)\S*\.128|UTMASTG"), k
+            assert k.count(r"(LDG|LDGSTS)\S*\.128|UTMALDG"), k
+            assert k.count(r"STG\S*\.128|UTMASTG") or f"{k.name} {k.sizes} ".startswith(NUMBERS), k

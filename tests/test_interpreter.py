@@ -1,20 +1,15 @@
 """tests/gpu under Triton's interpreter, in a process of its own: it must be asked for before Triton is
-imported, and one that has interpreted cannot compile."""
+imported, and one that has interpreted cannot compile. It starts when the session does, on the second core,
+and this test waits for it."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("triton")
 
 
-@pytest.mark.parametrize("what", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
-def test_interpreted(what):
-    done = subprocess.run([sys.executable, "-m", "pytest", "tests/gpu", "-m", what, "-p", "no:cacheprovider"],
-                          cwd=Path(__file__).parents[1], env=os.environ | {"TRITON_INTERPRET": "1"},
-                          capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0 and re.search(r"\d+ passed", done.stdout), done.stdout[-20_000:]
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_interpreted(which, interpreted):
+    assert interpreted.wait(timeout=900) == 0, interpreted.said()
+    assert re.search(r"\d+ passed", interpreted.said()), interpreted.said()
