@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test soak bench lint lines clean
+.PHONY: demo test soak bench gpu registers lint lines clean
 
 demo: .venv/demo                     ## a toy base, mid-trained on the paper's mixture, then RL; evaluated, analysed, one report
 	$(BIN)/python midtrain.py --model=toy --mixture=base --steps=400 --out=runs/base
@@ -33,6 +33,16 @@ bench: .venv/test                    ## training beside transformers, data besid
 	$(BIN)/python benchmarks/generate.py
 	$(BIN)/python benchmarks/rl.py
 	$(BIN)/python benchmarks/analyze.py
+
+# on a machine with a CUDA GPU, with or without .venv; peers/: see the top of benchmarks/kernels.py
+gpu: RESULTS ?= benchmarks/results
+gpu: GPU_PYTHON = env -u TRITON_INTERPRET $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+gpu:                                 ## the kernels' tests on the GPU, then the kernels beside their peers
+	$(GPU_PYTHON) -m pytest tests/gpu; tested=$$?; \
+	$(GPU_PYTHON) benchmarks/kernels.py --out=$(RESULTS)/kernels.md && exit $$tested
+
+registers: .venv/test                ## what the compiler makes of the kernels for three GPUs, on any machine
+	$(BIN)/python tests/aot.py sm_90 sm_80 sm_100
 
 lint: .venv/test
 	$(BIN)/ruff check .
