@@ -506,6 +506,7 @@ def killed_until_done(own, out, rng, longest, kills):
         return n
 
 
+@pytest.mark.slow
 def test_killed_tokenize_ends_the_same(tmp_path):
     """Killed three times with ever more done, once with its workers."""
     big(tmp_path / "own", 2000)

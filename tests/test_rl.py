@@ -121,7 +121,7 @@ def test_how_a_step_is_computed(flags, start, short, tmp_path):
         assert a["gnorm"] == pytest.approx(b["gnorm"], rel=1e-4)
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_resumed_run_is_the_uninterrupted_one(world, start, tmp_path):
     """Three steps, kill -9 in the middle of the fourth, and on: every number and weight the same bits, on one
     rank and on two, with prompts that are retired and some that were solved before the first step."""

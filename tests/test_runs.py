@@ -201,7 +201,7 @@ def assert_uninterrupted(folder, whole, keep):
     assert len(checkpoints(folder)) == keep == len(os.listdir(folder / "checkpoints"))
 
 
-@pytest.mark.parametrize("model", ["toy", "toy-h"])
+@pytest.mark.parametrize("model", [pytest.param("toy", marks=pytest.mark.slow), "toy-h"])
 def test_killed_run_ends_the_same(model, tmp_path, world_data, reference):
     """Killed while a checkpoint is being written, then between two: weights bit by bit, every logged loss."""
     flags, folder = [f"--model={model}", *RESUME], tmp_path / "run"

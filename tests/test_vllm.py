@@ -367,6 +367,7 @@ def test_the_self_check_names_each_kind(family):
 
 # -- the door -----------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_the_command(exported):
     close_all()
     flags = ["--engine=vllm", "--prompt=Why", "--max_new_tokens=8", "--temperature=0", "--context=64"]
