@@ -342,7 +342,7 @@ def main(cfg):
                     f"model: {run.path('model')}   figure: {run.path('figures', 'retention.png')}")
             return result
 
-        choose_kernels(cfg.kernels, me.device)
+        choose_kernels(cfg.kernels, me.device, cfg.compile)
         peak = (cfg.peak_tflops or peak_tflops(me.device, DTYPES[cfg.dtype])) * 1e12
 
         # -- weights, tokenizer, data -----------------------------------------------------------------------

@@ -16,7 +16,7 @@ E Mamba inner width, S state, G groups (Mamba), P Mamba head dim.
 """
 
 import hashlib
-import importlib.util
+import importlib
 import inspect
 import itertools
 import json
@@ -284,7 +284,8 @@ class Shared(NamedTuple):
     """What every sublayer of one forward pass shares."""
     docs: torch.Tensor | None            # (B, T) document ids, or None: one document a row
     lengths: list | None                 # SDPA: document lengths over the flattened (B T) tokens, or None
-    edges: torch.Tensor | None           # varlen kernels: where documents begin and end over (B T), int32
+    edges: tuple | None                  # varlen kernels: where documents begin and end over (B T), int32;
+                                         # tokens of the longest
     cos: torch.Tensor | None             # (1 or B, T, 1, D/2)
     sin: torch.Tensor | None
     cache: object | None = None          # generation: what earlier tokens left behind (generate.py)
@@ -324,8 +325,8 @@ def attend(q, k, v, scale, window, lengths, edges=None):
     them, lengths = edges = None for one a row. Query i sees keys j with i - window < j <= i."""
     B, T, H, D = q.shape
     if edges is not None:
-        left = window - 1 if window else -1
-        given = *(z.flatten(0, 1) for z in (q, k, v)), edges, edges, T, T
+        left, (edges, longest) = window - 1 if window else -1, edges
+        given = *(z.flatten(0, 1) for z in (q, k, v)), edges, edges, longest, longest
         if flash_attn_varlen_func is not None:            # deterministic: a resumed run must end the same
             out = flash_attn_varlen_func(*given, softmax_scale=scale, causal=True, deterministic=True,
                                          window_size=(left, 0 if window else -1))
@@ -540,7 +541,7 @@ class Model(nn.Module):
                 lengths = (ends - begins).tolist()
         if varlen:
             ends = torch.arange(1, B + 1, device=x.device) * T if docs is None else ends
-            edges = F.pad(ends, (1, 0)).int()
+            edges = F.pad(ends, (1, 0)).int(), T if docs is None else int((ends - begins).max())
         if self.arch.theta is not None:
             positions = index - start if cache is None else cache.positions
             angles = (positions[..., None] * rope_frequencies(self.arch, tokens.device))[:, :, None]
@@ -570,7 +571,7 @@ class Model(nn.Module):
 
 def attention_kernel(device, dtype):
     """What `attend` runs on this device in this dtype."""
-    if device.type == "cuda" and dtype != torch.float32:
+    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         if flash_attn_varlen_func is not None:
             return "flash-attn varlen"
         if varlen_attn is not None:
@@ -578,13 +579,19 @@ def attention_kernel(device, dtype):
     return "torch SDPA, document by document"
 
 
-def choose_kernels(name, device):
+def choose_kernels(name, device, compiled=False):
     """Sets what --kernels asks for, for this process (see kernels/). InputError where it cannot be had."""
     if name not in kernels.CHOICES:
         raise InputError(f"--kernels={name!r} is not one of {', '.join(kernels.CHOICES)}")
-    if name == "mamba-ssm" and (device.type != "cuda" or importlib.util.find_spec("mamba_ssm") is None):
-        raise InputError("--kernels=mamba-ssm: needs a GPU and the package mamba-ssm (README, on GPUs); "
-                         "--kernels=auto runs our own scan")
+    if name == "mamba-ssm":
+        try:
+            importlib.import_module("mamba_ssm.ops.triton.ssd_combined")
+        except ImportError as e:
+            raise InputError(f"--kernels=mamba-ssm: the package cannot be used here ({e}). README, on GPUs, "
+                             f"says how to install it; --kernels=auto runs our own scan") from None
+        if device.type != "cuda" or compiled:
+            raise InputError("--kernels=mamba-ssm: runs on a GPU, and without --compile; --kernels=auto runs "
+                             "anywhere")
     kernels.chosen = name
 
 

@@ -226,7 +226,8 @@ def _launch(x, K, ahead, warps):
     B, T, C = x.shape
     channels = 32 * 16 // x.itemsize // (1 if K <= 4 else 4)       # 128 bits a thread: registers for K = 4
     processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 132
-    span = _span(T, B * triton.cdiv(C, channels), warps * processors, ahead)
+    about = T if T < 256 else triton.cdiv(T, 256) * 256            # rows are of ever new lengths
+    span = _span(about, B * triton.cdiv(C, channels), warps * processors, ahead)
     return (triton.cdiv(C, channels) * triton.cdiv(T, span), B), span, dict(
         K=K, AHEAD=ahead, CHANNELS=channels, WIDE=wide_tl(x.dtype), num_warps=1)
 

@@ -30,7 +30,7 @@ def reference(h, weight, targets, scale=1.0):
 
 def _rows(x, targets, scale, gradient):
     """Of a chunk's products x (n, V): the losses (n), and their gradient by x, in its dtype, or None."""
-    dtype, counted, index = x.dtype, targets != IGNORE, targets.clamp_min(0)[:, None]
+    dtype, counted, index = x.dtype, targets >= 0, targets.clamp_min(0)[:, None]
     x = x.to(wide(dtype))                          # logits; below they become their own gradient, in place
     if scale != 1.0:
         x *= scale

@@ -69,9 +69,10 @@ class _RMSNorm(torch.autograd.Function):
 # -- Triton: Z is the gate (GATED), or the term to add (ADD), or None --------------------------------------
 
 @jit
-def _forward(X, Z, W, S, Y, R, x_row, z_row, y_row, scale, eps, width, ADD: constexpr, GATED: constexpr,
-             BLOCK: constexpr, WIDE: constexpr):
+def _forward(X, Z, W, S, Y, R, x_row, z_row, y_row, scale: "fp64", eps: "fp64", width,  # noqa: F821
+             ADD: constexpr, GATED: constexpr, BLOCK: constexpr, WIDE: constexpr):
     """A row of a group a program."""
+    scale, eps = tl.full((), scale, WIDE), tl.full((), eps, WIDE)
     row, group, c = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, BLOCK)
     here, c = c < width, group * width + c
     u = tl.load(X + row * x_row + c, here, 0.0).to(WIDE)
@@ -89,14 +90,14 @@ def _forward(X, Z, W, S, Y, R, x_row, z_row, y_row, scale, eps, width, ADD: cons
 
 
 @jit
-def _backward(X, Z, W, R, DY, DS, DX, DZ, DW, x_row, z_row, dy_row, ds_row, dx_row, scale, rows, width,
-              ADD: constexpr, GATED: constexpr, SCALED: constexpr, BLOCK: constexpr, STAGES: constexpr,
-              WIDE: constexpr):
+def _backward(X, Z, W, R, DY, DS, DX, DZ, DW, x_row, z_row, dy_row, ds_row, dx_row, scale: "fp64",  # noqa: F821
+              rows, width, ADD: constexpr, GATED: constexpr, SCALED: constexpr, BLOCK: constexpr,
+              STAGES: constexpr, WIDE: constexpr):
     """Every n-th row of a group a program, n programs, each with a sum of its own for the weight. X is what
     the norm is of, or its factor beside the gate. ADD: DS is a further gradient of X; SCALED: DZ is scale *
     DX. Loads run STAGES - 1 rows ahead: one row's arithmetic is too short to hide them."""
     first, n, group = tl.program_id(0).to(tl.int64), tl.num_programs(0), tl.program_id(1)
-    c = tl.arange(0, BLOCK)
+    c, scale = tl.arange(0, BLOCK), tl.full((), scale, WIDE)
     here, c = c < width, group * width + c
     w, dw = tl.load(W + c, here, 0.0).to(WIDE), tl.zeros((BLOCK,), WIDE)
     for i in tl.range(tl.cdiv(rows - first, n), num_stages=STAGES):

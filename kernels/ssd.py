@@ -57,7 +57,8 @@ class _Within(torch.autograd.Function):
         B, C, xd, decay, mix = ctx.saved_tensors
         dmix = (g @ xd.transpose(-1, -2)).to(decay.dtype)
         dscores = (dmix * decay).unflatten(2, (B.shape[2], -1)).sum(3).to(B.dtype)
-        dacc = dmix.mul_(mix)                             # d / d acc_i - acc_j: rows gain what columns lose
+        dacc = dmix.mul_(mix)                             # d / d acc_i - acc_j: rows gain what columns lose;
+        dacc.diagonal(dim1=-2, dim2=-1).zero_()           # not i = j, which would drown the rest in rounding
         dacc = dacc.sum(-1).sub_(dacc.sum(-2))
         return dscores.transpose(-1, -2) @ C, dscores @ B, dacc, mix.transpose(-1, -2) @ g, None
 
@@ -123,11 +124,11 @@ def _chunked(x, dt, A, B, C, D, docs, initial, chunk, last):
 
 
 # -- Triton -------------------------------------------------------------------------------------------------
-# The same algebra, Q = 256 tokens a chunk in tiles of up to 64. What is a number a token and head lies in
-# (B, H, c Q), so that a tile of it is one contiguous load: dt; acc, the decay's exponent since the document's
-# or the chunk's start; carry = exp(acc) where the state that enters the chunk is still alive, else 0; rest =
-# exp(acc_last - acc) where the token's document reaches the chunk's end, else 0. With S = C B^T the scores of
-# a group, E the state that enters the chunk and M_ij = S_ij exp(acc_i - acc_j):
+# The same algebra, Q = 256 tokens a chunk in tiles of 64 (32 in fp32). What is a number a token and head
+# lies in (B, H, c Q), so that a tile of it is one contiguous load: dt; acc, the decay's exponent since the
+# document's or the chunk's start; carry = exp(acc) where the state that enters the chunk is still alive,
+# else 0; rest = exp(acc_last - acc) where the token's document reaches the chunk's end, else 0. With S the
+# scores C B^T of a group, E the state that enters the chunk and M_ij = S_ij exp(acc_i - acc_j):
 #
 #     y_i = sum_j M_ij dt_j x_j + carry_i E C_i + D x_i,
 #     next E = sum_j rest_j dt_j x_j (outer) B_j + carry_last E
@@ -333,12 +334,13 @@ def _scan_backward(X, DY, DTT, ACC, REST, S, B, DSTATE, D, DOCS, DX, DD, T, H, G
 
 
 @jit
-def _scores_backward(X, DY, DTT, ACC, S, DOCS, DS, ROWS, COLUMNS, T, H, G, P, padded, parts, x_b, x_t,
-                     Q: constexpr, TILE: constexpr, BP: constexpr, HEADS: constexpr, PACKED: constexpr,
+def _scores_backward(X, DY, DTT, ACC, S, DOCS, DS, ROWS, COLUMNS, DIAGONAL, T, H, G, P, padded, parts, x_b,
+                     x_t, Q: constexpr, TILE: constexpr, BP: constexpr, HEADS: constexpr, PACKED: constexpr,
                      WIDE: constexpr, PRECISION: constexpr):
     """A tile of the gradient of a group's scores, DS (parts, B, chunks, G, Q, Q), each part of HEADS heads;
     and with f_ij = dy_i . x_j M_ij, of every head, ROWS = sum_j f_ij dt_j and COLUMNS = sum_i f_ij over the
-    tile: (tiles, B, H, c Q), by the tile that is summed over."""
+    tile: (tiles, B, H, c Q), by the tile that is summed over. Without i = j, whose decay is 1: where decays
+    are strong it would drown the rest in rounding. It is DIAGONAL (B, H, c Q)."""
     tiles: constexpr = Q // TILE
     at = tl.program_id(0)
     g, part = at // (tiles * tiles * parts), at // (tiles * tiles) % parts
@@ -365,6 +367,9 @@ def _scores_backward(X, DY, DTT, ACC, S, DOCS, DS, ROWS, COLUMNS, T, H, G, P, pa
             dt = tl.load(DTT + head + j)[None, :]
             ds += f * dt
             f *= s
+            if k == m:
+                tl.store(DIAGONAL + head + i, tl.sum(tl.where(i[:, None] == j[None, :], f, 0.0), 1))
+            f = tl.where(i[:, None] > j[None, :], f, 0.0)
             tl.store(ROWS + k * side + head + i, tl.sum(f * dt, 1))
             tl.store(COLUMNS + m * side + head + j, tl.sum(f, 0))
         DS += part * tl.num_programs(2).to(tl.int64) * tl.num_programs(1) * G * Q * Q
@@ -415,8 +420,9 @@ def _group_backward(X, W, V, STATE, Y, OTHER, DS, DOUT, U, T, H, G, P, N, padded
 
 
 @jit
-def _decays_backward(DTT, A, CARRY, REST, UC, UB, ROWS, COLUMNS, DKEEP, DOCS, DDT, DA, T, H, padded, blocks,
-                     Q: constexpr, TILE: constexpr, HEADS: constexpr, PACKED: constexpr, WIDE: constexpr):
+def _decays_backward(DTT, A, CARRY, REST, UC, UB, ROWS, COLUMNS, DIAGONAL, DKEEP, DOCS, DDT, DA, T, H,
+                     padded, blocks, Q: constexpr, TILE: constexpr, HEADS: constexpr, PACKED: constexpr,
+                     WIDE: constexpr):
     """Everything that moves an exponent comes together: the gradients of dt and, a chunk each, of A."""
     tiles: constexpr = Q // TILE
     h, c, b = tl.program_id(0) * HEADS + tl.arange(0, HEADS), tl.program_id(1), tl.program_id(2).to(tl.int64)
@@ -426,7 +432,7 @@ def _decays_backward(DTT, A, CARRY, REST, UC, UB, ROWS, COLUMNS, DKEEP, DOCS, DD
     dt, carry = tl.load(DTT + at, real, 0.0), tl.load(CARRY + at, real, 0.0)
     late = tl.load(REST + at, real, 0.0) * tl.load(UB + at, real, 0.0)
     dacc = carry * tl.load(UC + at, real, 0.0) - dt * late       # of the state that enters; of what is left
-    direct = late
+    direct = late + tl.load(DIAGONAL + at, real, 0.0)
     for k in range(0, tiles):                                    # within the chunk: rows gain, columns lose
         column = tl.load(COLUMNS + k * side + at, real & (t[:, None] < (k + 1) * TILE), 0.0)
         dacc += tl.load(ROWS + k * side + at, real & (t[:, None] >= k * TILE), 0.0) - dt * column
@@ -477,7 +483,7 @@ def _states(x, dt, A, B, C, docs, initial, chunk):
     the states (P, N) that enter the chunks and the last one."""
     (b, t, h, p), (g, n) = x.shape, B.shape[2:]
     q = max(16, triton.next_power_of_2(min(chunk or 256, t)))
-    c, tile, of = triton.cdiv(t, q), min(64, q), wide(x.dtype)
+    c, tile, of = triton.cdiv(t, q), min(64 if x.itemsize == 2 else 32, q), wide(x.dtype)
     plain = dict(Q=q, WIDE=wide_tl(x.dtype))
     dot = dict(TILE=tile, BP=max(16, triton.next_power_of_2(p)), PRECISION="ieee", **plain)
     per_token = [x.new_empty(b, h, c * q, dtype=of) for _ in range(4)]
@@ -486,7 +492,7 @@ def _states(x, dt, A, B, C, docs, initial, chunk):
                                       num_warps=8, **plain)
     scores, BN = x.new_empty(b, c, g, q, q), max(16, triton.next_power_of_2(n))
     _scores[g * (q // tile) ** 2, c, b](B, C, scores, t, g, n, *B.stride()[:2], *C.stride()[:2], TILE=tile,
-                                        BN=BN, PRECISION="ieee", **plain)
+                                        BN=BN, PRECISION="ieee", num_warps=8, **plain)
     own = x.new_empty(b, c, h, p, n, dtype=of)
     _outer[h, c, b](x, rest, dtt, B, own, t, h, p, n, c * q, h // g, *x.stride()[:2], *B.stride()[:2], BN=BN,
                     TWO=True, **dot)
@@ -542,11 +548,12 @@ class _SSD(torch.autograd.Function):
         # B and C, by way of the scores and of the states; 16 heads a program, or one group would be too few
         heads = min(16, h // g)
         parts = triton.cdiv(h // g, heads)
-        how = dict(HEADS=heads, num_warps=8, **f.dot)
+        how = dict(HEADS=heads, num_warps=8 if x.itemsize == 2 else 16, **f.dot)
         dscores, (rows, columns) = empty(parts, *f.scores.shape, dtype=x.dtype), empty(2, tiles, b, h, padded)
+        diagonal = empty(b, h, padded)
         _scores_backward[g * parts * tiles ** 2, c, b](
-            x, dy, f.dtt, f.acc, f.scores, docs, dscores, rows, columns, t, h, g, p, padded, parts, *xs,
-            PACKED=f.packed, **how)
+            x, dy, f.dtt, f.acc, f.scores, docs, dscores, rows, columns, diagonal, t, h, g, p, padded, parts,
+            *xs, PACKED=f.packed, **how)
         (dB, dC), (uB, uC) = empty(2, parts, b, t, g, n), empty(2, b, h, padded)
         _group_backward[g * parts * tiles, c, b](
             dy, f.carry, None, f.entering, C, B, dscores, dC, uC, t, h, g, p, n, padded, parts, *dys, *cs,
@@ -556,9 +563,9 @@ class _SSD(torch.autograd.Function):
             *cs, BN=f.BN, OF_B=True, **how)
         # the decays
         ddt, dA = torch.empty_like(dt), empty(b, c, h)
-        _decays_backward[triton.cdiv(h, 16), c, b](f.dtt, A, f.carry, f.rest, uC, uB, rows, columns, dkeep,
-                                                   docs, ddt, dA, t, h, padded, blocks, TILE=f.dot["TILE"],
-                                                   HEADS=16, PACKED=f.packed, num_warps=8, **f.plain)
+        _decays_backward[triton.cdiv(h, 16), c, b](
+            f.dtt, A, f.carry, f.rest, uC, uB, rows, columns, diagonal, dkeep, docs, ddt, dA, t, h, padded,
+            blocks, TILE=f.dot["TILE"], HEADS=16, PACKED=f.packed, num_warps=8, **f.plain)
         return (dx, ddt, dA.sum((0, 1)).to(A.dtype), dB.sum(0).to(B.dtype), dC.sum(0).to(C.dtype),
                 dD.sum((0, 1, 3)).to(D.dtype), None,
                 None if initial is None else dinitial.to(initial.dtype), None)

@@ -29,6 +29,7 @@ class Kernel(NamedTuple):
     """One launch, compiled."""
     name: str
     sizes: str                 # its block sizes and other compile-time numbers
+    dtypes: str                # of the tensors it is given
     warps: int
     registers: int             # a thread
     stack: int                 # bytes a thread: spills, or arrays the compiler could not keep in registers
@@ -63,8 +64,10 @@ def compiled(arch, work):
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
         if kernel.hash not in found:
             given = dict(zip(self.arg_names, args, strict=False)) | kwargs
-            found[kernel.hash] = kernel, {k: v for k, v in given.items()
-                                          if k.isupper() and isinstance(v, int)}
+            tensors = {str(v.dtype) for v in given.values() if isinstance(v, torch.Tensor)}
+            dtypes = " ".join(sorted(tensors)).replace("torch.", "").replace("bfloat", "bf")
+            found[kernel.hash] = kernel, dtypes, {k: v for k, v in given.items()
+                                                  if k.isupper() and isinstance(v, int)}
         return kernel
 
     before = kernels.chosen, driver._active
@@ -79,7 +82,7 @@ def compiled(arch, work):
     return [_read(*f) for f in found.values()]
 
 
-def _read(kernel, sizes):
+def _read(kernel, dtypes, sizes):
     with tempfile.NamedTemporaryFile(suffix=".cubin") as f:
         f.write(kernel.asm["cubin"])
         f.flush()
@@ -90,7 +93,7 @@ def _read(kernel, sizes):
     for op in re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", sass, re.M):
         ops[op] = ops.get(op, 0) + 1
     return Kernel(kernel.name, " ".join(f"{k.lower()}={v}" for k, v in sizes.items()),
-                  kernel.metadata.num_warps, number["REG"], number["STACK"] + number["LOCAL"],
+                  dtypes, kernel.metadata.num_warps, number["REG"], number["STACK"] + number["LOCAL"],
                   kernel.metadata.shared, ops)
 
 
@@ -126,6 +129,10 @@ def ssd():
         both(ssd, x, dt, A, B, C, A, docs)
         if G == 1:
             both(ssd, x, dt, A, B, C, A)
+            both(ssd, *(z.detach()[:, :100].requires_grad_() for z in (x, dt)), A,
+                 *(z.detach()[:, :100].requires_grad_() for z in (B, C)), A, docs[:, :100], last=True,
+                 initial=tensor(1, H, 64, 128, dtype=torch.float32))
+            both(ssd, *(z.detach().float().requires_grad_() for z in (x, dt, A, B, C, A)), docs)
         with torch.no_grad():
             state = tensor(64, H, 64, 128, dtype=torch.float32)
             step(state, x[0, :64], dt[0, :64], A, B[0, :64], C[0, :64], A)
@@ -134,8 +141,8 @@ def ssd():
 def conv1d():
     from kernels.conv1d import causal_conv1d, step
     docs = tensor(1, 8192, dtype=torch.int64)
-    for heads, conv in ((64, 4352), (128, 10240)):         # Granite-4-H-micro, Nemotron-H: x is a slice
-        x = tensor(1, 8192, conv - 256 + conv + heads)[..., conv - 256:2 * conv - 256]
+    for E, conv in ((4096, 4352), (8192, 10240)):          # Granite-4-H-micro, Nemotron-H: x is a slice
+        x = tensor(1, 8192, E + conv + E // 64)[..., E:E + conv]
         for ids in (None, docs):
             both(causal_conv1d, x, tensor(conv, 1, 4), tensor(conv), ids)
         step(tensor(64, 3, conv, grad=False), tensor(64, conv), tensor(conv, 1, 4), tensor(conv))
@@ -174,11 +181,12 @@ def logprob():
 def norm():
     from kernels.norm import add_rms_norm, rms_norm
     for C in (2048, 2560, 4096, 5120):
-        both(rms_norm, tensor(8192, C), tensor(C), 1e-5)
-        both(add_rms_norm, tensor(8192, C), tensor(8192, C), 0.22 if C < 4096 else 1.0, tensor(C), 1e-5)
+        w = tensor(C, dtype=torch.float32)                 # vectors stay whole and fp32 (runtime.shard)
+        both(rms_norm, tensor(8192, C), w, 1e-5)
+        both(add_rms_norm, tensor(8192, C), tensor(8192, C), 0.22 if C < 4096 else 1.0, w, 1e-5)
     for C, groups in ((4096, 1), (8192, 8)):               # Granite 4 H, Nemotron-H: z begins in_proj's rows
         z = tensor(8192, 2 * C + 256 * groups + C // 64)[:, :C]
-        both(rms_norm, tensor(8192, C), tensor(C), 1e-5, groups, z)
+        both(rms_norm, tensor(8192, C), tensor(C, dtype=torch.float32), 1e-5, groups, z)
 
 
 def rope():

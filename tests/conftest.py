@@ -57,14 +57,16 @@ class Interpreted:
 def pytest_collection_finish(session):
     for item in session.items:
         if item.path.name == "test_interpreter.py" and not session.config.option.collectonly:
-            session.config.interpreted = Interpreted(item.callspec.params["which"])
+            which = item.callspec.params["which"]
+            started = getattr(session.config, "interpreted", {})
+            session.config.interpreted = started | {which: Interpreted(which)}
 
 
 def pytest_unconfigure(config):
-    if hasattr(config, "interpreted"):
-        config.interpreted.process.kill()
+    for run in getattr(config, "interpreted", {}).values():
+        run.process.kill()
 
 
 @pytest.fixture
 def interpreted(request):
-    return request.config.interpreted
+    return request.config.interpreted[request.node.callspec.params["which"]]

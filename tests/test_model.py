@@ -307,7 +307,8 @@ def test_varlen_attention_takes_what_we_give(monkeypatch):
     q, k = (torch.empty(2, 64, heads, 32, device="meta", dtype=torch.bfloat16, requires_grad=True)
             for heads in (8, 2))
     for window in (None, 16):
-        out = model.attend(q, k, k, 0.1, window, None, torch.empty(5, device="meta", dtype=torch.int32))
+        edges = torch.empty(5, device="meta", dtype=torch.int32), 64
+        out = model.attend(q, k, k, 0.1, window, None, edges)
         assert out.shape == q.shape
         out.backward(torch.empty_like(out))
         assert k.grad.shape == k.shape

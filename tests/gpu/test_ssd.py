@@ -11,7 +11,10 @@ from kernels import ssd
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 
 
-def inputs(b, t, h, p, g, n, dtype=torch.float64, initial=False):
+EXACT = torch.float64 if INTERPRET else torch.float32             # on a GPU float64 runs plain torch
+
+
+def inputs(b, t, h, p, g, n, dtype=EXACT, initial=False):
     of = torch.promote_types(dtype, torch.float32)
     A = (-torch.rand(h, dtype=torch.float64) * 3).to(of).to(DEVICE).requires_grad_()
     return [leaf(b, t, h, p, dtype=dtype), leaf(b, t, h, low=0.01, dtype=of), A,
@@ -19,14 +22,14 @@ def inputs(b, t, h, p, g, n, dtype=torch.float64, initial=False):
             leaf(b, h, p, n, dtype=of) if initial else None]
 
 
-def check(given, docs, chunk):
+def check(given, docs, chunk, tolerance=None):
     def ours(x, dt, A, B, C, D, initial):
         return ssd.ssd(x, dt, A, B, C, D, docs, chunk, True, initial)
 
     def exact(x, dt, A, B, C, D, initial):
         return ssd.recurrence(x, dt, A, B, C, D, docs, initial)
 
-    agree(ours, exact, given, TOLERANCE[given[0].dtype])
+    agree(ours, exact, given, tolerance or TOLERANCE[given[0].dtype])
 
 
 @pytest.mark.parametrize("dtype", DOT_DTYPES)
@@ -42,8 +45,8 @@ def test_the_recurrence(b, t, h, p, g, n, chunk, packed, initial, dtype):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_tiles_within_a_chunk(packed):
-    """128 tokens a chunk are two tiles by two; 18 heads a group are two programs."""
-    check(inputs(1, 150, 2, 4, 2, 4), documents(1, 150, 5) if packed else None, 128)
+    """64 tokens a chunk are two tiles by two; 18 heads a group are two programs."""
+    check(inputs(1, 75, 2, 4, 2, 4), documents(1, 75, 5) if packed else None, 64)
     check(inputs(1, 20, 18, 2, 1, 2), documents(1, 20) if packed else None, 16)
 
 
@@ -52,8 +55,11 @@ def test_every_token_a_document_of_its_own():
 
 
 def test_no_rows():
-    y, state = ssd.ssd(*inputs(0, 9, 2, 4, 1, 4)[:6], last=True)
+    x, dt, A, B, C, D, _ = inputs(0, 9, 2, 4, 1, 4)
+    y, state = ssd.ssd(x, dt, A, B, C, D, last=True)
     assert y.shape == (0, 9, 2, 4) and state.shape == (0, 2, 4, 4)
+    with torch.no_grad():
+        assert ssd.step(state, x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D).shape == (0, 2, 4)
 
 
 def test_strides():
@@ -73,9 +79,35 @@ def test_strides():
 def test_extreme_decays():
     """From none to e^-500 a token, and steps that would overflow were they not masked first."""
     x, dt, _, B, C, D, _ = inputs(1, 50, 2, 4, 1, 3)
-    A = torch.tensor([-1e-3, -500.0], dtype=torch.float64, device=DEVICE, requires_grad=True)
+    A = torch.tensor([-1e-3, -500.0], dtype=x.dtype, device=DEVICE, requires_grad=True)
     for packed in (None, documents(1, 50)):
         check([x, dt, A, B, C, D, None], packed, 32)
+
+
+def test_strong_decays_keep_their_digits():
+    """What is left of the gradients of dt and A, terms e^-8 times smaller than those that cancel."""
+    x, _, _, B, C, D, _ = inputs(1, 50, 4, 4, 1, 4, torch.float32)
+    dt, A = leaf(1, 50, 4, dtype=torch.float32, low=0.1), leaf(4, dtype=torch.float32, low=0.0)
+    with torch.no_grad():
+        A.mul_(-16).sub_(8)
+    check([x, dt, A, B, C, D, None], None, 32, 1e-4)
+
+
+@pytest.mark.skipif(INTERPRET, reason="real sizes: on a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("g", [1, 2])
+def test_real_sizes(g, dtype):
+    """Chunks of 256 in tiles, several programs a group, documents, states."""
+    check(inputs(2, 700, 32, 64, g, 128, dtype, True), documents(2, 700, 6), None)
+
+
+@pytest.mark.skipif(INTERPRET, reason="on a GPU")
+@pytest.mark.parametrize("packed", [False, True])
+def test_mamba_ssm_is_the_same(packed, monkeypatch):
+    pytest.importorskip("mamba_ssm.ops.triton.ssd_combined")
+    monkeypatch.setattr(ssd.kernels, "chosen", "mamba-ssm")
+    docs = documents(2, 300) if packed else None
+    check(inputs(2, 300, 8, 64, 2, 128, torch.float32, True), docs, None, 1e-2)
 
 
 def test_documents_are_isolated_bit_by_bit():
@@ -93,7 +125,8 @@ def test_one_pass_is_two():
     whole, end = ssd.ssd(x, dt, A, B, C, D, chunk=16, last=True)
     first, state = ssd.ssd(x[:, :23], dt[:, :23], A, B[:, :23], C[:, :23], D, chunk=16, last=True)
     second, last = ssd.ssd(x[:, 23:], dt[:, 23:], A, B[:, 23:], C[:, 23:], D, None, 16, True, state)
-    assert torch.allclose(torch.cat([first, second], 1), whole, atol=1e-12) and torch.allclose(last, end)
+    for a, b in ((torch.cat([first, second], 1), whole), (last, end)):
+        assert (a - b).norm() <= TOLERANCE[EXACT] * b.norm()
 
 
 @pytest.mark.parametrize("dtype", DOT_DTYPES)

@@ -1,5 +1,5 @@
 """model.py with the kernels and without: the same loss, gradients and log-probs, fp32. Where the two round
-differently is in the order of sums: 1e-5 of a tensor's norm."""
+differently is in the order of sums: 3e-5 of a tensor's norm."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def test_loss_and_gradients(preset, monkeypatch):
         return [*out.detach(), *(p.grad.clone() for p in net.parameters())]
 
     for a, b in zip(*both(monkeypatch, run), strict=True):
-        assert b.norm() > 0 and (a - b).norm() <= 1e-5 * b.norm()
+        assert b.norm() > 0 and (a - b).norm() <= 3e-5 * b.norm()
 
 
 @pytest.mark.parametrize("preset", ["toy", "toy-h"])
@@ -62,3 +62,22 @@ def test_generation(preset, monkeypatch):
 @pytest.mark.skipif(not INTERPRET, reason="of the interpreter's start-up line")
 def test_the_start_up_line_names_them():
     assert "Triton" in model.kernels_in_use(torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.skipif(INTERPRET, reason="kernels that need a GPU")
+@pytest.mark.parametrize("window", [None, 5])
+def test_varlen_attention(window):
+    """flash-attn's or torch's, over packed documents in bf16, is SDPA document by document: 2e-2, the
+    probabilities' roundings."""
+    if "varlen" not in model.attention_kernel(torch.device("cuda"), torch.bfloat16):
+        pytest.skip("neither flash-attn nor torch >= 2.13")
+    lengths = [3, 17, 1, 11, 20, 12]                                    # of two rows of 32
+    edges = torch.tensor([0, *lengths], device=DEVICE).cumsum(0).int(), max(lengths)
+    q, k, v = (torch.randn(2, 32, heads, 64, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
+               for heads in (4, 2, 2))
+    g, out = torch.randn(2, 32, 4, 64, device=DEVICE, dtype=torch.bfloat16), []
+    for packed in (dict(lengths=None, edges=edges), dict(lengths=lengths)):
+        y = model.attend(q, k, v, 0.125, window, **packed)
+        out.append([y, *torch.autograd.grad(y, (q, k, v), g)])
+    for a, b in zip(*out, strict=True):
+        assert (a.double() - b.double()).norm() <= 2e-2 * b.double().norm()
