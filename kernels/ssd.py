@@ -563,9 +563,9 @@ class _SSD(torch.autograd.Function):
             *cs, BN=f.BN, OF_B=True, **how)
         # the decays
         ddt, dA = torch.empty_like(dt), empty(b, c, h)
-        _decays_backward[triton.cdiv(h, 16), c, b](
+        _decays_backward[triton.cdiv(h, 8), c, b](
             f.dtt, A, f.carry, f.rest, uC, uB, rows, columns, diagonal, dkeep, docs, ddt, dA, t, h, padded,
-            blocks, TILE=f.dot["TILE"], HEADS=16, PACKED=f.packed, num_warps=8, **f.plain)
+            blocks, TILE=f.dot["TILE"], HEADS=8, PACKED=f.packed, num_warps=8, **f.plain)
         return (dx, ddt, dA.sum((0, 1)).to(A.dtype), dB.sum(0).to(B.dtype), dC.sum(0).to(C.dtype),
                 dD.sum((0, 1, 3)).to(D.dtype), None,
                 None if initial is None else dinitial.to(initial.dtype), None)
