@@ -20,7 +20,10 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-import kernels
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+import kernels  # noqa: E402
 
 TOOLS = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
 
@@ -127,15 +130,22 @@ def ssd():
         dt, A = tensor(1, 8192, H, dtype=torch.float32), tensor(H, dtype=torch.float32)
         docs = torch.empty(1, 8192, dtype=torch.int64, device="meta")
         both(ssd, x, dt, A, B, C, A, docs)
-        if G == 1:
-            both(ssd, x, dt, A, B, C, A)
-            both(ssd, *(z.detach()[:, :100].requires_grad_() for z in (x, dt)), A,
-                 *(z.detach()[:, :100].requires_grad_() for z in (B, C)), A, docs[:, :100], last=True,
-                 initial=tensor(1, H, 64, 128, dtype=torch.float32))
-            both(ssd, *(z.detach().float().requires_grad_() for z in (x, dt, A, B, C, A)), docs)
         with torch.no_grad():
             state = tensor(64, H, 64, 128, dtype=torch.float32)
             step(state, x[0, :64], dt[0, :64], A, B[0, :64], C[0, :64], A)
+
+
+def ssd_otherwise():
+    """Without documents; short, with states; fp32."""
+    from kernels.ssd import ssd
+    x, B, C = (tensor(1, 8192, heads, k) for heads, k in ((64, 64), (1, 128), (1, 128)))
+    dt, A, docs = tensor(1, 8192, 64, dtype=torch.float32), tensor(64, dtype=torch.float32), tensor(
+        1, 8192, dtype=torch.int64)
+    both(ssd, x, dt, A, B, C, A)
+    both(ssd, *(z.detach()[:, :100].requires_grad_() for z in (x, dt)), A,
+         *(z.detach()[:, :100].requires_grad_() for z in (B, C)), A, docs[:, :100], last=True,
+         initial=tensor(1, 64, 64, 128, dtype=torch.float32))
+    both(ssd, *(z.detach().float().requires_grad_() for z in (x, dt, A, B, C, A)), docs)
 
 
 def conv1d():
@@ -196,7 +206,7 @@ def rope():
         both(rotate, tensor(1, 8192, H, D), tensor(1, 8192, K, D), angles, angles)
 
 
-OPS = {f.__name__: f for f in (act, conv1d, diff, loss, logprob, norm, rope, ssd)}
+OPS = {f.__name__: f for f in (act, conv1d, diff, loss, logprob, norm, rope, ssd, ssd_otherwise)}
 
 
 def table(found):

@@ -588,6 +588,7 @@ def test_mixed_folders_are_refused(own, tmp_path, toy):
         data.stats(str(tmp_path / "none"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="mounts a small disk")
 def test_full_disk(own, tmp_path):
     """One line, and the same call goes on when there is room."""

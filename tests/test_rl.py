@@ -467,8 +467,8 @@ rl.main(parse(rl.Config, sys.argv[1:], rl.recipe))
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None and os.environ.get("VLLM") != "required",
                     reason="no vLLM here; under VLLM=required that is a failure")
-@pytest.mark.parametrize("model, count, least", [("toy", 15, 0.9),
-                                                 pytest.param("toy-h", 25, 0.2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("model, count, least", [("toy", 15, 0.9), ("toy-h", 25, 0.2)])
 def test_with_the_real_vllm(model, count, least, tmp_path):
     """Every rollout and every push through vLLM: the reward rises (the hybrid's residual factor of
     0.22 makes it slow), and trainer and vLLM agree at every step."""
