@@ -535,7 +535,7 @@ class Model(nn.Module):
             first = torch.ones_like(docs, dtype=torch.bool)
             first[:, 1:] = docs[:, 1:] != docs[:, :-1]
             start = torch.where(first, index, 0).cummax(1).values
-            begins = first.flatten().nonzero()[:, 0]      # the pass's only wait for the device
+            begins = first.flatten().nonzero()[:, 0]      # waits for the device, as the lengths below do
             ends = torch.cat([begins[1:], begins.new_full((1,), B * T)])
             if not varlen:
                 lengths = (ends - begins).tolist()

@@ -61,7 +61,7 @@ def _backward(x, targets, factor, lse, entropy, dlogp, dentropy):
 
 @jit
 def _token_logprobs(X, Target, Logp, Entropy, Lse, x_row, width, factor: "fp64",  # noqa: F821
-                     BLOCK: constexpr, WIDE: constexpr):
+                    BLOCK: constexpr, WIDE: constexpr):
     factor = tl.full((), factor, WIDE)
     row = tl.program_id(0).to(tl.int64)
     X += row * x_row

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from oracle import DEVICE, DTYPES, INTERPRET, agree, gradcheck, leaf, repeats
+from oracle import DEVICE, DTYPES, INTERPRET, agree, gradcheck, head, leaf, repeats
 
 from kernels import logprob, loss
 from kernels.logprob import token_logprobs
@@ -12,17 +12,6 @@ from kernels.logprob import token_logprobs
 def several_blocks_a_row(monkeypatch):
     """Rows of two blocks of 64 and of two parts of a block, the last of 5, instead of blocks of thousands."""
     monkeypatch.setattr(loss, "BLOCK", 64)
-
-
-def head(n=9, V=149, C=24, dtype=torch.float64, size=0.25, known=None):
-    """Hidden states, a head and targets, of which some are the first, the last, and the last and first of two
-    neighbouring blocks. Logits of about 1, whose rounding in 16 bits costs no more than that of an output."""
-    h, w = (leaf(rows, C, dtype=dtype).detach().mul_(size).requires_grad_() for rows in (n, V))
-    V = known or V
-    targets = torch.randint(0, V, (n,))
-    edges = torch.tensor([0, V - 1, 63, 64, V - 5])[:n].clamp(0, V - 1)
-    targets[:len(edges)] = edges
-    return h, w, targets.to(DEVICE)
 
 
 BOTH, LOGP, ENTROPY = (lambda x: x), (lambda x: x[0]), (lambda x: x[1])

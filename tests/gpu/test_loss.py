@@ -1,5 +1,6 @@
 import math
 
+import oracle
 import pytest
 import torch
 from oracle import DEVICE, DTYPES, INTERPRET, agree, gradcheck, leaf, repeats
@@ -14,16 +15,11 @@ def several_blocks_a_row(monkeypatch):
     monkeypatch.setattr(loss, "BLOCK", 64)
 
 
-def head(n=9, V=149, C=24, dtype=torch.float64, size=0.25):
-    """Hidden states, a head and targets, of which some are ignored and some the first, the last, and the last
-    and first of two neighbouring blocks. Logits of about 1, whose rounding in 16 bits costs no more than that
-    of an output."""
-    h, w = (leaf(rows, C, dtype=dtype).detach().mul_(size).requires_grad_() for rows in (n, V))
-    targets = torch.randint(0, V, (n,))
-    edges = torch.tensor([0, V - 1, 63, 64, V - 5])[:n // 2].clamp(0, V - 1)
-    targets[:len(edges)] = edges
+def head(*sizes, **more):
+    """The same with some targets ignored, of the edges none."""
+    h, w, targets = oracle.head(*sizes, **more)
     targets[5::3] = IGNORE
-    return h, w, targets.to(DEVICE)
+    return h, w, targets
 
 
 def same(scale=1.0, chunk=None, of=lambda h, w, targets: (h, w, targets)):
