@@ -458,17 +458,17 @@ def tokenize(out: str, tokenizer: str, mixture: str = "", sources: str = "", raw
         if name not in names:
             Source(out, name, tok, only=())               # refuses another tokenizer's folder
     jobs = [Job(out, name, own.get(name), raw, tok, heldout, dedup, seed) for name in names]
-    todo = [job for job in jobs if not job.done()]
+    pending = [job for job in jobs if not job.done()]
     for job in jobs:
-        if job not in todo:
+        if job not in pending:
             shutil.rmtree(job.work, ignore_errors=True)
             print(f"{job.name}: prepared already")
         for origin in job.origin.values():
             if origin["stand_in"]:
                 print(f"{job.name}: {origin['from']} stands in for {origin['stand_in']}")
-    if not todo:
+    if not pending:
         return
-    size = sum(os.path.getsize(f) for job in todo for files in job.parts.values() for f in files)
+    size = sum(os.path.getsize(f) for job in pending for files in job.parts.values() for f in files)
     # the proof takes seconds
     encoder = tok.faster() if size > 50e6 or tokenizer == "toy" else "tokenizers"
     print(f"encoder: {encoder}", flush=True)
@@ -480,12 +480,12 @@ def tokenize(out: str, tokenizer: str, mixture: str = "", sources: str = "", raw
             workers, context, _start_worker,
             (tok, (tok.fast, tok.guard), raw, heldout, id_dtype(tok.vocab_size))) as pool:
         try:
-            for job in todo:
+            for job in pending:
                 os.makedirs(job.work, exist_ok=True)
                 locks.enter_context(job.claim(i, n))
                 job.cut(pool)
-            _run(pool, [piece for job in todo for piece in job.left(i, n)])
-            for job in todo:
+            _run(pool, [piece for job in pending for piece in job.left(i, n)])
+            for job in pending:
                 if job.done():
                     continue
                 left = [f"{k}/{n}" for k in range(n) if job.left(k, n)] if job.left() else []

@@ -678,12 +678,12 @@ def difficulty(cfg):
             write_atomic(path, "".join(json.dumps(line) + "\n" for line in whole))
             done = {line["id"] for line in whole}
         done = me.agree(done)
-        todo = [i for i, r in enumerate(records) if r["id"] not in done]
+        pending = [i for i, r in enumerate(records) if r["id"] not in done]
         door = make_engine(cfg.init or cfg.model, cfg, me)
-        with tqdm(total=len(records), initial=len(records) - len(todo), unit="prompt",
+        with tqdm(total=len(records), initial=len(records) - len(pending), unit="prompt",
                   disable=None if me.rank == 0 else True) as bar:
-            for at in range(0, len(todo), cfg.batch):
-                asked = [(("filter",), i) for i in todo[at:at + cfg.batch]]
+            for at in range(0, len(pending), cfg.batch):
+                asked = [(("filter",), i) for i in pending[at:at + cfg.batch]]
                 made = everyone(judge(sample(door, records, asked, cfg.group, cfg, me), records, cfg), me)
                 verdicts = {}
                 for r in made:
