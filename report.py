@@ -1,11 +1,13 @@
 """One page of what runs came to (paper, sections 8 to 10): pictures, what they show, a table under each.
 
     python analyze.py report runs runs/eval runs/analysis --out=runs/report
+    python analyze.py report runs/study --out=runs/study/report
 
 Any folders of runs; what they are is found by the files in them and in their subfolders: metrics.jsonl (of
 mid-training and of RL), results.json and compare.json (evaluate.py), weights.json, cka.json, landscape.json,
-trajectory.json (analyze.py). A section is there when its data is. report.html holds everything it shows and
-runs nothing; figures/ has each picture as PNG and SVG. The same files give the same bytes.
+trajectory.json (analyze.py), study.json (study.py). A section is there when its data is. report.html holds
+everything it shows and runs nothing; figures/ has each picture as PNG and SVG. The same files give the same
+bytes.
 """
 
 import base64
@@ -24,7 +26,7 @@ from runtime import InputError, human, read_lines, write_atomic
 FILES = {"metrics.jsonl": (), "config.json": (), "results.json": ("tasks", "averages"),         # their keys
          "compare.json": ("runs", "gains", "frontier"), "weights.json": ("pairs",),
          "cka.json": (), "landscape.json": ("problems", "samples"),
-         "trajectory.json": ("runs",)}
+         "trajectory.json": ("runs",), "study.json": ("chains", "estimates", "tables", "claims")}
 LINES, FLOOR, CHANGED = ("-", "--", ":", "-."), 2 ** -8, 0.01       # bf16's smallest relative change; paper
 
 
@@ -734,6 +736,68 @@ def trajectory(data):
                                   for what in ("changed, %", "relative_l2"))], rows)
 
 
+# -- a study -----------------------------------------------------------------------------------------------
+
+def claims(data):
+    """The paper's claims, each with what it was held against.
+
+    What it shows: for each claim and model what was asked for, what was found, and what there is without the
+    effect (null: noise alone, chance, permuted texts).
+    How to read it: reproduced means that the whole interval lies where it was asked to. Directions and
+    shares are asked for, not the paper's sizes, which a toy cannot have. A claim that is reproduced, but
+    whose null does the same, says nothing of learning. Of forty claims without any effect one would be
+    reproduced by luck.
+    Intervals: 95 % for other seeds on the same problems, by Student's t over chains; differences are taken
+    within each chain. Of a single chain it is for other problems. n is the number of chains where some lack
+    the number."""
+    counts = {model: {} for model in data["chains"]}
+    for c in data["claims"]:
+        counts[c["model"]][c["verdict"]] = counts[c["model"]].get(c["verdict"], 0) + 1
+    return Section(
+        "The paper's claims",
+        "Claims of the paper: " + "; ".join(f"{model}: " + ", ".join(
+            f"{n} {verdict}" for verdict, n in own.items()) for model, own in counts.items()) + ".",
+        {"Sample": "; ".join(f"{model}: {len(seeds)} chain{'s' * (len(seeds) > 1)}, seed {', '.join(seeds)}"
+                             for model, seeds in data["chains"].items()) + "."},
+        [], ["claim", "model", "verdict", "found", "asked for", "null", "in the paper"],
+        [[c["claim"], *(c[key] or "-" for key in ("model", "verdict", "found", "asked", "null", "paper"))]
+         for c in data["claims"]])
+
+
+def pipeline(data):
+    """Every path from the base by mid-training to RL (paper, tables 4-6 and 11-13).
+
+    What it shows: the mean score over math, code and science of each cell of the study. m, mc and mcs are
+    the base, mid-trained on math, with code, with code and science. mcs+mc is mcs after RL on math and code.
+    Intervals: 95 % for other seeds, by Student's t over chains; of a single chain for other problems."""
+    table = data["tables"][0]
+    cells = list(dict.fromkeys(name for name, *_ in table["rows"]))
+    runs = {model: {name: {"score": e["mean"], "low": e["low"], "high": e["high"]} for name in cells
+                    if (e := own.get(name, {}).get("avg"))} for model, own in data["estimates"].items()}
+
+    def draw(axes):
+        bars(cells, labels(runs))[1](axes)
+        for r, own in enumerate(runs.values()):           # what is not measured is no zero
+            for i, name in enumerate(cells):
+                if name not in own:
+                    axes.text(i + (r - (len(runs) - 1) / 2) * 0.8 / len(runs), 0, "-", ha="center", size=14)
+        most = max((e["high"] or e["score"] for own in runs.values() for e in own.values()), default=1)
+        axes.set_ylim(0, min(100, 110 * most) or 100)
+        axes.set_title("macro-average and 95 % interval; -: not measured")
+
+    return Section(
+        f"{table['title']} (paper: {table['paper']})",
+        "Macro-average, %: " + ", ".join(f"{model} {name} {text}" for name, model, *_, text in table["rows"]
+                                         if name in ("base", "mcs", "mcs+mcs")) + ".",
+        {}, [(8.0, draw)], table["head"], table["rows"])
+
+
+def counterpart(table):
+    """A table of the study, after the paper's."""
+    return Section(f"{table['title']} (paper: {table['paper']})", f"{table['title']}: a table.", {}, [],
+                   table["head"], table["rows"])
+
+
 # -- the page ----------------------------------------------------------------------------------------------
 
 OF_A_FILE = {"compare.json": (gains, frontier), "weights.json": (divergence, unchanged, parts, cosine),
@@ -742,13 +806,13 @@ OF_A_FILE = {"compare.json": (gains, frontier), "weights.json": (divergence, unc
 
 def possible(found):
     """[(path of the data, function, its arguments)] in the page's order; a function of no data gives none."""
-    trained, todo = short(found["metrics.jsonl"]), []
+    trained, runs = short(found["metrics.jsonl"]), []
     for folder, metrics in found["metrics.jsonl"].items():
         by_rl = any("reward" in m or "frontier" in m.get("eval", ()) for m in metrics)
         make = reinforcement if by_rl else retention
-        todo.append((os.path.join(folder, "metrics.jsonl"), make, trained[folder], metrics,
+        runs.append((os.path.join(folder, "metrics.jsonl"), make, trained[folder], metrics,
                      found["config.json"].get(folder, {})))
-    todo.sort(key=lambda own: own[1] is reinforcement)                     # mid-training first
+    runs.sort(key=lambda own: own[1] is reinforcement)                     # mid-training first
     order = [name for own in found["compare.json"].values() for name in own["runs"]]
     stages = {name: found["results.json"][folder] for folder, name in short(found["results.json"]).items()}
     stages = {name: stages[name] for name in sorted(stages, key=[*order, *stages].index)}
@@ -756,7 +820,10 @@ def possible(found):
     some = {name: [(os.path.join(folder, name), make, own) for make in makes for folder, file in
                    found[name].items() for own in (file.values() if name == "cka.json" else [file])]
             for name, makes in OF_A_FILE.items()}         # cka.json: a corpus each
-    return [*todo, (where, scores, stages), *some.pop("compare.json"), (where, behaviour, stages),
+    study = [(os.path.join(folder, "study.json"), make, own) for folder, data in found["study.json"].items()
+             for make, own in ((claims, data), (pipeline, data),
+                               *((counterpart, table) for table in data["tables"][1:]))]
+    return [*study, *runs, (where, scores, stages), *some.pop("compare.json"), (where, behaviour, stages),
             *(own for makes in some.values() for own in makes)]
 
 
@@ -785,6 +852,7 @@ thead th { border-bottom: 1px solid #222; vertical-align: bottom; white-space: n
 th:first-child { text-align: left; padding-left: 0; font-weight: normal; white-space: normal;
                  min-width: 5.5rem }
 thead th, thead th:first-child { font-weight: bold }
+section[id$=claims] :is(td, th) { white-space: normal; text-align: left; min-width: 7rem }
 .source { color: #555; font-size: .8rem }
 @media print { body { font-size: 10pt; max-width: none; padding: 0 } .figures, tr, p { break-inside: avoid }
   h2 { break-after: avoid } table { font-size: .75rem } .table { overflow: visible; background: none }

@@ -103,7 +103,22 @@ def trajectory():
          "null": of(0.04 * i / 20, 2e-4 * i)} for i in range(1, 21)]}]}
 
 
-DATA = {"metrics.jsonl": ["retention"], "rl/metrics.jsonl": ["reinforcement"],
+def study():
+    own = {"mean": 0.4389, "low": 0.4294, "high": 0.4478, "seeds": 3}
+    rows = [[cell, model, "43.9 [42.9, 44.8]"] for model in ("toy", "toy-h")
+            for cell in ("base", "mcs", "mcs+mcs")]
+    return {"chains": {"toy": ["1", "2", "3"], "toy-h": ["1"]},
+            "estimates": {"toy": {"base": {"avg": own}, "mcs": {"avg": None}},
+                          "toy-h": {"mcs": {"avg": own | {"low": None, "high": None, "seeds": 1}}}},
+            "tables": [{"title": title, "paper": "table 1", "head": ["", "model", "avg"], "rows": rows}
+                       for title in ("Scores", "Weights")],
+            "claims": [{"claim": HOSTILE, "model": model, "verdict": verdict, "paper": "3 times", "null": "",
+                        "asked": "over 0", "found": "+1.0 [+0.5, +1.5]"}
+                       for model, verdict in (("toy", "reproduced"), ("toy-h", "not yet measured"))]}
+
+
+DATA = {"study.json": ["claims", "pipeline", "counterpart"],
+        "metrics.jsonl": ["retention"], "rl/metrics.jsonl": ["reinforcement"],
         "results.json": ["scores", "behaviour"],
         "compare.json": ["gains", "frontier"], "weights.json": ["divergence", "unchanged", "parts", "cosine"],
         "cka.json": ["similarity"], "landscape.json": ["landscape"], "trajectory.json": ["trajectory"]}
@@ -212,6 +227,11 @@ def test_tables_hold_the_numbers_of_the_files(page):
     assert tables["scores"][2] == ["toy-code", "123 x 4", "3.0 [1.0, 7.0]", "13.0 [11.0, 17.0]",
                                    "23.0 [21.0, 27.0]"]
     assert tables["scores"][3][:3] == ["ungraded", "3 x -", "no bwrap"]
+    assert tables["claims"][1] == [HOSTILE, "toy", "reproduced", "+1.0 [+0.5, +1.5]", "over 0", "-",
+                                   "3 times"]
+    assert tables["pipeline"][3] == ["mcs+mcs", "toy", "43.9 [42.9, 44.8]"] == tables["counterpart"][3]
+    assert "Macro-average, %: toy base 43.9 [42.9, 44.8], toy mcs 43.9" in page[0].text
+    assert "toy: 1 reproduced; toy-h: 1 not yet measured." in page[0].text
     assert tables["gains"][1] == ["toy-math", *["+49.6 [+43.6, +55.6]", "0.0002", "123 of 128"] * 2]
     assert tables["frontier"][2] == ["toy-math", "0 of 2", "70", "1.2 (0 solved)", *["45.7 (40 solved)"] * 2]
     assert tables["behaviour"][2] == ["toy-math", "mt", "10.0", "492", "27", "30", "15", "0.146", "0.023",

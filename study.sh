@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# The paper on a laptop: two toys (dense, hybrid) x three seeds, each a base that is mid-trained on the paper's
+# three mixtures, RL on two mixes from each and from the base, all evaluated and analysed; then one report.
+#
+#     make study             # all six chains, two at a time; the same command goes on where it was killed
+#     ./study.sh toy 1       # one chain: model and seed. Delete a cell's folder and its score: they come back
+#
+# A cell is a folder of runs/study/MODEL-SEED: base; m, mc, mcs: the base, mid-trained on math, + code,
+# + science; mcs@N: mcs in N steps; START+MIX: START, then RL on MIX. Edit the lines, it is your study.
+set -euo pipefail
+export OMP_NUM_THREADS=1                     # a chain a core: a second thread gains a toy nothing
+python=${PYTHON:-.venv/bin/python} study=runs/study
+
+if [ $# = 0 ]; then
+  bwrap --unshare-all --ro-bind / / true ||
+    { echo "error: programs are graded in bubblewrap: apt-get install bubblewrap" >&2; exit 2; }
+  $python data.py toy --out=data/toy
+  printf '%s\n' 'toy-h 1' 'toy 1' 'toy-h 2' 'toy 2' 'toy 3' 'toy-h 3' | xargs -P2 -L1 "$0"
+  $python study.py $study
+  $python analyze.py report $study $study/toy-1/{mcs,mcs+mcs,eval/{base,mcs,mcs+mcs},analysis} --out=$study/report
+  exit
+fi
+
+model=$1 seed=$2 chain=$study/$1-$2
+mkdir -p $chain
+exec 3>&1 >>$chain/log.txt                   # each stage keeps its own log too
+say() { echo "$(date +%T) $chain: $*" >&3; }
+
+midtrain() {                                 # cell, mixture, steps, what it begins with
+  say midtrain $1
+  $python midtrain.py --model=$model --mixture=$2 --steps=$3 --seed=$seed --out=$chain/$1 "${@:4}"
+}
+
+rl() {                                       # start, mix
+  local steps=25 mix=$([ $2 = mc ] && echo math+code || echo math+code+science)
+  [ $1 != base ] || steps=10                 # its answers do not end: a step takes three times as long
+  say rl $1+$2
+  $python rl.py --model=$model --init=$chain/$1/model --domains=$mix --steps=$steps --seed=$seed \
+    --heldout=none --export_at=2,4,6,8,10$([ $1 = base ] || echo ,15,20) --out=$chain/$1+$2
+}
+
+evaluate() {                                 # cell
+  say evaluate $1
+  $python evaluate.py --model=$model --init=$chain/$1/model --samples=2 --seed=$seed \
+    --tasks=toy-math+toy-code+toy-science --out=$chain/eval/$1
+}
+
+midtrain base base 300
+midtrain mcs math+code+science 700 --init=$chain/base/model
+midtrain mc math+code 700 --init=$chain/base/model
+midtrain m math 700 --init=$chain/base/model
+[ $model != toy ] || midtrain mcs@350 math+code+science 350 --init=$chain/base/model
+for start in base m mc mcs; do rl $start mc; rl $start mcs; done
+[ $model != toy ] || evaluate mcs@350
+for cell in base m mc mcs {base,m,mc,mcs}+{mc,mcs}; do evaluate $cell; done
+
+say analyze
+base=$chain/base/model mcs=$chain/mcs/model both=$chain/mcs+mcs/model out=$chain/analysis
+$python evaluate.py --compare $chain/eval/{base,mcs,mcs+mcs} --out=$out
+$python analyze.py weights $base $mcs $chain/mc/model --null=$chain/mcs --out=$out
+$python analyze.py weights $mcs $both --null=$chain/mcs+mcs --out=$out
+$python analyze.py weights $base $chain/base+mcs/model --null=$chain/base+mcs --out=$out
+$python analyze.py cka $base $mcs $both --out=$out
+$python analyze.py trajectory $chain/mcs+mcs $mcs $base --out=$out
+$python analyze.py trajectory $chain/base+mcs $base --out=$out
+$python analyze.py landscape $base $mcs $both --path=9 --grid=3 --problems=50 --out=$out
+say done
