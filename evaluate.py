@@ -82,7 +82,7 @@ from verify import SandboxMissing, check_sandbox, gradable, grade_batch, timed_o
 @dataclass
 class Config:
     model: str = "toy"                   # preset: whose defaults (see model.py)
-    init: str = ""                       # weights: preset, folder, random:NAME, 0.15*A + 0.85*B; else --model
+    init: str = ""                       # preset, folder, random:NAME[:SEED], 0.15*A + 0.85*B; else --model
     run: str = "runs/eval"               # folder of the results, also --out (torchrun keeps --run)
     tasks: str = "toy"                   # names, or .jsonl of prompts, joined by +; toy, paper, ruler: all of
     protocol: str = "strict"             # strict, or paper: as published, flaws included

@@ -836,7 +836,7 @@ def engine(model, kind="torch", *, dtype=None, **options):
 
 @dataclass
 class Config:
-    init: str = ""                       # weights: preset, folder, random:NAME, 0.15*A + 0.85*B
+    init: str = ""                       # weights: preset, folder, random:NAME[:SEED], 0.15*A + 0.85*B
     prompt: str = ""                     # text to go on from (\n at its end: a line break); - = stdin
     n: int = 1                           # samples
     max_new_tokens: int = 256            # of each; it may end earlier, with the end-of-text token

@@ -1,7 +1,7 @@
 """Mid-training on weighted mixtures (PRISM, arXiv 2603.17074, section 4 and table 16), from a laptop to 128
 GPUs.
 
-    python midtrain.py --model=toy --mixture=base --out=runs/base         # two CPU cores, the embedded world
+    python midtrain.py --model=toy --mixture=base --steps=300 --out=runs/base   # two CPU cores
     python midtrain.py --model=toy --init=runs/base/model --out=runs/mt   # mid-train what came out
     torchrun --nproc_per_node=8 midtrain.py --model=mistral-24b --data=data/mcs   # the same lines
     python midtrain.py --model=mistral-24b --dry_run=True                 # parameters, memory, tokens, days
@@ -57,7 +57,7 @@ from tokenizer import load_tokenizer
 @dataclass
 class Config:
     model: str = "toy"                   # preset: architecture and recipe (see model.py)
-    init: str = ""                       # weights: preset, folder, random:NAME, 0.15*A + 0.85*B; else --model
+    init: str = ""                       # preset, folder, random:NAME[:SEED], 0.15*A + 0.85*B; else --model
     run: str = "runs/midtrain"           # run folder, also --out (torchrun keeps --run); goes on from it
     data: str = "toy"                    # folder of prepared sources; toy = the embedded world, in data/toy
     tokenizer: str = ""                  # folder of a tokenizer; empty = the checkpoint's own
@@ -100,7 +100,7 @@ class Config:
     dry_run: bool = False                # print the plan and stop
 
 
-TOY = dict(steps=1200, seq_len=256, batch=8, micro_batch=8, lr=3e-3, warmup=30, recompute="off",
+TOY = dict(steps=700, seq_len=256, batch=8, micro_batch=8, lr=3e-3, warmup=30, recompute="off",
            eval_every=200, checkpoint_every=200, log_every=50, eval_rows=4, export_dtype="float32")
 # FREE: cannot change what is trained
 FREE = ("replicate", "shard", "micro_batch", "recompute", "kernels", "compile", "checkpoint_every", "keep",

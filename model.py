@@ -736,7 +736,8 @@ class Random:
     tensor."""
 
     def __init__(self, name, seed=0):
-        self.arch, self.seed, self.path = preset(name, "--init"), seed, f"random:{name}"
+        self.arch, self.name, self.seed = preset(name, "--init"), name, seed
+        self.path = f"random:{name}" + f":{seed}" * (seed != 0)
         with torch.device("meta"):
             self.shapes = {n: tuple(p.shape) for n, p in Model(self.arch).named_parameters()}
 
@@ -768,7 +769,7 @@ class Random:
         return torch.empty(shape).normal_(0, std, generator=rng)[start:stop]
 
     def tokenizer(self):
-        if PRESETS[self.path.removeprefix("random:")][0] is None:
+        if PRESETS[self.name][0] is None:
             return toy_tokenizer()
         raise InputError(f"--init={self.path}: a real model's tokenizer comes with its checkpoint; give "
                          f"--tokenizer=FOLDER")
@@ -778,9 +779,12 @@ HUB_FILES = ["model*.safetensors", "*.json", "tokenizer*", "*.jinja"]          #
 
 
 def _term(name):
-    """One term of --init: a preset (hub download, or its cache), random:NAME, or a folder."""
+    """One term of --init: a preset (hub download, or its cache), random:NAME[:SEED], or a folder."""
     if name.startswith("random:"):
-        return Random(name.removeprefix("random:"))
+        _, name, *seed = name.split(":", 2)
+        if seed and not seed[0].isdecimal():
+            raise InputError(f"--init=random:{name}:{seed[0]}: the seed must be a whole number")
+        return Random(name, *map(int, seed))
     if name in PRESETS and PRESETS[name][0] is None:
         return Random(name)
     if name in PRESETS:
@@ -884,9 +888,9 @@ def _local_rows(p):
 
 
 def load(init, *, dtype=torch.float32, device="cpu"):
-    """A Model with weights and tokenizer. init: a preset ("granite-4-h-micro"), a folder, "random:toy-h", or
-    a linear combination "0.15*A + 0.85*B", summed in float32 and rounded to dtype once. InputError names what
-    does not fit."""
+    """A Model with weights and tokenizer. init: a preset ("granite-4-h-micro"), a folder, "random:toy-h"
+    (of another seed than 0: "random:toy-h:1"), or a linear combination "0.15*A + 0.85*B", summed in float32
+    and rounded to dtype once. InputError names what does not fit."""
     init = Init(init)
     with torch.device("meta"):
         model = Model(init.arch)

@@ -71,7 +71,7 @@ from verify import (
 @dataclass
 class Config:
     model: str = "toy"                   # preset: architecture and recipe (see model.py)
-    init: str = ""                       # weights: preset, folder, random:NAME, 0.15*A + 0.85*B; else --model
+    init: str = ""                       # preset, folder, random:NAME[:SEED], 0.15*A + 0.85*B; else --model
     run: str = "runs/rl"                 # run folder, also --out (torchrun keeps --run); goes on from it
     prompts: str = "toy"                 # .jsonl of data.py's prompts or mix; toy = the embedded world's
     heldout: str = "toy"                 # .jsonl of prompts to evaluate on, none; toy = the embedded world's

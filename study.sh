@@ -3,27 +3,30 @@
 # three mixtures, RL on two mixes from each and from the base, all evaluated and analysed; then one report.
 #
 #     make study             # all six chains, two at a time; the same command goes on where it was killed
-#     ./study.sh toy 1       # one chain: model and seed. Delete a cell's folder and its score: they come back
+#     ./study.sh toy 1       # one chain: model and seed
 #
 # A cell is a folder of runs/study/MODEL-SEED: base; m, mc, mcs: the base, mid-trained on math, + code,
-# + science; mcs@N: mcs in N steps; START+MIX: START, then RL on MIX. Edit the lines, it is your study.
+# + science; mcs@N: mcs in N steps; START+MIX: START, then RL on MIX. Delete a cell's folder, its score in eval/
+# and all that began with it, and they are made again: with other lines below, another study.
 set -euo pipefail
 export OMP_NUM_THREADS=1                     # a chain a core: a second thread gains a toy nothing
 python=${PYTHON:-.venv/bin/python} study=runs/study
 
+# code is graded in bubblewrap: without it this ends here and says what to install
+$python -c 'import verify; verify.check_sandbox()'
+
 if [ $# = 0 ]; then
-  bwrap --unshare-all --ro-bind / / true ||
-    { echo "error: programs are graded in bubblewrap: apt-get install bubblewrap" >&2; exit 2; }
   $python data.py toy --out=data/toy
-  printf '%s\n' 'toy-h 1' 'toy 1' 'toy-h 2' 'toy 2' 'toy 3' 'toy-h 3' | xargs -P2 -L1 "$0"
+  failed=0
+  printf '%s\n' 'toy-h 1' 'toy 1' 'toy-h 2' 'toy 2' 'toy 3' 'toy-h 3' | xargs -P2 -L1 bash "$0" || failed=$?
   $python study.py $study
   $python analyze.py report $study $study/toy-1/{mcs,mcs+mcs,eval/{base,mcs,mcs+mcs},analysis} --out=$study/report
-  exit
+  exit $failed                               # of a chain: its folder's log.txt says why
 fi
 
 model=$1 seed=$2 chain=$study/$1-$2
 mkdir -p $chain
-exec 3>&1 >>$chain/log.txt                   # each stage keeps its own log too
+exec 3>&1 >>$chain/log.txt                   # stages keep their own logs too
 say() { echo "$(date +%T) $chain: $*" >&3; }
 
 midtrain() {                                 # cell, mixture, steps, what it begins with
@@ -32,11 +35,10 @@ midtrain() {                                 # cell, mixture, steps, what it beg
 }
 
 rl() {                                       # start, mix
-  local steps=25 mix=$([ $2 = mc ] && echo math+code || echo math+code+science)
-  [ $1 != base ] || steps=10                 # its answers do not end: a step takes three times as long
+  local mix=$([ $2 = mc ] && echo math+code || echo math+code+science)
   say rl $1+$2
-  $python rl.py --model=$model --init=$chain/$1/model --domains=$mix --steps=$steps --seed=$seed \
-    --heldout=none --export_at=2,4,6,8,10$([ $1 = base ] || echo ,15,20) --out=$chain/$1+$2
+  $python rl.py --model=$model --init=$chain/$1/model --domains=$mix --steps=20 --seed=$seed --heldout=none \
+    --export_at=2,4,8,12,16 --out=$chain/$1+$2
 }
 
 evaluate() {                                 # cell
@@ -45,7 +47,7 @@ evaluate() {                                 # cell
     --tasks=toy-math+toy-code+toy-science --out=$chain/eval/$1
 }
 
-midtrain base base 300
+midtrain base base 300 --init=random:$model:$seed
 midtrain mcs math+code+science 700 --init=$chain/base/model
 midtrain mc math+code 700 --init=$chain/base/model
 midtrain m math 700 --init=$chain/base/model
