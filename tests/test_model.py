@@ -210,6 +210,14 @@ def test_random_weights_are_a_function_of_name_and_seed():
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
     weights = [p for p in a.parameters() if p.ndim == 2]
     assert all(not torch.equal(x[:4, :4], y[:4, :4]) for x, y in zip(weights, weights[1:], strict=False))
+    other = load("random:toy-h:1")
+    assert other.tokenizer.vocab_size == a.tokenizer.vocab_size
+    assert not any(torch.equal(x, y) for x, y in zip(weights, [p for p in other.parameters() if p.ndim == 2],
+                                                     strict=True))
+    half = load("0.5*random:toy-h + 0.5*random:toy-h:1")
+    first = next(iter(half.state_dict()))
+    torch.testing.assert_close(half.state_dict()[first],
+                               (a.state_dict()[first] + other.state_dict()[first]) / 2)
 
 
 # -- refusals ----------------------------------------------------------------------------------------------
@@ -261,6 +269,7 @@ def test_configs_that_mean_something_else_are_refused(change, says):
 @pytest.mark.parametrize("init, says", [
     ("mistral-24", "did you mean 'mistral-24b'"),
     ("random:toyy", "did you mean 'toy'"),
+    ("random:toy:one", "the seed must be a whole number"),
     ("0.2*random:toy + 0.85*random:toy", "sum to 1.05"),
     ("0.5*random:toy + 0.5*random:toy-h", "different architectures"),
     ("x*random:toy", "cannot read"),
