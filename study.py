@@ -303,9 +303,10 @@ class Measure(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """Reproduced when every measure lies where it should with its whole interval; "and by noise alone" unless
-    every null that has a place lies in its own. Limits are directions where the paper's sizes are of its
-    models, and the paper's where it gives a share (90 % of the weights, CKA of 0.998)."""
+    """Reproduced when every measure lies where it should with its whole interval; not reproduced when one
+    lies elsewhere with its whole interval; else not testable. "And by noise alone" unless every null that has
+    a place lies in its own. Limits are directions where the paper's sizes are its models' own, and the
+    paper's where it gives a share (90 % of the weights, CKA of 0.998)."""
     text: str
     paper: str
     asked: list                          # measures
@@ -430,7 +431,7 @@ def judged(claim, chains):
         verdict, extra = 3, ["one chain, so no interval"]
     else:
         sides = [side(m) for m in claim.asked]
-        verdict = 2 if min(sides) < 1 else 0
+        verdict = {1: 0, 0: 3, -1: 2}[min(sides)]
         extra = ["undecided: an interval holds its limit"] if min(sides) == 0 else []
     nulls = []
     for m in claim.null:
