@@ -2,23 +2,13 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test soak bench gpu registers lint lines clean
+.PHONY: demo study test soak bench gpu registers lint lines clean
 
-demo: .venv/demo                     ## a toy base, mid-trained on the paper's mixture, then RL; evaluated, analysed, one report
-	$(BIN)/python midtrain.py --model=toy --mixture=base --steps=400 --out=runs/base
-	$(BIN)/python midtrain.py --model=toy --init=runs/base/model --out=runs/mt
-	$(BIN)/python rl.py --model=toy --init=runs/mt/model --export_at=5,10,20,30,40 --out=runs/rl
-	$(BIN)/python rl.py --model=toy --init=runs/base/model --steps=5 --eval_prompts=32 --out=runs/rl-base
-	for stage in base mt rl; do $(BIN)/python evaluate.py --model=toy --init=runs/$$stage/model --out=runs/eval/$$stage || exit; done
-	$(BIN)/python evaluate.py --compare runs/eval/base runs/eval/mt runs/eval/rl --out=runs/eval
-	$(BIN)/python analyze.py weights runs/base/model runs/mt/model
-	$(BIN)/python analyze.py weights runs/mt/model runs/rl/model --null=runs/rl --rank=sampled
-	$(BIN)/python analyze.py cka runs/base/model runs/mt/model runs/rl/model
-	$(BIN)/python analyze.py landscape runs/base/model runs/mt/model runs/rl/model --path=9 --grid=3 --problems=50
-	$(BIN)/python analyze.py trajectory runs/rl runs/mt/model runs/base/model
-	$(BIN)/python analyze.py behaviour runs/eval/base runs/eval/mt runs/eval/rl
-	$(BIN)/python analyze.py report runs/mt runs/rl runs/eval runs/analysis --out=runs/report
-	$(BIN)/python tests/check_demo.py runs
+demo: .venv/demo                     ## a toy base, mid-trained, then RL, evaluated, analysed, one report: ten minutes
+	PYTHON=$(BIN)/python ./demo.sh
+
+study: .venv/demo                    ## the paper's claims, tried on two toys x three seeds: over an hour; goes on if killed
+	PYTHON=$(BIN)/python ./study.sh
 
 test: .venv/test                     ## everything but the long loops
 	$(BIN)/python -m pytest
@@ -48,7 +38,7 @@ lint: .venv/test
 	$(BIN)/ruff check .
 
 lines:                               ## lines by file
-	@wc -l *.py kernels/*.py benchmarks/*.py tests/*.py
+	@wc -l *.py *.sh kernels/*.py benchmarks/*.py tests/*.py tests/gpu/*.py
 
 clean:
 	rm -rf .venv runs data
