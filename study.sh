@@ -37,8 +37,8 @@ midtrain() {                                 # cell, mixture, steps, what it beg
 rl() {                                       # start, mix
   local mix=$([ $2 = mc ] && echo math+code || echo math+code+science)
   say rl $1+$2
-  $python rl.py --model=$model --init=$chain/$1/model --domains=$mix --steps=20 --seed=$seed --heldout=none \
-    --export_at=2,4,8,12,16 --out=$chain/$1+$2
+  $python rl.py --model=$model --init=$chain/$1/model --domains=$mix --steps=20 --batch=8 --seed=$seed \
+    --heldout=none --export_at=2,4,8,12,16 --out=$chain/$1+$2
 }
 
 evaluate() {                                 # cell
