@@ -100,7 +100,7 @@ class Config:
     dry_run: bool = False                # print the plan and stop
 
 
-TOY = dict(steps=700, seq_len=256, batch=8, micro_batch=8, lr=3e-3, warmup=30, recompute="off",
+TOY = dict(steps=1000, seq_len=256, batch=8, micro_batch=8, lr=3e-3, warmup=30, recompute="off",
            eval_every=200, checkpoint_every=200, log_every=50, eval_rows=4, export_dtype="float32")
 # FREE: cannot change what is trained
 FREE = ("replicate", "shard", "micro_batch", "recompute", "kernels", "compile", "checkpoint_every", "keep",
