@@ -21,7 +21,8 @@ from runtime import parse
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 with open(os.path.join(ROOT, "README.md")) as f:
     README = f.read()
-BLOCKS = re.findall(r"```\n(.*?)```", README, re.S)
+FENCES = re.findall(r"^```(\w*)\n(.*?)^```", README, re.S | re.M)          # (language, text)
+BLOCKS = [text for language, text in FENCES if not language]
 
 
 def commands(start):
@@ -97,6 +98,47 @@ def test_analysis_commands_run(exported, tmp_path):
     assert set(os.listdir(tmp_path / "out")) == {"weights.json", "cka.json"}
 
 
+ABLATIONS = [(text, FENCES[i + 1][1]) for i, (language, text) in enumerate(FENCES) if language == "diff"]
+
+
+def apply(diff, folder):
+    """The repository with a diff of the README in `folder`."""
+    skipped = shutil.ignore_patterns(".*", "runs", "data", "peers", "docs", "tests")
+    shutil.copytree(ROOT, folder, ignore=skipped)
+    done = subprocess.run(["git", "apply", "--verbose", "-"], input=diff, cwd=folder, capture_output=True,
+                          text=True, env={**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.parent)})
+    assert done.returncode == 0 and "cleanly" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("diff", [diff for diff, _ in ABLATIONS], ids=["mixture", "kl", "reference"])
+def test_ablations_apply_cleanly_and_change_one_line(diff, tmp_path):
+    apply(diff, tmp_path / "repository")
+    changed = [line for line in diff.splitlines() if re.match(r"[-+](?![-+]{2} )", line)]
+    assert [line[0] for line in changed] == ["-", "+"]
+    file, = re.findall(r"^\+\+\+ b/(.*)$", diff, re.M)
+    assert changed[1][1:] in (tmp_path / "repository" / file).read_text().splitlines()
+    assert changed[0][1:] not in (tmp_path / "repository" / file).read_text().splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("diff, told", ABLATIONS, ids=["mixture", "kl", "reference"])
+def test_ablations_run(diff, told, exported, tmp_path):
+    """Their commands, but for fewer steps, in a repository with the diff."""
+    apply(diff, tmp_path / "repository")
+    shutil.copytree(exported, tmp_path / "repository" / "start")
+    found = [line for line in told.splitlines() if line.startswith("python")]
+    assert found
+    for command in found:
+        words = ["--init=start" if word.startswith("--init") else word
+                 for word in shlex.split(command)[1:]]
+        few = {"midtrain.py": ["--steps=2", "--warmup=0", "--eval_rows=1"],
+               "rl.py": ["--steps=2", "--batch=2", "--eval_prompts=2"],
+               "evaluate.py": ["--problems=2", "--tasks=toy-math"]}[words[0]]
+        done = subprocess.run([sys.executable, *words, *few], cwd=tmp_path / "repository", timeout=300,
+                              capture_output=True, text=True)
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+
+
 def test_sources_are_named():
     for name, source in sources.REGISTRY.items():
         assert re.search(rf"^\|.*\b{re.escape(name)}\b", README, re.M), name
@@ -121,7 +163,34 @@ def test_make_targets_and_files_exist():
     assert len(paths) >= 10
     for path in paths:
         assert os.path.exists(os.path.join(ROOT, path)), path
+    assert set(os.listdir(os.path.join(ROOT, "docs"))) == set(re.findall(r"\(docs/(\S+)\)", README))
+
+
+def test_the_map_quotes_lines():
+    """Of each file and folder, within a tenth: who edits a file need not edit the README."""
+    quoted = dict(re.findall(r"^(\S+(?:\.py|\.sh|/)) +([\d,]+)  \S", README, re.M))
+    files = {name for name in os.listdir(ROOT) if name.endswith((".py", ".sh"))}
+    assert quoted.keys() == files | {"kernels/", "benchmarks/", "tests/"}
+    for name, count in quoted.items():
+        if name.endswith("/"):
+            found = [os.path.join(folder, file) for folder, _, some in os.walk(os.path.join(ROOT, name))
+                     for file in some if file.endswith(".py")]
+        else:
+            found = [os.path.join(ROOT, name)]
+        lines = 0
+        for path in found:
+            with open(path) as f:
+                lines += sum(1 for _ in f)
+        assert 0.9 * lines <= int(count.replace(",", "")) <= 1.1 * lines, (name, lines)
 
 
 def test_nothing_is_left_to_fill_in():
-    assert not re.search(r"\b(?:DEMO|TEST|BENCH)_[A-Z]+\b|\bTODO\b", README)
+    assert not re.search(r"@\w+@|\b(?:DEMO|TEST|BENCH)_[A-Z]+\b", README)
+    loose = re.compile(r"(?i)to[d]o\b|fix[m]e|\bmo[c]k|\bst[u]b|^(?!.*(?:import|torch\.nn)).*\but[i]ls\b")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for file in listed.stdout.splitlines():
+        assert not loose.search(file), file
+        if file.endswith((".py", ".sh", ".md", ".txt", ".toml", "Makefile", "run")):
+            with open(os.path.join(ROOT, file)) as f:
+                found = [line for line in f if loose.search(line)]
+            assert not found, (file, found)
