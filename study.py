@@ -200,6 +200,8 @@ def estimate(chains, of):
     spread = float(np.std(list(values.values()), ddof=1)) if n > 1 else 0.0
     half = T975[min(n - 1, len(T975)) - 1] * spread / math.sqrt(n) if n > 1 else 0.0
     low, high = (x - half, x + half) if n > 1 else (None, None)
+    if n > 1 and min(of.values()) > 0 and {what for _, what in of} <= {*DOMAINS, "avg"}:
+        low, high = max(low, 0.0), min(high, 1.0)         # of scores
     if not spread:                                        # seeds tell nothing of what is in doubt
         low, high = over_problems(chains[seed].problems, of) or (low, high)
     return {"mean": x, "low": low, "high": high, "seeds": n}

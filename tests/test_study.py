@@ -214,6 +214,15 @@ def test_a_base_that_still_learns_has_nothing_to_forget(tmp_path):
     assert verdicts(write_study(tmp_path / "b", **{"loss general": -0.04}))[claim] == VERDICTS[0]
 
 
+def test_no_score_is_under_none_or_over_all(tmp_path):
+    for seed, score in ((1, 0.0), (2, 0.3), (3, 0.9)):
+        write_chain(tmp_path / f"toy-{seed}", 0.0, NUMBERS | {"mcs math": score})
+    result = study(str(tmp_path))
+    own = result["estimates"]["toy"]["mcs"]["math"]
+    assert (own["low"], own["high"]) == (0, 1) and own["mean"] == pytest.approx(0.4)
+    assert result["claims"][0]["found"].startswith("base to mcs +37.0 [-76.")        # a difference may be
+
+
 def test_seeds_that_agree_leave_the_problems_in_doubt(tmp_path):
     """Three chains that never find anything: no width over seeds; 0 of 20 over problems."""
     for seed in (1, 2, 3):
