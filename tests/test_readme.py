@@ -187,6 +187,8 @@ def test_the_map_quotes_lines():
 def test_nothing_is_left_to_fill_in():
     assert not re.search(r"@\w+@|\b(?:DEMO|TEST|BENCH)_[A-Z]+\b", README)
     loose = re.compile(r"(?i)to[d]o\b|fix[m]e|\bmo[c]k|\bst[u]b|^(?!.*(?:import|torch\.nn)).*\but[i]ls\b")
+    if not os.path.exists(os.path.join(ROOT, ".git")):
+        pytest.skip("no git checkout: which files are ours is not known")
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
     for file in listed.stdout.splitlines():
         assert not loose.search(file), file
