@@ -52,7 +52,7 @@ def test_data_commands_run(tmp_path):
             os.symlink(os.path.join(ROOT, file), tmp_path / file)
     os.symlink(os.path.join(ROOT, "tests"), tmp_path / "tests")
     found = [c for c in commands(("python data.py", "python midtrain.py --model=toy --data=data/mine"))]
-    assert len(found) == 10
+    assert len(found) == 14
     for command in found:
         flags = shlex.split(command)[2:]
         flags = ["--tokenizer=toy" if flag.startswith("--tokenizer") else flag for flag in flags]
