@@ -36,7 +36,6 @@ from tyro.conf import Positional
 
 import world
 from generate import context_of, make_engine
-from kernels import diff
 from model import Folder, Init, Model, load, save
 from prompts import key, need_sandbox, read_jsonl, read_prompts
 from report import report
@@ -64,11 +63,9 @@ def weight_change(old, new, thresholds=THRESHOLDS):
 
     and shares of the finite entries (None without any): bits_share, values_share, unchanged {t: share}.
     InputError on other shapes or dtypes. In bf16 no relative change is below 2^-8 = 0.39 %: thresholds under
-    it count every changed value. Tensors on a GPU stay there: kernels/diff.py reads them."""
+    it count every changed value."""
     if tuple(old.shape) != tuple(new.shape):
         raise InputError(f"weights of shapes {list(old.shape)} and {list(new.shape)} cannot be compared")
-    if all(isinstance(x, torch.Tensor) and x.dtype in diff.DTYPES and diff.on_triton(x) for x in (old, new)):
-        return summary(diff.statistics(old, new, thresholds), thresholds)
     return summary(sums([_raw(old), _raw(new)], thresholds), thresholds)
 
 

@@ -158,15 +158,6 @@ def conv1d():
         step(tensor(64, 3, conv, grad=False), tensor(64, conv), tensor(conv, 1, 4), tensor(conv))
 
 
-def diff():
-    from kernels.diff import DTYPES, _launch
-    T = 0.001, 0.005, 0.01, 0.02, 0.05, 0.1
-    for dtype in DTYPES:                                   # one shape is as good as another
-        old = tensor(4096 * 12800, dtype=dtype, grad=False)
-        for new in {old.dtype: old, torch.bfloat16: old.bfloat16()}.values():
-            _launch(old, new, T, old.dtype == new.dtype and old.itemsize == 2)
-
-
 # vocabulary (49,159: a head with ids added), width
 HEADS = ((32000, 4096), (49152, 4096), (49159, 4096), (100352, 2560), (128256, 4096), (131072, 5120))
 
@@ -206,7 +197,7 @@ def rope():
         both(rotate, tensor(1, 8192, H, D), tensor(1, 8192, K, D), angles, angles)
 
 
-OPS = {f.__name__: f for f in (act, conv1d, diff, loss, logprob, norm, rope, ssd, ssd_otherwise)}
+OPS = {f.__name__: f for f in (act, conv1d, loss, logprob, norm, rope, ssd, ssd_otherwise)}
 
 
 def table(found):
