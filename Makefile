@@ -8,7 +8,7 @@ demo: .venv/demo                     ## a toy base, mid-trained, then RL, evalua
 	PYTHON=$(BIN)/python ./demo.sh
 
 study: .venv/demo                    ## the paper's claims, tried on two toys x three seeds: over an hour; goes on if killed
-	PYTHON=$(BIN)/python ./study.sh
+	PYTHON=$(BIN)/python study/study.sh
 
 test: .venv/test                     ## everything but the long loops
 	$(BIN)/python -m pytest
@@ -38,7 +38,7 @@ lint: .venv/test
 	$(BIN)/ruff check .
 
 lines:                               ## lines by file
-	@wc -l *.py *.sh kernels/*.py benchmarks/*.py tests/*.py tests/gpu/*.py
+	@wc -l *.py */*.py */*/*.py
 
 clean:
 	rm -rf .venv runs data

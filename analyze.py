@@ -34,14 +34,20 @@ import tyro
 from tqdm import tqdm
 from tyro.conf import Positional
 
-import world
-from generate import context_of, make_engine
+from cli import InputError, appending, digest, read_jsonl, read_lines, split_flags, write_atomic
+from corpus import world
+from corpus.files import read_rows
+from corpus.formats import text_of
+from corpus.hashes import shuffle_key
+from corpus.hub import Hub, get_part, is_there, raw_files
+from corpus.registry import Part
+from data import need_sandbox, read_prompts
+from engines.contract import context_of
+from generate import make_engine
 from model import Folder, Init, Model, load, save
-from prompts import key, need_sandbox, read_jsonl, read_prompts
-from report import report
-from runtime import InputError, Run, appending, digest, ranks, read_lines, split_flags, write_atomic
-from scores import aligned, interval, limits, read_results
-from sources import Hub, Part, get_part, is_there, raw_files, rows, text
+from reporting.page import report
+from runtime import Run, join_ranks
+from suite.intervals import aligned, interval, limits, read_results
 from verify import grade_batch, transient
 
 # -- weights: the change of one tensor ---------------------------------------------------------------------
@@ -571,7 +577,7 @@ def landscape(base, mt, rl, out, **how):
     usual = TOY if cfg.prompts == "toy" else PAPER
     cfg = dataclasses.replace(cfg, **{k: getattr(cfg, k) or value for k, value in usual.items()})
     check_landscape(cfg)
-    with ranks(cfg.device) as me:
+    with join_ranks(cfg.device) as me:
         run = Run(out, cfg, me, FREE)
 
         # -- weights, problems, what is there ----------------------------------------------------------------
@@ -588,7 +594,7 @@ def landscape(base, mt, rl, out, **how):
         records, left_out = read_prompts(cfg.prompts, "prompts", cfg.domains.split("+"), tokenizer,
                                          cfg.context, "heldout", 128)
         need_sandbox(records, cfg)
-        records = sorted(records, key=lambda r: key(r["id"]))[:cfg.problems]           # a fair sample
+        records = sorted(records, key=lambda r: shuffle_key(r["id"]))[:cfg.problems]           # a fair sample
         weights = me.agree([init.identity() for init in inits] if me.rank == 0 else None)
         made_of = (weights, [(r["id"], r["ids"], r["truth"]) for r in records],
                    [getattr(cfg, name) for name in MADE_WITH])
@@ -900,9 +906,9 @@ def weights_table(pair):
 
 CORPORA = {                                               # the paper's; revision: `main` at the first get
     "wikipedia": Part("wikimedia/wikipedia", "20231101.en/train-00000-of-*.parquet", ("text",),
-                      partial(text, column="text")),
-    "c4": Part("allenai/c4", "en/c4-validation.00000-of-*.json.gz", ("text",), partial(text, column="text")),
-    "gsm8k": Part("openai/gsm8k", "main/test-*.parquet", ("question",), partial(text, column="question")),
+                      partial(text_of, column="text")),
+    "c4": Part("allenai/c4", "en/c4-validation.00000-of-*.json.gz", ("text",), partial(text_of, column="text")),
+    "gsm8k": Part("openai/gsm8k", "main/test-*.parquet", ("question",), partial(text_of, column="question")),
 }
 
 
@@ -916,9 +922,9 @@ def read_texts(corpus, count, raw):
         part = CORPORA[corpus]
         if not is_there(raw, corpus):
             get_part(Hub(), corpus, part, None, raw, 1)
-        found = (part.read(row) for f in raw_files(raw, corpus, part) for _, row in rows(f, part.columns))
+        found = (part.read(row) for f in raw_files(raw, corpus, part) for _, row in read_rows(f, part.columns))
     elif os.path.exists(corpus):
-        found = (row.get("text") or row.get("prompt") or row.get("question") or "" for _, row in rows(corpus))
+        found = (row.get("text") or row.get("prompt") or row.get("question") or "" for _, row in read_rows(corpus))
     else:
         raise InputError(f"--texts={corpus}: give toy, {', '.join(CORPORA)}, or a .jsonl file")
     found = list(islice((t for t in found if isinstance(t, str) and t.strip()), count))
@@ -983,7 +989,7 @@ def cka_command(checkpoints: Positional[tuple[str, ...]], texts: str = "toy", co
                              f"layer")
     before = kept(out, "cka")
     chosen, every = read_texts(texts, count, raw), []
-    with ranks(device) as me:                             # names a device that is not there
+    with join_ranks(device) as me:                             # names a device that is not there
         for path in checkpoints:
             every.append(representations(path, chosen, pooling, tokens, dtype, me.device))
     names = list(names.values())

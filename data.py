@@ -8,12 +8,12 @@
     python data.py stats --data=data/mc                          # documents, lengths, what was left out
     python data.py get_prompts && python data.py prompts         # RL's prompts, apart from the benchmarks
     python data.py mix --verdicts=verdicts.jsonl --kind=balanced # ... by difficulty
-    python data.py toy --out=data/toy     # the embedded world (world.py), tokenized: seconds, no network
+    python data.py toy --out=data/toy     # the embedded world (corpus/world.py): seconds, no network
 
 A prepared folder holds one folder a source: token shards (uint16 or uint32, documents back to back, each
 ending with the separator), document offsets, and manifest.json (tokenizer fingerprint, counts, checksums).
-Which texts these are, and how a row becomes one, is sources.py's; getting and tokenizing them, prepare.py's;
-RL's prompts are prompts.py's.
+corpus/registry.py says which texts these are, corpus/formats.py how a row becomes one, corpus/prompts.py
+which prompts RL takes.
 
 Order (nothing is stored but the step): a period of rows holds every source exactly in proportion; a seeded
 shuffle of the period gives each global row its source; the k-th row ever taken from a source is row
@@ -21,26 +21,39 @@ f(k mod n) of epoch k // n, with f a keyed bijection. So any step is reached at 
 every period, and neither the number of ranks nor the prefetch can change what is trained on.
 """
 
+import concurrent.futures
+import contextlib
+import errno
 import hashlib
 import json
+import multiprocessing
 import os
+import re
 import shutil
-import sys
 import zlib
+from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 
-import sources as texts
-import world
-from runtime import InputError, did_you_mean, human, split_flags, write_atomic
+from cli import InputError, commands, did_you_mean, human, write_atomic
+from corpus.hashes import hashed, splitmix64, stream_key
+from corpus.hub import Hub, choose, get_part, shuffled
+from corpus.prompts import BENCHMARKS, RL, encode_prompt, get_prompts, mix, prompts, records_of, toy_prompts
+from corpus.registry import DOMAINS, REGISTRY, find_source, parts_to_get
+from corpus.shards import Source, best_fit, id_dtype, packed_rows, prepared
+from corpus.tokenizer import toy_tokenizer
+from corpus.tokenizing import Job, _start_worker, named_tokenizer, prepare_toy, tokenize_pieces
+from verify import SandboxMissing, check_sandbox, gradable, grade_batch
+
+__all__ = ["MIXTURES", "Stream", "best_fit", "heldout", "prepare_toy", "read_mixture", "read_prompts",
+           "row_sources"]
 
 # -- mixtures ----------------------------------------------------------------------------------------------
 
 # source: (domain, billions of tokens with the Granite-3.3 tokenizer; paper, table 1; None = not given)
-SOURCES = {name: (source.domain, source.tokens) for name, source in texts.REGISTRY.items()}
-DOMAINS = ("general", "chat", "math", "code", "science")
+SOURCES = {name: (source.domain, source.tokens) for name, source in REGISTRY.items()}
 
 MIXTURES = {                                         # percent of sampled training tokens; paper, figure 2
     "math": {"dclm-edu": 15, "chat": 10, "megamath-web-pro": 55, "nemotron-math": 10, "mot-math": 10},
@@ -98,27 +111,6 @@ def period_rows(mixture):
     return rows
 
 
-# -- the order of rows -------------------------------------------------------------------------------------
-
-def _key(*parts):
-    return np.uint64(int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little"))
-
-
-def _mix(x):
-    """splitmix64's finaliser: uint64 array to uint64 array. Ours to keep: numpy's own shuffles may change
-    with a release."""
-    with np.errstate(over="ignore"):
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
-
-
-def hashed(k, *key):
-    """A uint64 hash of each of an array of whole numbers, other for every key."""
-    with np.errstate(over="ignore"):
-        return _mix(_key(*key) + k.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
-
-
 def _period(rows, seed, period):
     """Source of each slot of one period: the seeded shuffle."""
     slots = np.repeat(np.arange(len(rows)), rows)
@@ -166,7 +158,7 @@ def permuted(k, n, key):
         left, right = k >> half, k & mask
         for r in range(4):
             left, right = right, left ^ (
-                int(_mix(np.uint64((right + (r + 1) * 0x9E3779B97F4A7C15) % 2 ** 64) ^ key)) & mask)
+                int(splitmix64(np.uint64((right + (r + 1) * 0x9E3779B97F4A7C15) % 2 ** 64) ^ key)) & mask)
         k = left << half | right
         if k < n:
             return k
@@ -187,334 +179,6 @@ def forecast(mixture, rows, T, seed=1, sizes=None):
     lines.append("  (epochs of the prepared tokens; ? = not prepared)" if sizes is not None else
                  "  (epochs of the paper's table 1, Granite-3.3 tokenizer; ? = not given there)")
     return "\n".join(lines)
-
-
-# -- packing -----------------------------------------------------------------------------------------------
-
-def best_fit(lengths, capacity):
-    """Bin of each item, int64 array (n): best-fit decreasing, longest first, each into the bin with the
-    least room that suffices, else into a new one. Lengths are whole numbers in 1 .. capacity.
-
-    Item by item up to ties, but worked on the histogram: of items of one length, the fullest bins that fit
-    (with room s) take s // length each in a row, since s - length is again the least room that suffices.
-    Cost grows with the distinct lengths, not with the items: 1M in under a second.
-    """
-    lengths = np.asarray(lengths, dtype=np.int64)
-    if len(lengths) and not 1 <= lengths.min() <= lengths.max() <= capacity:
-        raise InputError(f"best_fit: lengths from {lengths.min()} to {lengths.max()} do not all lie in "
-                         f"1 .. {capacity}; split longer documents first")
-    order = np.argsort(-lengths, kind="stable")
-    bins, opened, at = np.empty(len(lengths), dtype=np.int64), 0, 0
-    room, mask = {}, 0                                    # {room: [arrays of bins]}; mask: their bits
-
-    def put(space, ids):
-        nonlocal mask
-        if space and len(ids):
-            room.setdefault(space, []).append(ids)
-            mask |= 1 << space
-
-    sizes, counts = np.unique(lengths, return_counts=True)
-    for size, count in zip(sizes[::-1].tolist(), counts[::-1].tolist(), strict=True):
-        end = at + count
-        while at < end:
-            enough = mask >> size
-            if enough:
-                space = (enough & -enough).bit_length() - 1 + size
-                ids = np.concatenate(room.pop(space))
-                mask ^= 1 << space
-            else:
-                space = capacity
-                ids = np.arange(opened, opened - (at - end) // (space // size))
-                opened += len(ids)
-            each = space // size
-            take = min(end - at, each * len(ids))
-            bins[order[at:at + take]] = np.repeat(ids, each)[:take]
-            at += take
-            full, part = divmod(take, each)               # bins filled up, items in the one after them
-            put(space - each * size, ids[:full])
-            put(space - part * size, ids[full:full + 1])
-            put(space, ids[full + 1:])
-    return bins
-
-
-def packed_rows(lengths, capacity, overlap=0, shortest=0):
-    """Documents laid end to end, given by their lengths, as rows: (pieces (n, 2): first token, length; rows
-    (r + 1): row i is pieces rows[i] to rows[i + 1]), all int64.
-
-    A document of more than `capacity` tokens is split into parts of capacity, each but the first repeating
-    the last `overlap` tokens of the one before; documents of fewer than `shortest` tokens are left out.
-    """
-    lengths = np.asarray(lengths, dtype=np.int64)
-    starts = np.cumsum(lengths) - lengths
-    starts, lengths = starts[lengths >= max(1, shortest)], lengths[lengths >= max(1, shortest)]
-    stride = capacity - overlap
-    parts = 1 + np.maximum(0, -(-(lengths - capacity) // stride))
-    nth = np.arange(parts.sum()) - np.repeat(np.cumsum(parts) - parts, parts)
-    pieces = np.stack([np.repeat(starts, parts) + nth * stride,
-                       np.minimum(capacity, np.repeat(lengths, parts) - nth * stride)], 1)
-    bins = best_fit(pieces[:, 1], capacity)
-    order = np.argsort(bins, kind="stable")
-    return pieces[order], np.concatenate([[0], np.cumsum(np.bincount(bins))]).astype(np.int64)
-
-
-# -- prepared sources --------------------------------------------------------------------------------------
-
-FORMAT = 1                                                # of manifest.json
-
-
-class Shard:
-    """Documents laid end to end in base.bin, where each starts in base.idx; close() gives the manifest's
-    entry."""
-
-    def __init__(self, base, dtype):
-        self.base, self.dtype, self.lengths, self.max_id, self.crc = base, dtype, [], 0, 0
-        self.file = open(base + ".bin", "wb")
-
-    def add(self, ids):
-        ids = np.ascontiguousarray(ids, dtype=self.dtype)
-        self.file.write(ids)
-        self.crc = zlib.crc32(ids, self.crc)
-        self.lengths.append(len(ids))
-        self.max_id = max(self.max_id, int(ids.max()))
-
-    def close(self):
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        offsets = np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
-        offsets.tofile(self.base + ".idx")
-        return {"file": os.path.basename(self.base), "tokens": int(offsets[-1]),
-                "documents": len(self.lengths), "max_id": self.max_id, "crc32": self.crc,
-                "idx_crc32": zlib.crc32(offsets)}
-
-
-def id_dtype(vocab_size):
-    """uint16 where the vocabulary allows, else uint32."""
-    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
-
-
-def replace_folder(tmp, final):
-    """Puts a complete prepared source in the place of an older one, if there is one. InputError where
-    something else is there."""
-    refuse_others(final)
-    if os.path.exists(final):
-        os.rename(final, tmp + ".old")
-    os.rename(tmp, final)
-    shutil.rmtree(tmp + ".old", ignore_errors=True)
-
-
-def refuse_others(final):
-    """InputError if what is there is no prepared source, and so not ours to replace."""
-    if os.path.exists(final) and not os.path.exists(os.path.join(final, "manifest.json")):
-        raise InputError(f"--out: {final} is there and is no prepared source; give another --out, or move it "
-                         f"away")
-
-
-def write_source(folder, name, splits, tokenizer, shard_tokens=1 << 28, revision=""):
-    """Tokenizes {split: iterable of texts} into folder/name, in this process. revision says what the texts
-    are a version of. Returns the manifest. The folder appears when complete."""
-    dtype = id_dtype(tokenizer.vocab_size)
-    tmp = os.path.join(folder, f"{name}.tmp-{os.getpid()}")
-    shutil.rmtree(tmp, ignore_errors=True)                # what a failed call left
-    os.makedirs(tmp)
-    manifest = {"format": FORMAT, "source": name, "revision": revision, "tokenizer": tokenizer.fingerprint,
-                "dtype": dtype.name, "splits": {}}
-    for split, documents in splits.items():
-        done, shard, size = manifest["splits"].setdefault(split, []), None, 0
-        for text in documents:
-            ids = tokenizer.document(text)
-            shard = shard or Shard(os.path.join(tmp, f"{split}-{len(done):05d}"), dtype)
-            shard.add(ids)
-            size += len(ids)
-            if size >= shard_tokens:
-                done.append(shard.close())
-                shard, size = None, 0
-        if shard:
-            done.append(shard.close())
-    write_atomic(os.path.join(tmp, "manifest.json"), json.dumps(manifest, indent=1))
-    replace_folder(tmp, os.path.join(folder, name))
-    return manifest
-
-
-def prepare_toy(folder, tokenizer):
-    """The embedded world, tokenized into `folder`; sources already there, whole, of this tokenizer, this
-    world.py and this Python (whose library is the text), are left alone."""
-    with open(world.__file__, "rb") as f:
-        revision = hashlib.sha256(f.read() + sys.version.encode()).hexdigest()
-    for name in world.SOURCES:
-        try:
-            source = Source(folder, name, tokenizer, tokenizer.vocab_size)
-            source.verify()
-            fresh = source.revision == revision
-        except InputError:
-            fresh = False
-        if not fresh:
-            try:
-                write_source(folder, name,
-                             {split: world.documents(name, split) for split in ("train", "heldout")},
-                             tokenizer, revision=revision)
-            except OSError as e:
-                raise InputError(f"--data: cannot prepare the toy world in {folder} ({e.strerror}); free "
-                                 f"space, or run where this folder can be written") from None
-
-
-def prepared(folder):
-    """Names of the prepared sources in a folder, those of SOURCES first and in its order."""
-    names = [n for n in (sorted(os.listdir(folder)) if os.path.isdir(folder) else ())
-             if ".tmp-" not in n and os.path.exists(os.path.join(folder, n, "manifest.json"))]
-    return [n for n in SOURCES if n in names] + [n for n in names if n not in SOURCES]
-
-
-class Source:
-    """One prepared source, memory-mapped: rows of T + 1 tokens cut out of its documents laid end to end, or
-    (packed_for(T)) put together from whole documents. tokenizer None: of whichever it was prepared with;
-    only: the splits to open, default all."""
-
-    def __init__(self, folder, name, tokenizer=None, vocab_size=None, only=None):
-        self.folder, self.name, self.packed = os.path.join(folder, name), name, None
-        path = os.path.join(self.folder, "manifest.json")
-        try:
-            with open(path) as f:
-                manifest = json.load(f)
-            if manifest["format"] != FORMAT:
-                raise InputError(f"--data: {path} is of format {manifest['format']!r}, not {FORMAT}; prepare "
-                                 f"the source again")
-            self.dtype, made_with, self.revision = (np.dtype(manifest["dtype"]), manifest["tokenizer"],
-                                                    manifest["revision"])
-            self.manifest = manifest
-            keys = ("file", "tokens", "documents", "max_id", "crc32", "idx_crc32")
-            self.splits = {split: [{k: shard[k] for k in keys} for shard in shards]
-                           for split, shards in manifest["splits"].items()}
-        except (FileNotFoundError, NotADirectoryError):
-            raise InputError(f"--data={folder} has no prepared source {name!r} (it has: "
-                             f"{', '.join(sorted(prepared(folder))) or 'none'}); prepare it, or take a "
-                             f"--mixture without it") from None
-        except InputError:
-            raise
-        # not JSON, or not the JSON written above
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
-            raise InputError(f"--data: {path} is damaged ({e!r}); prepare the source again") from None
-        if tokenizer and made_with != tokenizer.fingerprint:
-            raise InputError(f"--data: {self.folder} was prepared with another tokenizer ({made_with[:12]}; "
-                             f"the model's is {tokenizer.fingerprint[:12]}); prepare the data with this "
-                             f"model's tokenizer")
-        self.maps = {}                         # split: (token maps, offset maps, first token of each shard)
-        for split, shards in self.splits.items():
-            if only and split not in only:
-                continue
-            if not shards:
-                raise InputError(f"--data: {self.folder} holds no {split} documents; prepare the source "
-                                 f"again")
-            tokens, offsets = [], []
-            for shard in shards:
-                tokens.append(self._map(shard["file"] + ".bin", shard["tokens"], self.dtype))
-                offsets.append(self._map(shard["file"] + ".idx", shard["documents"] + 1, np.dtype(np.int64)))
-                if vocab_size and shard["max_id"] >= vocab_size:
-                    raise InputError(f"--data: {self.folder}/{shard['file']}.bin holds token id "
-                                     f"{shard['max_id']}, beyond the model's vocabulary of {vocab_size}; "
-                                     f"prepare the data with this model's tokenizer")
-            self.maps[split] = tokens, offsets, np.cumsum([0] + [len(t) for t in tokens])
-
-    def _map(self, file, count, dtype):
-        path = os.path.join(self.folder, file)
-        if not os.path.exists(path):
-            raise InputError(f"--data: {path} is missing; prepare the source again")
-        size, want = os.path.getsize(path), count * dtype.itemsize
-        if size != want or count == 0:
-            what = "empty" if not size else "cut short" if size < want else "too long"
-            raise InputError(f"--data: {path} has {size} bytes, its manifest says {want}: {what}; prepare "
-                             f"the source again")
-        return np.memmap(path, dtype, "r")
-
-    def verify(self, part=0, parts=1, splits=None):
-        """Compares every parts-th file with its checksum (each rank takes a share); splits: which, default
-        all. InputError names a corrupted one."""
-        jobs = [(m, shard["file"] + end, shard[crc]) for split in splits or self.splits
-                for i, shard in enumerate(self.splits[split])
-                for m, end, crc in ((self.maps[split][0][i], ".bin", "crc32"),
-                                    (self.maps[split][1][i], ".idx", "idx_crc32"))]
-        for array, file, crc in jobs[part::parts]:
-            if zlib.crc32(array) != crc:
-                raise InputError(f"--data: {self.folder}/{file} is corrupted (its checksum is not its "
-                                 f"manifest's); remove the folder and prepare the source again")
-
-    def tokens(self, split="train"):
-        return int(self.maps[split][2][-1])
-
-    def rows(self, T, split="train"):
-        """Rows of T inputs; each takes one more token as its last target, and the next row starts with that
-        token."""
-        if split not in self.maps:
-            raise InputError(f"--data: {self.folder} has no {split} split (it has: "
-                             f"{', '.join(self.maps) or 'none'}); prepare the source again")
-        if self.packed and split == "train":
-            return len(self.packed[1]) - 1
-        n = (self.tokens(split) - 1) // T
-        if n < 1:
-            raise InputError(f"--data: {self.folder} has {self.tokens(split)} {split} tokens, less than one "
-                             f"row of --seq_len={T} + 1; take a smaller --seq_len")
-        return n
-
-    def row(self, i, T, split="train"):
-        """Row i: tokens (T + 1) int64 and document ids (T + 1) int64, counted from 0 in the row; -1 is
-        padding behind packed documents."""
-        tokens, offsets, first = self.maps[split]
-        if self.packed and split == "train":
-            pieces, rows = self.packed
-            row, docs, at = np.zeros(T + 1, np.int64), np.full(T + 1, -1, np.int64), 0
-            for d, (start, length) in enumerate(pieces[rows[i]:rows[i + 1]]):
-                s = int(np.searchsorted(first, start, "right")) - 1
-                row[at:at + length] = tokens[s][start - first[s]:start - first[s] + length]
-                docs[at:at + length] = d
-                at += length
-            return row, docs
-        at, parts, docs, base = i * T, [], [], 0
-        while len(parts) == 0 or sum(map(len, parts)) < T + 1:
-            s = int(np.searchsorted(first, at, "right")) - 1
-            local = at - int(first[s])
-            piece = tokens[s][local:local + T + 1 - sum(map(len, parts))]
-            d = np.searchsorted(offsets[s], np.arange(local, local + len(piece)), "right") - 1
-            docs.append(d - d[0] + base)
-            base = int(docs[-1][-1]) + 1                  # a document never crosses a shard
-            parts.append(piece)
-            at += len(piece)
-        return np.concatenate(parts).astype(np.int64), np.concatenate(docs)
-
-
-    def lengths(self, split="train"):
-        """Tokens of each document, separator included: int64 array."""
-        return np.concatenate([np.diff(o) for o in self.maps[split][1]])
-
-    def fingerprint(self):
-        """Of the tokens rows are made of, and of their packing."""
-        shards = [(x["file"], x["tokens"], x["crc32"]) for x in self.splits["train"]]
-        return hashlib.sha256(repr((self.name, shards)).encode()).hexdigest() + (
-            str([zlib.crc32(a) for a in self.packed]) if self.packed else "")
-
-    def packed_for(self, T):
-        """Takes train rows from what `python data.py pack --seq_len=T` wrote. InputError if there is none of
-        these shards."""
-        base = os.path.join(self.folder, f"packed-{T}")
-        try:
-            with open(base + ".json") as f:
-                packing = json.load(f)
-        except FileNotFoundError:
-            raise InputError(f"--packing=bfd: {self.folder} is not packed for --seq_len={T}; run `python "
-                             f"data.py pack --data={os.path.dirname(self.folder)} --seq_len={T} --method=bfd`"
-                             ) from None
-        except ValueError as e:
-            raise InputError(f"--data: {base}.json is damaged ({e}); pack again") from None
-        if packing["of"] != self.fingerprint():
-            raise InputError(f"--data: {self.folder} was prepared again since it was packed for "
-                             f"--seq_len={T}; pack it again")
-        arrays = []
-        for end, shape in ((".bin", (packing["pieces"], 2)), (".idx", (packing["rows"] + 1,))):
-            array = self._map(f"packed-{T}{end}", int(np.prod(shape)), np.dtype(np.int64)).reshape(shape)
-            if zlib.crc32(array) != packing["crc32" + end]:
-                raise InputError(f"--data: {base}{end} is corrupted; pack again")
-            arrays.append(array)
-        self.packed = arrays
-        return packing
 
 
 @dataclass
@@ -556,7 +220,7 @@ class Stream:
         rows = []
         for s, k in zip(which, ordinals, strict=True):
             epoch, k = divmod(int(k), self.counts[s])
-            key = _key(self.seed, self.sources[s].name, epoch)
+            key = stream_key(self.seed, self.sources[s].name, epoch)
             rows.append(self.sources[s].row(permuted(k, self.counts[s], key), self.T))
         return collate(rows, which, self.across)
 
@@ -620,23 +284,23 @@ def plan(mixture: str = "math+code+science", tokens: str = "26.2144B", seq_len: 
     print(forecast(mixture, round(wanted / seq_len), seq_len, sizes=sizes))
     if data:
         return
-    hub = texts.Hub(hub) if hub or ask else None
+    hub = Hub(hub) if hub or ask else None
     print(f"\nto get (python data.py get), to keep prepared\n  {'part':24s} {'files':>13s} {'download':>9s} "
           f"{'prepared':>9s}  data set")
     total = [0, 0]
     for name, percent in mixture.items():
-        if name not in texts.REGISTRY:
+        if name not in REGISTRY:
             print(f"  {name:24s} {'your own':>13s}")
             continue
-        source, need = texts.REGISTRY[name], percent / 100 * wanted / 1e9
+        source, need = REGISTRY[name], percent / 100 * wanted / 1e9
         there = [spec.tokens for spec in source.parts.values()]
         kept = min(need * 1.1, need * 1.1 if None in there else sum(there))
-        for i, (part, spec) in enumerate(texts.parts_to_get(name).items()):
+        for i, (part, spec) in enumerate(parts_to_get(name).items()):
             share = 1 if spec.tokens is None or spec.draw else min(1, need * 1.1 / spec.tokens)
             files, size = "?", spec.gb and spec.gb * share
             if hub:
                 _, _, listed = hub.list(spec)
-                chosen = texts.choose(listed, spec, need, 1)
+                chosen = choose(listed, spec, need, 1)
                 files, size = f"{len(chosen)} of {len(listed)}", sum(f["size"] for f in chosen) / 1e9
             elif share == 1:
                 files = "all"
@@ -739,27 +403,220 @@ def toy(out: str):
     Args:
         out: the folder
     """
-    from tokenizer import toy_tokenizer
     prepare_toy(out, toy_tokenizer())
 
 
-if __name__ == "__main__":
-    import tyro
+# -- commands ----------------------------------------------------------------------------------------------
 
-    from prepare import check, get, tokenize
-    from prompts import get_prompts, mix, prompts
-    commands = (plan, check, get, tokenize, pack, stats, get_prompts, prompts, mix, toy)
+def own_sources(sources):
+    """--sources=name=local:path,... to {name: path}."""
+    own = {}
+    for item in filter(None, sources.split(",")):
+        name, _, path = item.partition("=")
+        name = name.strip()
+        if not re.fullmatch(r"\w[\w+.-]*", name) or name.endswith(".work") or ".tmp-" in name or \
+                not path.startswith("local:"):
+            raise InputError(f"--sources: {item!r} is not name=local:path (a folder, a file or a glob)")
+        if name in own:
+            raise InputError(f"--sources: {name} is there twice; give each source once (local:folder takes "
+                             f"all files below it)")
+        own[name] = path.removeprefix("local:")
+    return own
+
+
+def check(mixture: str = "", hub: str = ""):
+    """Compares the registry with the hub: files there, columns of one file of every part.
+
+    Args:
+        mixture: a preset, or source:percent,...; default: all of the registry, RL's and the benchmarks
+        hub: another hub by its URL, or a folder with copies of data sets
+    """
+    hub, wrong = Hub(hub), []
+    parts = {part: spec for name in (read_mixture(mixture) if mixture else REGISTRY)
+             for part, spec in parts_to_get(name).items()}
+    parts |= {} if mixture else RL | BENCHMARKS
+    for name, part in parts.items():
+        try:
+            repo, revision, files = hub.list(part)
+            columns = hub.columns(repo, revision, shuffled(files, 1, part.repo)[0])
+        except (InputError, OSError, ValueError) as e:    # pyarrow's and json's are ValueErrors
+            wrong.append(name)
+            print(f"{name:24s} {e}")
+            continue
+        missing = [column for column in part.columns if column not in columns]
+        size = sum(f["size"] for f in files) / 1e9
+        print(f"{name:24s} {repo}@{revision[:12]} {len(files)} files, {size:.3g} GB, {part.licence}: "
+              + (f"NO COLUMN {', '.join(missing)} (it has {', '.join(columns)})" if missing else
+                 "columns as expected: " + ", ".join(f"{c} {columns[c]}" for c in part.columns)))
+        wrong += [name] * bool(missing)
+    if wrong:
+        raise InputError(f"{len(wrong)} of {len(parts)} parts are not as corpus/registry.py has them: "
+                         f"{', '.join(wrong)}; edit their Part in corpus/registry.py")
+
+
+def get(mixture: str = "math+code+science", tokens: str = "26.2144B", raw: str = "data/raw", hub: str = "",
+        seed: int = 1, connections: int = 4, sources: str = ""):
+    """Downloads the files that a mixture takes, in a seeded order. Call it again to go on, or with more
+    --tokens to add to it. Under torchrun rank 0 does it.
+
+    Args:
+        mixture: a preset, or source:percent,source:percent
+        tokens: of the whole mixture, a number with k, M, B or T
+        raw: folder of the downloads
+        hub: another hub by its URL, or a folder with copies of data sets
+        seed: of the order of files
+        connections: files at a time
+        sources: your own, as for tokenize: not to get
+    """
+    if int(os.environ.get("RANK", 0)):
+        return
+    wanted, hub = count("tokens", tokens), Hub(hub)
+    mixture = {name: p for name, p in read_mixture(mixture).items() if name not in own_sources(sources)}
+    for name in mixture:
+        find_source(name)
+    for name, percent in mixture.items():
+        for part, spec in parts_to_get(name).items():
+            try:
+                get_part(hub, part, spec, percent / 100 * wanted / 1e9, raw, seed, connections)
+            except OSError as e:
+                raise InputError(f"--raw={raw}: {part} cannot be written ({e.strerror or e}); free "
+                                 f"space, then run the command again, it goes on") from None
+
+
+def tokenize(out: str, tokenizer: str, mixture: str = "", sources: str = "", raw: str = "data/raw",
+             workers: int = 0, part: str = "0/1", heldout: float = 0.002, dedup: bool = True, seed: int = 1):
+    """Prepares sources for training: filters, formats, tokenizes, removes duplicates. Call it again to go on
+    where a killed call stopped.
+
+    Args:
+        out: folder of the prepared sources
+        tokenizer: toy, a folder, or a model whose tokenizer the hub has
+        mixture: a preset, or source:percent,source:percent; its sources are prepared
+        sources: your own, name=local:path,... (a folder, a file or a glob; parquet, arrow, jsonl, text)
+        raw: folder that `get` filled
+        workers: processes; 0 = one a core
+        part: i/n does every n-th piece, for array jobs; the last one puts the whole together
+        heldout: share of the documents kept for held-out losses
+        dedup: leaves out documents whose text has been before in the source
+        seed: of the draws (OpenCodeReasoning-2)
+    """
+    own = own_sources(sources)
+    names = list(dict.fromkeys([*(read_mixture(mixture) if mixture else ()), *own]))
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            {command.__name__: command for command in commands}, use_underscores=True,
-            config=(tyro.conf.FlagConversionOff,),
-            args=split_flags(sys.argv[1:]))
-    except InputError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as e:
-        print(f"error: {e.filename or e}: {e.strerror or 'failed'}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+        i, n = map(int, part.split("/"))
+    except ValueError:
+        i, n = -1, 0
+    if not names:
+        raise InputError("--mixture or --sources: name what to prepare")
+    if not 0 <= i < n:
+        raise InputError(f"--part={part} is not i/n with 0 <= i < n, such as 0/8")
+    if not 0 <= heldout < 1 or workers < 0:
+        raise InputError(f"--heldout={heldout} must be in [0, 1), --workers={workers} at least 0")
+    tok = named_tokenizer(tokenizer)
+    for name in prepared(out):
+        if name not in names:
+            Source(out, name, tok, only=())               # refuses another tokenizer's folder
+    jobs = [Job(out, name, own.get(name), raw, tok, heldout, dedup, seed) for name in names]
+    pending = [job for job in jobs if not job.done()]
+    for job in jobs:
+        if job not in pending:
+            shutil.rmtree(job.work, ignore_errors=True)
+            print(f"{job.name}: prepared already")
+        for origin in job.origin.values():
+            if origin["stand_in"]:
+                print(f"{job.name}: {origin['from']} stands in for {origin['stand_in']}")
+    if not pending:
+        return
+    size = sum(os.path.getsize(f) for job in pending for files in job.parts.values() for f in files)
+    # the proof takes seconds
+    encoder = tok.faster() if size > 50e6 or tokenizer == "toy" else "tokenizers"
+    print(f"encoder: {encoder}", flush=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["data"])
+    workers = workers or os.cpu_count() or 1
+    wrong = []
+    with contextlib.ExitStack() as locks, concurrent.futures.ProcessPoolExecutor(
+            workers, context, _start_worker,
+            (tok, (tok.fast, tok.guard), raw, heldout, id_dtype(tok.vocab_size))) as pool:
+        try:
+            for job in pending:
+                os.makedirs(job.work, exist_ok=True)
+                locks.enter_context(job.claim(i, n))
+                job.cut(pool)
+            tokenize_pieces(pool, [piece for job in pending for piece in job.left(i, n)])
+            for job in pending:
+                if job.done():
+                    continue
+                left = [f"{k}/{n}" for k in range(n) if job.left(k, n)] if job.left() else []
+                if left:
+                    print(f"{job.name}: parts {', '.join(left)} have pieces left to do")
+                    continue
+                try:
+                    manifest = job.finish(pool)
+                except InputError as e:                   # no document: the other sources do not wait for it
+                    wrong.append(str(e))
+                    continue
+                if manifest:
+                    tokens = {split: sum(s["tokens"] for s in shards)
+                              for split, shards in manifest["splits"].items()}
+                    print(f"{job.name}: " + ", ".join(f"{human(k)} tokens {s}" for s, k in tokens.items()))
+        except concurrent.futures.process.BrokenProcessPool:
+            raise InputError(f"--workers={workers}: a worker was killed, most likely for memory; run the "
+                             f"command again with fewer, it goes on") from None
+        except OSError as e:
+            room = "free space, then " if e.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+            raise InputError(f"--out={out}: {e.filename or 'a file'} cannot be written "
+                             f"({e.strerror or e}); {room}"
+                             f"run the command again, it goes on") from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+    if wrong:
+        raise InputError("; ".join(wrong))
+
+
+def read_prompts(path, flag, domains, tokenizer, context, split="rl", count=2000):
+    """The records that can be trained on, each with its "ids"; and how many were left out, by reason.
+    InputError if the file is amiss or nothing is left."""
+    lines = enumerate(toy_prompts(split, count, domains), 1) if path == "toy" else records_of(path, flag)
+    records, left_out, seen = [], Counter(), set()
+    for n, record in lines:
+        if record["domain"] not in domains:
+            left_out[f"of {record['domain']} (--domains)"] += 1
+            continue
+        if record["id"] in seen:
+            raise InputError(f"--{flag}: {path}, line {n}: the id {record['id']!r} came before; each prompt "
+                             f"has its own")
+        seen.add(record["id"])
+        ids = encode_prompt(tokenizer, record["prompt"])
+        if len(ids) >= context:
+            left_out[f"as long as --context={context} or longer"] += 1
+            continue
+        records.append(record | {"ids": ids})
+    # a gold answer that its own grader does not accept can only ever be punished
+    boxed = [(r["domain"], f"\\boxed{{{_letter(r['truth'])}}}", r["truth"]) for r in records
+             if r["domain"] != "code"]
+    verdicts = iter(grade_batch(boxed))
+    kept = [r for r in records if (gradable(r["truth"]) if r["domain"] == "code" else next(verdicts).correct)]
+    if len(kept) < len(records):
+        left_out["with a gold answer that cannot be read"] = len(records) - len(kept)
+    if not kept:
+        why = "; ".join(f"{n} {reason}" for reason, n in left_out.items()) or "the file is empty"
+        raise InputError(f"--{flag}={path}: no prompt is left ({why})")
+    return kept, left_out
+
+
+def _letter(truth):
+    return truth.get("letter", "") if isinstance(truth, dict) else truth
+
+
+def need_sandbox(records, cfg):
+    """InputError where programs are to be graded and there is nowhere to run them."""
+    if any(r["domain"] == "code" for r in records):
+        try:
+            check_sandbox(cfg.unsafe_sandbox)
+        except SandboxMissing as e:
+            raise InputError(f"--domains={cfg.domains}: {e}; or leave code out") from None
+
+
+if __name__ == "__main__":
+    commands(plan, check, get, tokenize, pack, stats, get_prompts, prompts, mix, toy)

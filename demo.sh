@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What `make demo` runs: the study (study.sh) cut to one chain of under ten minutes on two cores. A toy base, mid-
+# What `make demo` runs: the study (study/study.sh) cut to one chain of under ten minutes on two cores. A toy base, mid-
 # trained on the paper's mixture, then RL on math, and half as much on the base itself; all evaluated and analysed,
 # one report. The same command goes on where it was killed.
 set -euo pipefail

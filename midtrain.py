@@ -24,9 +24,12 @@ import numpy as np
 import torch
 
 import data
+import presets
+from cli import InputError, human, launch, write_atomic
+from corpus import tokenizing
+from corpus.tokenizer import load_tokenizer
 from kernels.ssd import chunk_length
 from model import (
-    PRESETS,
     Init,
     Model,
     choose_kernels,
@@ -37,26 +40,14 @@ from model import (
     preset,
     save,
 )
-from runtime import (
-    InputError,
-    Run,
-    grad_norm,
-    human,
-    launch,
-    peak_tflops,
-    ranks,
-    reduce_vectors,
-    shard,
-    write_atomic,
-)
-from tokenizer import load_tokenizer
+from runtime import Run, grad_norm, join_ranks, peak_tflops, reduce_vectors, shard
 
 # -- config -------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Config:
-    model: str = "toy"                   # preset: architecture and recipe (see model.py)
+    model: str = "toy"                   # preset, folder or hub id: architecture and recipe (presets/)
     init: str = ""                       # preset, folder, random:NAME[:SEED], 0.15*A + 0.85*B; else --model
     run: str = "runs/midtrain"           # run folder, also --out (torchrun keeps --run); goes on from it
     data: str = "toy"                    # folder of prepared sources; toy = the embedded world, in data/toy
@@ -110,7 +101,7 @@ FIXED = ("model", "mixture", "seed", "batch", "seq_len", "packing", "train")    
 
 def recipe(model):
     """Defaults that go with --model: the paper's for the seven, a two-core one for the toys."""
-    return {"model": model} | (TOY if PRESETS.get(model, ("",))[0] is None else {})
+    return {"model": model} | (TOY if presets.is_toy(model) else {})
 
 
 def check(cfg, world):
@@ -148,7 +139,9 @@ def micro_rows(cfg, world):
 
 def sizes(arch):
     """What makes two models the same one; RoPE bases, windows and padded vocabularies may differ."""
-    return arch.family, arch.layers, arch.C, arch.H, arch.K, arch.D, arch.F, arch.mamba and arch.mamba[:4]
+    mamba = arch.mamba
+    scan = (mamba.heads, mamba.head_dim, mamba.state, mamba.groups) if mamba else None
+    return arch.family, arch.layers, arch.C, arch.H, arch.K, arch.D, arch.F, scan
 
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -282,8 +275,9 @@ def activations(arch, kinds):
     kept = {"a": 2 * arch.C + 2 * (arch.H + arch.K) * arch.D,
             "f": 2 * arch.C + (3 if arch.family == "nemotron_h" else 4) * arch.F}
     if arch.mamba:
-        heads, P, S, G, *_ = arch.mamba
-        kept["m"] = 2 * arch.C + 3 * (2 * heads * P + 2 * G * S) + 3 * heads * chunk_length(P, S)
+        mamba = arch.mamba
+        chunk = chunk_length(mamba.head_dim, mamba.state)
+        kept["m"] = 2 * arch.C + 3 * (mamba.inner + mamba.conv_channels) + 3 * mamba.heads * chunk
     return sum(kept[kind] for kind in kinds)
 
 
@@ -334,7 +328,7 @@ def main(cfg):
         return {}
     check(cfg, world)
     mixture = data.read_mixture(cfg.mixture)
-    with ranks(cfg.device, cfg.replicate, cfg.shard) as me:
+    with join_ranks(cfg.device, cfg.replicate, cfg.shard) as me:
         run = Run(cfg.run, cfg, me, FREE, FIXED, cfg.allow_changed)
         result = run.result("retention.json")
         if result and result["curve"][-1][0] >= cfg.steps:
@@ -350,14 +344,14 @@ def main(cfg):
             init = Init(cfg.init or cfg.model)
         arch = init.arch
         if cfg.init and sizes(arch) != sizes(preset(cfg.model)):
-            fit = [name for name in PRESETS if sizes(preset(name)) == sizes(arch)]
+            same = [name for name in presets.names() if sizes(preset(name)) == sizes(arch)]
             raise InputError(f"--init={cfg.init} is a {arch.family} model of {len(arch.layers)} layers, not "
                              f"the {cfg.model} of --model; give "
-                             f"--model={fit[0] if fit else '... (none has its sizes: add it to PRESETS)'}")
+                             f"--model={same[0] if same else init.terms[0].checkpoint.path}")
         tokenizer = load_tokenizer(cfg.tokenizer, arch.raw) if cfg.tokenizer else init.tokenizer()
         folder = "data/toy" if cfg.data == "toy" else cfg.data
         if cfg.data == "toy" and me.rank == 0:
-            data.prepare_toy(folder, tokenizer)
+            tokenizing.prepare_toy(folder, tokenizer)
         torch.distributed.barrier()
         stream = data.Stream(folder, mixture, cfg.seed, cfg.seq_len, tokenizer, arch.V,
                              not cfg.doc_mask, cfg.packing)

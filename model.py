@@ -34,17 +34,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import checkpoint as recomputed
 
 import kernels
+import presets
+from cli import InputError, did_you_mean, write_atomic
+from corpus.tokenizer import load_tokenizer, toy_tokenizer
 from kernels.act import relu2, swiglu
 from kernels.conv1d import causal_conv1d
 from kernels.loss import linear_cross_entropy
 from kernels.norm import add_rms_norm, rms_norm
 from kernels.rope import rotate
 from kernels.ssd import chunk_length, ssd
-from runtime import InputError, did_you_mean, reshard, write_atomic
-from tokenizer import load_tokenizer, toy_tokenizer
+from runtime import reshard
 
 try:
     from flash_attn import flash_attn_varlen_func
@@ -72,224 +75,426 @@ NAMES = {                                       # where the hub keeps each part;
 }
 
 
+# -- the architecture ----------------------------------------------------------------------------------------
+
+class RopeScaling(NamedTuple):
+    """How Llama-3.1 stretches its RoPE, in the words of its config.json; see `rope_frequencies`."""
+    factor: float                               # the low frequencies are divided by it
+    low_freq_factor: float                      # low: fewer turns than this over the original length
+    high_freq_factor: float                     # high: more turns than this; between them both are blended
+    original_max_position_embeddings: int       # tokens
+
+
+class MambaSizes(NamedTuple):
+    """The sizes of a Mamba-2 sublayer."""
+    heads: int
+    head_dim: int                               # P
+    state: int                                  # S
+    groups: int                                 # G: heads of a group share B and C
+    conv_width: int                             # tokens
+    conv_bias: bool
+    dt_limits: tuple[float, float]              # the time step is clamped between them
+
+    @property
+    def inner(self):
+        """The width inside, E."""
+        return self.heads * self.head_dim
+
+    @property
+    def conv_channels(self):
+        """What the convolution goes over: x, B and C."""
+        return self.inner + 2 * self.groups * self.state
+
+
 @dataclass(frozen=True)
 class Arch:
     """What the computation needs to know, read from a hub config.json by `read_config`."""
     family: str
-    layers: tuple[str, ...]              # the sublayers of each hub layer: "af", "mf", "m", ...
-    C: int                               # hidden size
-    V: int                               # vocabulary
-    H: int                               # query heads
-    K: int                               # key and value heads
-    D: int                               # head dim
-    F: int                               # MLP width
+    layers: tuple[str, ...]                     # the sublayers of each hub layer: "af", "mf", "m", ...
+    C: int                                      # hidden size
+    V: int                                      # vocabulary
+    H: int                                      # query heads
+    K: int                                      # key and value heads
+    D: int                                      # head dim
+    F: int                                      # MLP width
     eps: float
     tied: bool
-    theta: float | None = None           # RoPE base, None = no positions at all (NoPE)
-    rope_scaling: tuple | None = None    # Llama-3.1: (factor, low, high, original length)
-    window: int | None = None            # Mistral: keys visible, self included
-    embed_scale: float = 1.0             # Granite's four multipliers
-    attn_scale: float | None = None      # None = 1 / sqrt(D)
+    theta: float | None = None                  # RoPE base, None = no positions at all (NoPE)
+    rope_scaling: RopeScaling | None = None     # Llama-3.1
+    window: int | None = None                   # Mistral: keys visible, self included
+    embed_scale: float = 1.0                    # Granite's four multipliers
+    attn_scale: float | None = None             # None = 1 / sqrt(D)
     residual_scale: float = 1.0
-    logits_scale: float = 1.0            # multiplies (the hub's logits_scaling divides)
-    mamba: tuple | None = None           # (heads, P, S, G, conv width, conv bias, (dt low, dt high))
+    logits_scale: float = 1.0                   # multiplies (the hub's logits_scaling divides)
+    mamba: MambaSizes | None = None
     init_std: float = 0.02
     raw: dict = field(default_factory=dict, compare=False, hash=False)    # the config.json itself, for saving
 
     @property
     def depth(self):
+        """Sublayers in all."""
         return sum(len(layer) for layer in self.layers)
+
+
+# -- families: the words of their config.json ----------------------------------------------------------------
+
+class Spelling(NamedTuple):
+    """What the families' config.json say in words of their own, or leave unsaid."""
+    activation: str = "silu"                    # the one that we compute
+    activation_key: str = "hidden_act"
+    mlp_width_key: str = "intermediate_size"
+    eps_keys: tuple = ("rms_norm_eps",)
+    kinds_keys: tuple = ()                      # the list of the layers' kinds; no key: all are attention
+    kinds_required: bool = False
+    mlp_in_every_layer: bool = True             # behind the attention or the Mamba; else it is a layer
+    head_dim: int | None = None                 # where config.json gives none; None: C / H
+    positions: str = "rope"                     # rope, none, or "configured": position_embedding_type decides
+    window: bool = False                        # sliding_window holds
+    multipliers: bool = False                   # Granite's four
+
+
+SPELLINGS = {
+    "llama": Spelling(),
+    "mistral": Spelling(window=True),
+    "granite": Spelling(multipliers=True),
+    "granitemoehybrid": Spelling(
+        mlp_width_key="shared_intermediate_size",
+        kinds_keys=("layer_types",),
+        positions="configured",
+        multipliers=True,
+    ),
+    "nemotron_h": Spelling(
+        activation="relu2",
+        activation_key="mlp_hidden_act",
+        eps_keys=("layer_norm_epsilon", "rms_norm_eps"),
+        kinds_keys=("hybrid_override_pattern", "layers_block_type"),
+        kinds_required=True,
+        mlp_in_every_layer=False,
+        head_dim=128,
+        positions="none",
+    ),
+}
+# what a layer's kind is called: on the hub, in transformers 5, in Nemotron-H's pattern
+KINDS = {"mamba": "m", "linear_attention": "m", "M": "m",
+         "attention": "a", "full_attention": "a", "*": "a",
+         "mlp": "f", "-": "f"}
+
+
+class HubConfig:
+    """A config.json to look things up in: many a key has one name on the hub, another in transformers 5."""
+
+    def __init__(self, raw):
+        self.raw, self.family = raw, raw.get("model_type")
+
+    def get(self, *keys, default=None):
+        """The value of the first of the keys that is there and not null."""
+        for key in keys:
+            if self.raw.get(key) is not None:
+                return _decoded(self.raw[key])
+        return default
+
+    def need(self, *keys):
+        """The same, and InputError where none is there."""
+        value = self.get(*keys)
+        if value is None:
+            raise InputError(f"config.json of a {self.family} model lacks {' or '.join(keys)!r}")
+        return value
+
+
+def _decoded(value):
+    """transformers 5 writes a number that JSON lacks as {"__float__": "Infinity"}."""
+    if isinstance(value, dict) and "__float__" in value:
+        return float(value["__float__"])
+    if isinstance(value, list):
+        return [_decoded(item) for item in value]
+    return value
 
 
 def read_config(raw):
     """A hub config.json (dict), in the hub's or in transformers 5's spelling, to an Arch. InputError on
     anything that this code does not compute (experts, biases, unknown RoPE types), so that no checkpoint runs
     as something else."""
-    family = raw.get("model_type")
-    if family not in NAMES:
-        raise InputError(f"config.json: model_type {family!r} is not one of {', '.join(NAMES)}")
-
-    def get(*keys, default=None):
-        for key in keys:
-            if raw.get(key) is not None:
-                value = raw[key]
-                return (float(value["__float__"]) if isinstance(value, dict) and "__float__" in value else
-                        value)
-        if default is KeyError:
-            raise InputError(f"config.json of a {family} model lacks {' or '.join(keys)!r}")
-        return default
-
+    config = HubConfig(raw)
+    family = config.family
+    if family not in SPELLINGS:
+        raise InputError(f"config.json: model_type {family!r} is not one of {', '.join(SPELLINGS)}")
+    spelling = SPELLINGS[family]
     for key in ("attention_bias", "mlp_bias", "use_bias", "mamba_proj_bias", "num_local_experts"):
-        if get(key):
+        if config.get(key):
             raise InputError(f"config.json: {key} = {raw[key]!r} is not supported (none of the seven models "
                              f"has it)")
-    act = get("mlp_hidden_act" if family == "nemotron_h" else "hidden_act",
-              default="relu2" if family == "nemotron_h" else "silu")
-    if act != ("relu2" if family == "nemotron_h" else "silu"):
-        raise InputError(f"config.json: activation {act!r} of a {family} model is not supported")
+    activation = config.get(spelling.activation_key, default=spelling.activation)
+    if activation != spelling.activation:
+        raise InputError(f"config.json: activation {activation!r} of a {family} model is not supported")
 
-    # the sublayers of each layer
-    n = get("num_hidden_layers", default=0)
-    kinds = {"mamba": "m", "linear_attention": "m", "attention": "a", "full_attention": "a", "mlp": "f",
-             "M": "m", "*": "a", "-": "f"}
-    mixers = (get("hybrid_override_pattern", "layers_block_type", default=KeyError)
-              if family == "nemotron_h" else get("layer_types", default=["attention"] * n)
-              if family == "granitemoehybrid" else ["attention"] * n)
-    unknown = sorted(set(mixers) - set(kinds))
-    if unknown or not mixers:
-        raise InputError(f"config.json: layer kinds {unknown or 'missing'}: known are {', '.join(kinds)}")
-    if n and len(mixers) != n:
-        raise InputError(f"config.json: num_hidden_layers = {n}, but {len(mixers)} layer kinds are listed")
-    layers = tuple(kinds[m] + ("" if family == "nemotron_h" else "f") for m in mixers)
+    layers = _read_layers(config, spelling)
+    C = config.need("hidden_size")
+    H = config.need("num_attention_heads")
+    theta, rope_scaling = _read_rope(config, spelling)
+    mamba = _read_mamba(config, C) if "m" in "".join(layers) else None
+    multipliers = {}
+    if spelling.multipliers:
+        multipliers = dict(
+            embed_scale=float(config.get("embedding_multiplier", default=1.0)),
+            attn_scale=float(config.get("attention_multiplier", default=1.0)),
+            residual_scale=float(config.get("residual_multiplier", default=1.0)),
+            logits_scale=1.0 / float(config.get("logits_scaling", default=1.0)),
+        )
+    return Arch(
+        family=family,
+        layers=layers,
+        C=C,
+        V=config.need("vocab_size"),
+        H=H,
+        K=config.get("num_key_value_heads", default=H),
+        D=config.get("head_dim", "attention_head_dim", default=spelling.head_dim or C // H),
+        F=config.need(spelling.mlp_width_key),
+        eps=float(config.get(*spelling.eps_keys, default=1e-6)),
+        tied=bool(config.get("tie_word_embeddings", default=False)),
+        theta=theta,
+        rope_scaling=rope_scaling,
+        window=config.get("sliding_window") if spelling.window else None,
+        mamba=mamba,
+        init_std=float(config.get("initializer_range", default=0.02)),
+        raw=raw,
+        **multipliers,
+    )
 
-    # positions
-    C, H = get("hidden_size", default=KeyError), get("num_attention_heads", default=KeyError)
-    rope = get("rope_parameters", default={})
-    scaling = get("rope_scaling", default=rope)
-    theta = float(rope.get("rope_theta") or get("rope_theta", default=10000.0))
-    if family == "nemotron_h" or (family == "granitemoehybrid" and get("position_embedding_type") != "rope"):
-        theta, scaling = None, {}
+
+def _read_layers(config, spelling):
+    """The sublayers of each layer: ("af", "mf", ...), or ("m", "f", ...) where the MLP is a layer."""
+    count = config.get("num_hidden_layers", default=0)
+    kinds = ["attention"] * count
+    if spelling.kinds_required:
+        kinds = config.need(*spelling.kinds_keys)
+    elif spelling.kinds_keys:
+        kinds = config.get(*spelling.kinds_keys, default=kinds)
+    unknown = sorted(set(kinds) - set(KINDS))
+    if unknown or not kinds:
+        raise InputError(f"config.json: layer kinds {unknown or 'missing'}: known are {', '.join(KINDS)}")
+    if count and len(kinds) != count:
+        raise InputError(f"config.json: num_hidden_layers = {count}, but {len(kinds)} layer kinds are listed")
+    mlp = "f" if spelling.mlp_in_every_layer else ""
+    return tuple(KINDS[kind] + mlp for kind in kinds)
+
+
+def _read_rope(config, spelling):
+    """(theta, RopeScaling or None); theta is None where the model has no positions."""
+    positions = spelling.positions
+    if positions == "configured":
+        positions = config.get("position_embedding_type")
+    if positions != "rope":
+        return None, None
+    parameters = config.get("rope_parameters", default={})                       # transformers 5
+    scaling = config.get("rope_scaling", default=parameters)
+    theta = float(parameters.get("rope_theta") or config.get("rope_theta", default=10000.0))
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind not in ("default", "llama3"):
         raise InputError(f"config.json: rope type {kind!r} is not supported (known: default, llama3)")
-    llama3 = tuple(scaling[k] for k in ("factor", "low_freq_factor", "high_freq_factor",
-                                        "original_max_position_embeddings")) if kind == "llama3" else None
-    mamba = None
-    if "m" in "".join(layers):
-        low, high = (float(z["__float__"] if isinstance(z, dict) else z)
-                     for z in get("time_step_limit", default=(0.0, math.inf)))
-        mamba = (get("mamba_n_heads", "mamba_num_heads", default=KeyError),
-                 get("mamba_d_head", "mamba_head_dim", default=KeyError),
-                 get("mamba_d_state", "ssm_state_size", default=KeyError),
-                 get("mamba_n_groups", "n_groups", default=KeyError),
-                 get("mamba_d_conv", "conv_kernel", default=4),
-                 get("mamba_conv_bias", "use_conv_bias", default=True), (low, high))
-        if mamba[1] == "auto":
-            mamba = (mamba[0], get("mamba_expand", default=2) * C // mamba[0], *mamba[2:])
-    granite = family.startswith("granite")
-    return Arch(
-        family, layers, C, get("vocab_size", default=KeyError), H, get("num_key_value_heads", default=H),
-        get("head_dim", "attention_head_dim", default=128 if family == "nemotron_h" else C // H),
-        get("shared_intermediate_size" if family == "granitemoehybrid" else "intermediate_size",
-            default=KeyError),
-        float(get("layer_norm_epsilon" if family == "nemotron_h" else "rms_norm_eps", "rms_norm_eps",
-                  default=1e-6)),
-        bool(get("tie_word_embeddings", default=False)), theta, llama3,
-        get("sliding_window") if family == "mistral" else None,
-        float(get("embedding_multiplier", default=1.0)) if granite else 1.0,
-        float(get("attention_multiplier", default=1.0)) if granite else None,
-        float(get("residual_multiplier", default=1.0)) if granite else 1.0,
-        1.0 / float(get("logits_scaling", default=1.0)) if granite else 1.0,
-        mamba, float(get("initializer_range", default=0.02)), raw)
+    if kind == "default":
+        return theta, None
+    return theta, RopeScaling(**{key: scaling[key] for key in RopeScaling._fields})
 
 
-# -- presets: the hub's config.json of each model ----------------------------------------------------------
-# Read from the checkpoint's own file whenever there is one; these serve --dry_run, random: and the parameter
-# counts.
-
-def _hub(kind, arch, C, layers, H, K, F, V, ids, **more):
-    bos, eos, pad = ids
-    return dict(model_type=kind, architectures=[arch], hidden_size=C, num_hidden_layers=layers,
-                num_attention_heads=H, num_key_value_heads=K, vocab_size=V, hidden_act="silu",
-                attention_bias=False, bos_token_id=bos, eos_token_id=eos, pad_token_id=pad,
-                torch_dtype="bfloat16",
-                ) | ({"shared_intermediate_size": F, "num_local_experts": 0, "num_experts_per_tok": 0,
-                      "intermediate_size": F} if kind == "granitemoehybrid" else
-                     {"intermediate_size": F}) | more
-
-
-_GRANITE = dict(rms_norm_eps=1e-5, rope_theta=1e7, tie_word_embeddings=True, embedding_multiplier=12.0,
-                residual_multiplier=0.22, max_position_embeddings=131072)
-_LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
-_NEMOTRON = dict(layer_norm_epsilon=1e-5, rms_norm_eps=1e-5, hidden_act="relu2", mlp_hidden_act="relu2",
-                 mlp_bias=False, conv_kernel=4, use_conv_bias=True, mamba_proj_bias=False, use_bias=False,
-                 tie_word_embeddings=False, time_step_limit=[0.0, math.inf], residual_in_fp32=False)
-_MISTRAL = dict(rms_norm_eps=1e-5, max_position_embeddings=32768, tie_word_embeddings=False)
-_PATTERN = "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-"
-_TOY = (508, 508, 509)                                    # the toy tokenizer's eos = bos, and pad
+def _read_mamba(config, C):
+    """The Mamba sublayers' sizes, by Granite's keys or by Nemotron-H's."""
+    heads = config.need("mamba_n_heads", "mamba_num_heads")
+    head_dim = config.need("mamba_d_head", "mamba_head_dim")
+    if head_dim == "auto":
+        head_dim = config.get("mamba_expand", default=2) * C // heads
+    limits = config.get("time_step_limit", default=(0.0, math.inf))
+    return MambaSizes(
+        heads=heads,
+        head_dim=head_dim,
+        state=config.need("mamba_d_state", "ssm_state_size"),
+        groups=config.need("mamba_n_groups", "n_groups"),
+        conv_width=config.get("mamba_d_conv", "conv_kernel", default=4),
+        conv_bias=config.get("mamba_conv_bias", "use_conv_bias", default=True),
+        dt_limits=tuple(float(limit) for limit in limits),
+    )
 
 
-def _mamba(heads, p, s, g, chunk):
-    return dict(mamba_n_heads=heads, mamba_d_head=p, mamba_d_state=s, mamba_n_groups=g, mamba_d_conv=4,
-                mamba_expand=2, mamba_chunk_size=chunk, mamba_conv_bias=True, mamba_proj_bias=False)
-
-
-def _granite4(layer_types, position, **more):
-    return _GRANITE | dict(position_embedding_type=position, layer_types=layer_types) | more
-
-
-PRESETS = {                                               # name: (hub id or None, config.json)
-    "granite-3.3-8b": ("ibm-granite/granite-3.3-8b-base", _hub(
-        "granite", "GraniteForCausalLM", 4096, 40, 32, 8, 12800, 49152, (0, 0, 0), **_GRANITE,
-        attention_multiplier=0.0078125, logits_scaling=16.0)),
-    "granite-4-micro": ("ibm-granite/granite-4.0-micro-base", _hub(
-        "granitemoehybrid", "GraniteMoeHybridForCausalLM", 2560, 40, 40, 8, 8192, 100352,
-        (100257, 100257, 100256), **_granite4(["attention"] * 40, "rope"), attention_multiplier=0.015625,
-        logits_scaling=10.0)),
-    "granite-4-h-micro": ("ibm-granite/granite-4.0-h-micro-base", _hub(
-        "granitemoehybrid", "GraniteMoeHybridForCausalLM", 2048, 40, 32, 8, 8192, 100352,
-        (100257, 100257, 100256),
-        **_granite4(["attention" if i in (5, 15, 25, 35) else "mamba" for i in range(40)], "nope"),
-        **_mamba(64, 64, 128, 1, 256), attention_multiplier=0.015625, logits_scaling=8.0)),
-    "llama-3.1-8b": ("meta-llama/Llama-3.1-8B", _hub(
-        "llama", "LlamaForCausalLM", 4096, 32, 32, 8, 14336, 128256, (128000, 128001, None),
-        rms_norm_eps=1e-5, rope_theta=5e5, rope_scaling=_LLAMA3 | dict(original_max_position_embeddings=8192),
-        max_position_embeddings=131072, tie_word_embeddings=False)),
-    "mistral-7b": ("mistralai/Mistral-7B-v0.1", _hub(
-        "mistral", "MistralForCausalLM", 4096, 32, 32, 8, 14336, 32000, (1, 2, None), **_MISTRAL,
-        rope_theta=1e4, sliding_window=4096)),
-    "mistral-24b": ("mistralai/Mistral-Small-24B-Base-2501", _hub(
-        "mistral", "MistralForCausalLM", 5120, 40, 32, 8, 32768, 131072, (1, 2, None), **_MISTRAL,
-        rope_theta=1e8, head_dim=128, sliding_window=None)),    # 5120 / 32 = 160: the file's head_dim decides
-    "nemotron-h-8b": ("nvidia/Nemotron-H-8B-Base-8K", _hub(
-        "nemotron_h", "NemotronHForCausalLM", 4096, 52, 32, 8, 21504, 131072, (1, 2, 0), **_NEMOTRON,
-        head_dim=128, attention_head_dim=128, hybrid_override_pattern=_PATTERN, mamba_num_heads=128,
-        mamba_head_dim=64, ssm_state_size=128, n_groups=8, chunk_size=128, max_position_embeddings=8192)),
-    # toys, under 2M parameters: the same families, the embedded world (world.py), random weights
-    "toy-llama": (None, _hub("llama", "LlamaForCausalLM", 128, 4, 4, 2, 384, 512, _TOY, rms_norm_eps=1e-5,
-                             rope_theta=1e4, max_position_embeddings=4096, tie_word_embeddings=True,
-                             initializer_range=0.05)),
-    "toy-mistral": (None, _hub("mistral", "MistralForCausalLM", 128, 4, 4, 2, 384, 512, _TOY, **_MISTRAL,
-                               rope_theta=1e4, sliding_window=128, initializer_range=0.05)),
-    "toy-granite": (None, _hub("granite", "GraniteForCausalLM", 128, 4, 4, 2, 384, 512, _TOY, **_GRANITE,
-                               attention_multiplier=0.03125, logits_scaling=4.0, initializer_range=0.05)),
-    "toy-granite-4": (None, _hub("granitemoehybrid", "GraniteMoeHybridForCausalLM", 128, 4, 4, 2, 384, 512,
-                                 _TOY, **_granite4(["attention"] * 4, "rope"), attention_multiplier=0.03125,
-                                 logits_scaling=4.0, initializer_range=0.05)),
-    "toy-granite-4-h": (None, _hub("granitemoehybrid", "GraniteMoeHybridForCausalLM", 128, 4, 4, 2, 384, 512,
-                                   _TOY, **_granite4(["mamba", "mamba", "attention", "mamba"], "nope"),
-                                   **_mamba(8, 32, 32, 1, 32), attention_multiplier=0.03125,
-                                   logits_scaling=4.0, initializer_range=0.05)),
-    "toy-nemotron-h": (None, _hub("nemotron_h", "NemotronHForCausalLM", 128, 8, 4, 2, 512, 512, _TOY,
-                                  **_NEMOTRON, head_dim=32, attention_head_dim=32,
-                                  hybrid_override_pattern="M-M-*-M-", mamba_num_heads=8, mamba_head_dim=32,
-                                  ssm_state_size=32, n_groups=2, chunk_size=32,
-                                  max_position_embeddings=4096)),
-}
-PRESETS["toy"] = PRESETS["toy-llama"]
-PRESETS["toy-h"] = PRESETS["toy-granite-4-h"]
-
+# -- models by name, folder or hub id ----------------------------------------------------------------------
 
 def preset(name, flag="--model"):
-    """The Arch of a named preset; InputError with the nearest names otherwise."""
-    if name not in PRESETS:
-        raise InputError(f"{flag}: unknown model {name!r}{did_you_mean(name, PRESETS)} "
-                         f"(known: {', '.join(PRESETS)})")
-    return read_config(PRESETS[name][1])
+    """The Arch of a preset's name, of a folder with a config.json, or of a hub id ("owner/name"), whose
+    config.json is fetched. InputError otherwise, with the nearest names."""
+    if name not in presets.names():
+        if os.path.isdir(name):
+            return read_config(_config_json(name, flag))
+        if is_hub_id(name):
+            return read_config(_config_json(fetch(name, ["config.json"], flag), flag))
+        if os.sep in name:
+            raise InputError(f"{flag}: there is no folder {name!r}")
+    return named_preset(name, flag)
 
 
-# -- the sublayers -----------------------------------------------------------------------------------------
+def named_preset(name, flag):
+    """The same of a preset's name alone."""
+    known = presets.names()
+    if name not in known:
+        raise InputError(f"{flag}: unknown model {name!r}{did_you_mean(name, known)} "
+                         f"(known: {', '.join(known)})")
+    return read_config(presets.read(name))
+
+
+def is_hub_id(name):
+    """Whether the hub could keep a model of this name: "owner/name"."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None
+
+
+def fetch(name, files, flag):
+    """The folder of the hub's cache with the files (patterns) of a preset or a hub id; what is not there yet
+    is downloaded. InputError when it cannot be."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    repo = presets.hub_id(name)
+    failure = f"{flag}={name}: cannot fetch {repo} from the hub"
+    if repo is None:
+        repo = name
+        failure = f"{flag}={name} is neither a folder nor a preset, and the hub does not give it"
+    try:
+        return snapshot_download(repo, allow_patterns=files)
+    except (HfHubHTTPError, HFValidationError, OSError) as e:
+        reason = f"{type(e).__name__}: {str(e).splitlines()[0]}"
+        raise InputError(f"{failure} ({reason}). Gated models need HF_TOKEN; offline, give a folder: "
+                         f"{flag}=PATH") from None
+
+
+def _config_json(folder, flag):
+    """The config.json of a checkpoint's folder."""
+    path = os.path.join(folder, "config.json")
+    try:
+        with open(path) as f:
+            return dict(json.load(f))                    # Python's json reads the bare Infinity of Nemotron-H
+    except FileNotFoundError:
+        raise InputError(f"{flag}: {folder!r} has no config.json, so it is no checkpoint in hub format"
+                         ) from None
+    except (ValueError, TypeError) as e:
+        raise InputError(f"{flag}: {path} is damaged ({e}); download the checkpoint again") from None
+
+
+# -- attention ---------------------------------------------------------------------------------------------
 
 class Shared(NamedTuple):
     """What every sublayer of one forward pass shares."""
-    docs: torch.Tensor | None            # (B, T) document ids, or None: one document a row
-    lengths: list | None                 # SDPA: document lengths over the flattened (B T) tokens, or None
-    edges: tuple | None                  # varlen kernels: where documents begin and end over (B T), int32;
-                                         # tokens of the longest
-    cos: torch.Tensor | None             # (1 or B, T, 1, D/2)
-    sin: torch.Tensor | None
-    cache: object | None = None          # generation: what earlier tokens left behind (generate.py)
+    docs: torch.Tensor | None = None            # (B, T) document ids, or None: one document a row
+    lengths: list | None = None                 # SDPA: tokens of each document over the flattened (B T)
+    cu_seqlens: torch.Tensor | None = None      # varlen kernels: where documents begin over the flattened
+                                                # (B T) tokens, and B T behind them; int32
+    max_seqlen: int | None = None               # tokens of the longest document
+    cos: torch.Tensor | None = None             # (1 or B, T, 1, D/2)
+    sin: torch.Tensor | None = None
+    cache: object | None = None                 # generation: what earlier tokens left behind (generate.py)
 
+
+def rope_frequencies(arch, device=None):
+    """Angles per position, (D/2) fp32; Llama-3.1 divides the low frequencies by `factor` and blends
+    between."""
+    exponents = torch.arange(0, arch.D, 2, dtype=torch.float32, device=device) / arch.D
+    frequencies = 1.0 / arch.theta ** exponents
+    if arch.rope_scaling is None:
+        return frequencies
+    factor, low, high, original = arch.rope_scaling
+    wavelength = 2 * math.pi / frequencies                # in tokens
+    share = (original / wavelength - low) / (high - low)
+    blended = (1 - share) * frequencies / factor + share * frequencies
+    scaled = torch.where(wavelength < original / high, frequencies, blended)
+    return torch.where(wavelength > original / low, frequencies / factor, scaled)
+
+
+def document_bounds(docs):
+    """Where the documents of docs (B, T) begin: the begin of each token's document within its row, (B, T)
+    int64; and all begins over the flattened (B T) tokens, with B T behind them, int64. Waits for the
+    device."""
+    index = torch.arange(docs.shape[1], device=docs.device)
+    is_first = torch.ones_like(docs, dtype=torch.bool)
+    is_first[:, 1:] = docs[:, 1:] != docs[:, :-1]
+    starts = torch.where(is_first, index, 0).cummax(1).values
+    begins = is_first.flatten().nonzero()[:, 0]
+    return starts, F.pad(begins, (0, 1), value=docs.numel())
+
+
+def attend_varlen(q, k, v, cu_seqlens, max_seqlen, scale, window=None):
+    """Causal attention inside each document, by a kernel that takes packed documents. q (B, T, H, D), k and v
+    (B, T, K, D), bf16; cu_seqlens and max_seqlen as `Shared` has them. Query i sees keys j with
+    i - window < j <= i."""
+    packed = [x.flatten(0, 1) for x in (q, k, v)]
+    bounds = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)              # of the queries and of the keys
+    left = window - 1 if window else -1                                    # keys before the query's own
+    if flash_attn_varlen_func is not None:
+        right = 0 if window else -1
+        out = flash_attn_varlen_func(*packed, *bounds, softmax_scale=scale, causal=True,
+                                     window_size=(left, right),
+                                     deterministic=True)  # a resumed run must end the same
+    else:
+        out = varlen_attn(*packed, *bounds, scale=scale, window_size=(left, 0), enable_gqa=True)
+    return out.view(q.shape)
+
+
+def attend_documents(q, k, v, lengths, scale, window=None):
+    """The same by torch's own attention, in any dtype; lengths: tokens of each document over the flattened
+    (B T) tokens, None for one document a row. Neighbours of one length go together."""
+    dtype = q.dtype
+    if q.device.type == "cpu":                            # bf16 is up to three times slower there than fp32
+        q, k, v = q.float(), k.float(), v.float()
+    if lengths is None:
+        return _attend_rows(q, k, v, scale, window).to(dtype)
+    groups = [(length, len(list(same))) for length, same in itertools.groupby(lengths)]
+    sizes = [length * count for length, count in groups]
+    pieces = [x.flatten(0, 1).split(sizes) for x in (q, k, v)]
+    outs = []
+    for (length, _), *piece in zip(groups, *pieces, strict=True):
+        rows = [x.unflatten(0, (-1, length)) for x in piece]               # (documents, length, heads, D)
+        outs.append(_attend_rows(*rows, scale, window).flatten(0, 1))
+    return torch.cat(outs).view(q.shape).to(dtype)
+
+
+def _attend_rows(q, k, v, scale, window):
+    """Causal attention inside each row: (B, T, heads, D)."""
+    T = q.shape[1]
+    mask = None
+    if window and T > window:
+        index = torch.arange(T, device=q.device)
+        distance = index[:, None] - index
+        mask = (distance >= 0) & (distance < window)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale,
+                                         enable_gqa=q.shape[1] != k.shape[1])
+    return out.transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention; cache.attend in its place while generating."""
+
+    def __init__(self, arch):
+        super().__init__()
+        self.arch = arch
+        C, H, K, D = arch.C, arch.H, arch.K, arch.D
+        self.scale = arch.attn_scale or D ** -0.5
+        self.q_proj = nn.Linear(C, H * D, bias=False)
+        self.o_proj = nn.Linear(H * D, C, bias=False)
+        self.k_proj = nn.Linear(C, K * D, bias=False)
+        self.v_proj = nn.Linear(C, K * D, bias=False)
+
+    def forward(self, x, shared):
+        heads = (-1, self.arch.D)
+        q = self.q_proj(x).unflatten(-1, heads)           # (B, T, H, D)
+        k = self.k_proj(x).unflatten(-1, heads)           # (B, T, K, D)
+        v = self.v_proj(x).unflatten(-1, heads)
+        if shared.cos is not None:
+            q, k = rotate(q, k, shared.cos, shared.sin)
+        scale, window = self.scale, self.arch.window
+        if shared.cache is not None:
+            out = shared.cache.attend(self, q, k, v, scale, window)
+        elif shared.cu_seqlens is not None:
+            out = attend_varlen(q, k, v, shared.cu_seqlens, shared.max_seqlen, scale, window)
+        else:
+            out = attend_documents(q, k, v, shared.lengths, scale, window)
+        return self.o_proj(out.flatten(-2))
+
+
+# -- norm, MLP, Mamba --------------------------------------------------------------------------------------
 
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over groups of channels, computed in fp32. Optional gate: rms(x * silu(gate))
@@ -297,7 +502,9 @@ class RMSNorm(nn.Module):
 
     def __init__(self, size, eps, groups=1):
         super().__init__()
-        self.weight, self.eps, self.groups = nn.Parameter(torch.ones(size)), eps, groups
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+        self.groups = groups
 
     def forward(self, x, gate=None):
         return rms_norm(x, self.weight, self.eps, self.groups, gate)
@@ -307,87 +514,22 @@ class RMSNorm(nn.Module):
         return add_rms_norm(x, out, scale, self.weight, self.eps)
 
 
-def rope_frequencies(arch, device=None):
-    """Angles per position, (D/2) fp32; Llama-3.1 divides the low frequencies by `factor` and blends
-    between."""
-    inv = 1.0 / arch.theta ** (torch.arange(0, arch.D, 2, dtype=torch.float32, device=device) / arch.D)
-    if arch.rope_scaling is None:
-        return inv
-    factor, low, high, original = arch.rope_scaling
-    wave = 2 * math.pi / inv
-    blend = (original / wave - low) / (high - low)
-    middle = (1 - blend) * inv / factor + blend * inv
-    return torch.where(wave > original / low, inv / factor, torch.where(wave < original / high, inv, middle))
-
-
-def attend(q, k, v, scale, window, lengths, edges=None):
-    """Causal attention inside each document. q (B, T, H, D), k and v (B, T, K, D); documents as `Shared` has
-    them, lengths = edges = None for one a row. Query i sees keys j with i - window < j <= i."""
-    B, T, H, D = q.shape
-    if edges is not None:
-        left, (edges, longest) = window - 1 if window else -1, edges
-        given = *(z.flatten(0, 1) for z in (q, k, v)), edges, edges, longest, longest
-        if flash_attn_varlen_func is not None:            # deterministic: a resumed run must end the same
-            out = flash_attn_varlen_func(*given, softmax_scale=scale, causal=True, deterministic=True,
-                                         window_size=(left, 0 if window else -1))
-        else:
-            out = varlen_attn(*given, scale=scale, window_size=(left, 0), enable_gqa=True)
-        return out.view(B, T, H, D)
-
-    def one(q, k, v):                                     # (B, T, heads, D) of whole documents of one length
-        t, mask = q.shape[1], None
-        if window and t > window:
-            i = torch.arange(t, device=q.device)
-            mask = (i[:, None] >= i) & (i[:, None] - i < window)
-        q, k, v = (z.transpose(1, 2) for z in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale,
-                                             enable_gqa=q.shape[1] != k.shape[1])
-        return out.transpose(1, 2)
-
-    dtype = q.dtype
-    if q.device.type == "cpu":                            # bf16 is up to three times slower there than fp32
-        q, k, v = q.float(), k.float(), v.float()
-    if lengths is None:
-        return one(q, k, v).to(dtype)
-    runs = [(t, len(list(same))) for t, same in itertools.groupby(lengths)]      # equal neighbours at once
-    pieces = zip(*(z.flatten(0, 1).split([t * n for t, n in runs]) for z in (q, k, v)), strict=True)
-    return torch.cat([one(*(z.unflatten(0, (-1, t)) for z in piece)).flatten(0, 1)
-                      for piece, (t, _) in zip(pieces, runs, strict=True)]).view(B, T, H, D).to(dtype)
-
-
-class Attention(nn.Module):
-    def __init__(self, arch):
-        super().__init__()
-        self.arch, (C, H, K, D) = arch, (arch.C, arch.H, arch.K, arch.D)
-        self.q_proj, self.o_proj = nn.Linear(C, H * D, bias=False), nn.Linear(H * D, C, bias=False)
-        self.k_proj, self.v_proj = nn.Linear(C, K * D, bias=False), nn.Linear(C, K * D, bias=False)
-
-    def forward(self, x, shared):
-        D = self.arch.D
-        q, k, v = (proj(x).unflatten(-1, (-1, D)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        if shared.cos is not None:
-            q, k = rotate(q, k, shared.cos, shared.sin)
-        scale, window = self.arch.attn_scale or D ** -0.5, self.arch.window
-        out = (attend(q, k, v, scale, window, shared.lengths, shared.edges) if shared.cache is None else
-               shared.cache.attend(self, q, k, v, scale, window))
-        return self.o_proj(out.flatten(-2))
-
-
 class MLP(nn.Module):
     """SwiGLU as gate/up/down (Llama, Mistral, Granite 3) or with gate and up in one matrix (Granite 4);
     relu(x)^2 without a gate (Nemotron-H). The hub's layout is the layout in memory."""
 
     def __init__(self, arch):
         super().__init__()
-        C, F_ = arch.C, arch.F
-        if arch.family == "granitemoehybrid":
-            self.input_linear, self.output_linear = (nn.Linear(C, 2 * F_, bias=False),
-                                                     nn.Linear(F_, C, bias=False))
-        else:
-            if arch.family != "nemotron_h":
-                self.gate_proj = nn.Linear(C, F_, bias=False)
-            self.up_proj, self.down_proj = nn.Linear(C, F_, bias=False), nn.Linear(F_, C, bias=False)
         self.family = arch.family
+        C, width = arch.C, arch.F
+        if arch.family == "granitemoehybrid":
+            self.input_linear = nn.Linear(C, 2 * width, bias=False)
+            self.output_linear = nn.Linear(width, C, bias=False)
+            return
+        if arch.family != "nemotron_h":
+            self.gate_proj = nn.Linear(C, width, bias=False)
+        self.up_proj = nn.Linear(C, width, bias=False)
+        self.down_proj = nn.Linear(width, C, bias=False)
 
     def forward(self, x, shared):
         if self.family == "nemotron_h":
@@ -399,51 +541,69 @@ class MLP(nn.Module):
 
 class Mamba(nn.Module):
     """Mamba-2: in_proj -> (z, x B C, dt); short convolution over x B C; state-space scan; gated norm;
-    out_proj."""
+    out_proj. While generating, the cache convolves and scans."""
 
     def __init__(self, arch):
         super().__init__()
-        heads, P, S, G, width, bias, self.dt_limit = arch.mamba
-        self.heads, self.P, self.S, self.G, self.E = heads, P, S, G, heads * P
-        conv = self.E + 2 * G * S
-        self.in_proj = nn.Linear(arch.C, self.E + conv + heads, bias=False)
+        self.sizes = sizes = arch.mamba
+        channels = sizes.conv_channels
+        self.in_proj = nn.Linear(arch.C, sizes.inner + channels + sizes.heads, bias=False)
         # holds the weights; see causal_conv1d
-        self.conv1d = nn.Conv1d(conv, conv, width, groups=conv, bias=bias)
-        self.dt_bias, self.A_log, self.D = (nn.Parameter(torch.ones(heads)) for _ in range(3))
-        self.norm = RMSNorm(self.E, arch.eps, groups=G)
-        self.out_proj = nn.Linear(self.E, arch.C, bias=False)
+        self.conv1d = nn.Conv1d(channels, channels, sizes.conv_width, groups=channels, bias=sizes.conv_bias)
+        self.dt_bias = nn.Parameter(torch.ones(sizes.heads))
+        self.A_log = nn.Parameter(torch.ones(sizes.heads))
+        self.D = nn.Parameter(torch.ones(sizes.heads))
+        self.norm = RMSNorm(sizes.inner, arch.eps, groups=sizes.groups)
+        self.out_proj = nn.Linear(sizes.inner, arch.C, bias=False)
 
     def forward(self, x, shared):
-        gs = self.G * self.S
-        z, xbc, dt = self.in_proj(x).split([self.E, self.E + 2 * gs, self.heads], -1)
-        xbc = (causal_conv1d(xbc, self.conv1d.weight, self.conv1d.bias, shared.docs) if shared.cache is None
-               else shared.cache.conv(self, xbc))
-        x, B, C = xbc.split([self.E, gs, gs], -1)
+        sizes, cache = self.sizes, shared.cache
+        z, xbc, dt = self.in_proj(x).split([sizes.inner, sizes.conv_channels, sizes.heads], -1)
+        if cache is None:
+            xbc = causal_conv1d(xbc, self.conv1d.weight, self.conv1d.bias, shared.docs)
+        else:
+            xbc = cache.conv(self, xbc)
+        group_states = sizes.groups * sizes.state
+        x, B, C = xbc.split([sizes.inner, group_states, group_states], -1)
+        x = x.unflatten(-1, (sizes.heads, sizes.head_dim))                  # (B, T, heads, P)
+        B = B.unflatten(-1, (sizes.groups, sizes.state))                    # (B, T, G, S)
+        C = C.unflatten(-1, (sizes.groups, sizes.state))
         # transformers clamps Nemotron-H's dt at time_step_min in this path only; mamba-ssm, vLLM and the
         # config's time_step_limit (0, inf) do not, and neither do we: log-probs must agree with generation
-        dt = F.softplus(dt.float() + self.dt_bias.float())
-        if self.dt_limit != (0.0, math.inf):
-            dt = dt.clamp(*self.dt_limit)
-        terms = (x.unflatten(-1, (self.heads, self.P)), dt, -torch.exp(self.A_log.float()),
-                 B.unflatten(-1, (self.G, self.S)), C.unflatten(-1, (self.G, self.S)), self.D.float())
-        y = ssd(*terms, shared.docs) if shared.cache is None else shared.cache.scan(self, *terms)
+        dt = F.softplus(dt.float() + self.dt_bias.float())                  # (B, T, heads)
+        if sizes.dt_limits != (0.0, math.inf):
+            dt = dt.clamp(*sizes.dt_limits)
+        A = -torch.exp(self.A_log.float())
+        if cache is None:
+            y = ssd(x, dt, A, B, C, self.D.float(), shared.docs)
+        else:
+            y = cache.scan(self, x, dt, A, B, C, self.D.float())
         return self.out_proj(self.norm(y.flatten(-2), gate=z))
 
 
+# -- layers ------------------------------------------------------------------------------------------------
+
 SUBLAYERS = {"a": Attention, "f": MLP, "m": Mamba}
 # selective recompute keeps these outputs
-_SAVED = {torch.ops.aten.mm.default, torch.ops.aten.addmm.default, torch.ops.aten.bmm.default,
-          torch.ops.aten._scaled_dot_product_flash_attention.default,
-          torch.ops.aten._scaled_dot_product_efficient_attention.default,
-          torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-          torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-          *([torch.ops.torch_attn._varlen_attn.default] if varlen_attn is not None else [])}
+_SAVED = {
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+}
+if varlen_attn is not None:
+    _SAVED.add(torch.ops.torch_attn._varlen_attn.default)
+
+
+def _keep_or_recompute(ctx, op, *args, **kwargs):
+    return CheckpointPolicy.MUST_SAVE if op in _SAVED else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def _selective():
-    return create_selective_checkpoint_contexts(
-        lambda ctx, op, *args, **kw: (CheckpointPolicy.MUST_SAVE if op in _SAVED else
-                                      CheckpointPolicy.PREFER_RECOMPUTE))
+    return create_selective_checkpoint_contexts(_keep_or_recompute)
 
 
 class Layer(nn.Module):
@@ -451,13 +611,15 @@ class Layer(nn.Module):
 
     def __init__(self, arch, kinds):
         super().__init__()
-        self.sublayers = [NAMES[arch.family][kind] for kind in kinds]          # (norm, mixer) names, in order
-        self.scale, self.recompute = arch.residual_scale, "off"                # off | full | selective
+        self.sublayers = [NAMES[arch.family][kind] for kind in kinds]      # (norm, mixer) names, in order
+        self.scale = arch.residual_scale
+        self.recompute = "off"                                             # off | full | selective
         for kind, (norm, mixer) in zip(kinds, self.sublayers, strict=True):
             setattr(self, norm, RMSNorm(arch.C, arch.eps))
             setattr(self, mixer, SUBLAYERS[kind](arch))
 
     def residuals(self, x, shared):
+        """x (B, T, C) after the layer."""
         # the last addition waits for no norm: carried into the next layer, a sharding unit and what
         # recomputation keeps would hold two tensors instead of one
         normed = getattr(self, self.sublayers[0][0])(x)
@@ -465,13 +627,17 @@ class Layer(nn.Module):
             out = getattr(self, mixer)(normed, shared)
             if i == len(self.sublayers):
                 return torch.add(x, out, alpha=self.scale)
-            x, normed = getattr(self, self.sublayers[i][0]).add(x, out, self.scale)
+            next_norm = getattr(self, self.sublayers[i][0])
+            x, normed = next_norm.add(x, out, self.scale)
 
     def body(self, x, shared):
+        """`residuals`, or while training their recomputation."""
         if self.recompute == "off" or not torch.is_grad_enabled():
             return self.residuals(x, shared)
-        more = {} if self.recompute == "full" else {"context_fn": _selective}
-        return checkpoint(self.residuals, x, shared, use_reentrant=False, preserve_rng_state=False, **more)
+        options = dict(use_reentrant=False, preserve_rng_state=False)
+        if self.recompute == "selective":
+            options["context_fn"] = _selective
+        return recomputed(self.residuals, x, shared, **options)
 
     def forward(self, x, shared):
         return self.body(x, shared)
@@ -502,66 +668,80 @@ class Model(nn.Module):
 
     def __init__(self, arch):
         super().__init__()
-        self.arch, self.tokenizer, names = arch, None, NAMES[arch.family]
-        embed, norm = nn.Embedding(arch.V, arch.C), RMSNorm(arch.C, arch.eps)
+        self.arch = arch
+        self.tokenizer = None
+        names = NAMES[arch.family]
+        embed = nn.Embedding(arch.V, arch.C)
+        norm = RMSNorm(arch.C, arch.eps)
         layers = nn.ModuleList(Layer(arch, kinds) for kinds in arch.layers)
         head = None if arch.tied else Head(arch.C, arch.V, bias=False)
-        for path, module in ((names["embed"], embed), (names["layers"], layers), (names["norm"], norm),
-                             ("lm_head", head)):
-            *parents, leaf = path.split(".")
-            at = self
-            for name in parents:
-                if not hasattr(at, name):
-                    setattr(at, name, nn.Module())
-                at = getattr(at, name)
-            if module is not None:
-                setattr(at, leaf, module)
+        self._register(names["embed"], embed)
+        self._register(names["layers"], layers)
+        self._register(names["norm"], norm)
+        if head is not None:
+            self._register("lm_head", head)
         self.trunk = (embed, list(layers), norm, head)    # a tuple, so that nothing is registered twice
+
+    def _register(self, path, module):
+        """Puts a module where the hub's names have it, "model.layers" say."""
+        *parents, leaf = path.split(".")
+        parent = self
+        for name in parents:
+            if not hasattr(parent, name):
+                setattr(parent, name, nn.Module())
+            parent = getattr(parent, name)
+        setattr(parent, leaf, module)
 
     def stream(self, tokens, docs=None, cache=None):
         """Yields the residual stream after the embedding and after each layer, then the final norm's
         output. cache: of generation, with what came before these tokens; it says at which positions they
         are."""
         embed, layers, norm, _ = self.trunk
-        B, T = tokens.shape
         x = embed(tokens)
         if self.arch.embed_scale != 1.0:
             x = x * self.arch.embed_scale
-        lengths = edges = cos = sin = None
-        varlen = cache is None and "varlen" in attention_kernel(x.device, x.dtype)
-        start = torch.zeros(1, 1, dtype=torch.int64, device=tokens.device)
-        index = torch.arange(T, device=tokens.device)[None]
-        if docs is not None:
-            first = torch.ones_like(docs, dtype=torch.bool)
-            first[:, 1:] = docs[:, 1:] != docs[:, :-1]
-            start = torch.where(first, index, 0).cummax(1).values
-            begins = first.flatten().nonzero()[:, 0]      # waits for the device, as the lengths below do
-            ends = torch.cat([begins[1:], begins.new_full((1,), B * T)])
-            if not varlen:
-                lengths = (ends - begins).tolist()
-        if varlen:
-            ends = torch.arange(1, B + 1, device=x.device) * T if docs is None else ends
-            edges = F.pad(ends, (1, 0)).int(), T if docs is None else int((ends - begins).max())
-        if self.arch.theta is not None:
-            positions = index - start if cache is None else cache.positions
-            angles = (positions[..., None] * rope_frequencies(self.arch, tokens.device))[:, :, None]
-            cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-        shared = Shared(docs, lengths, edges, cos, sin, cache)
+        shared = self._share(x, docs, cache)
         yield x
         for layer in layers:
             x = layer(x, shared)
             yield x
         yield norm(x)
 
+    def _share(self, x, docs, cache):
+        """What the sublayers of this pass share: documents as the attention takes them, RoPE's rotations. x
+        (B, T, C) is the embedded tokens."""
+        B, T, _ = x.shape
+        varlen = cache is None and "varlen" in attention_kernel(x.device, x.dtype)
+        positions = torch.arange(T, device=x.device)[None]                 # within the document
+        lengths = cu_seqlens = max_seqlen = cos = sin = None
+        if docs is not None:
+            starts, bounds = document_bounds(docs)
+            positions = positions - starts
+            if varlen:
+                cu_seqlens, max_seqlen = bounds.int(), int(bounds.diff().max())
+            else:
+                lengths = bounds.diff().tolist()
+        elif varlen:
+            cu_seqlens, max_seqlen = torch.arange(B + 1, device=x.device).int() * T, T
+        if self.arch.theta is not None:
+            if cache is not None:
+                positions = cache.positions
+            frequencies = rope_frequencies(self.arch, x.device)
+            angles = (positions[..., None] * frequencies)[:, :, None]
+            cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        return Shared(docs, lengths, cu_seqlens, max_seqlen, cos, sin, cache)
+
     def forward(self, tokens, docs=None, targets=None):
         """tokens, docs (B, T) int64; docs are document ids, each a contiguous run, None = one document a row.
         Returns logits (B, T, V) fp32; with targets (B, T) int64, -100 where not counted, the summed loss in
         nats; with a function, see `project`."""
-        for h in self.stream(tokens, docs):
-            x = h
+        for x in self.stream(tokens, docs):
+            h = x                                         # the last one is the final norm's output
         embed, _, _, head = self.trunk
         scale = self.arch.logits_scale
-        return project(x, embed.weight, scale, targets) if head is None else head(x, scale, targets)
+        if head is None:
+            return project(h, embed.weight, scale, targets)
+        return head(h, scale, targets)
 
     def hidden_states(self, tokens, docs=None):
         """L + 1 residual streams (B, T, C): after the embedding and each layer; then the final norm's
@@ -569,8 +749,10 @@ class Model(nn.Module):
         return list(self.stream(tokens, docs))
 
 
+# -- which kernels run -------------------------------------------------------------------------------------
+
 def attention_kernel(device, dtype):
-    """What `attend` runs on this device in this dtype."""
+    """Which attention runs on this device in this dtype."""
     if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
         if flash_attn_varlen_func is not None:
             return "flash-attn varlen"
@@ -598,11 +780,17 @@ def choose_kernels(name, device, compiled=False):
 def kernels_in_use(device, dtype):
     """What runs on this device in this dtype: of the start-up line."""
     if kernels.on_triton(torch.empty(0, device=device)):
-        rest = f"Triton {kernels.triton.__version__}" + (" interpreted" if kernels.INTERPRET else "")
+        ours = f"Triton {kernels.triton.__version__}"
+        if kernels.INTERPRET:
+            ours += " interpreted"
     else:
-        rest = "torch" + (" (no Triton here)" if device.type == "cuda" and kernels.triton is None else "")
-    return (f"attention: {attention_kernel(device, dtype)} | kernels: {rest}"
-            + (", scan: mamba-ssm" if kernels.chosen == "mamba-ssm" else ""))
+        ours = "torch"
+        if device.type == "cuda" and kernels.triton is None:
+            ours += " (no Triton here)"
+    line = f"attention: {attention_kernel(device, dtype)} | kernels: {ours}"
+    if kernels.chosen == "mamba-ssm":
+        line += ", scan: mamba-ssm"
+    return line
 
 
 # -- sizes and work ----------------------------------------------------------------------------------------
@@ -613,25 +801,29 @@ def parameter_counts(arch):
     as Mamba."""
     with torch.device("meta"):
         model = Model(arch)
-    counts = dict.fromkeys(("embed", "head", "attention", "MLP", "Mamba", "norms"), 0)
     embed, layers, norm, head = model.trunk
+    parts = {"a": "attention", "f": "MLP", "m": "Mamba"}
+    counts = dict.fromkeys(("embed", "head", *parts.values(), "norms"), 0)
 
-    def size(module):
-        return sum(p.numel() for p in module.parameters())
+    def add(part, module):
+        counts[part] += sum(p.numel() for p in module.parameters())
 
-    counts["embed"], counts["head"], counts["norms"] = size(embed), size(head) if head else 0, size(norm)
+    add("embed", embed)
+    if head is not None:
+        add("head", head)
     for layer, kinds in zip(layers, arch.layers, strict=True):
-        for kind, (name, mixer) in zip(kinds, layer.sublayers, strict=True):
-            counts["norms"] += size(getattr(layer, name))
-            counts[{"a": "attention", "f": "MLP", "m": "Mamba"}[kind]] += size(getattr(layer, mixer))
+        for kind, (norm_name, mixer_name) in zip(kinds, layer.sublayers, strict=True):
+            add("norms", getattr(layer, norm_name))
+            add(parts[kind], getattr(layer, mixer_name))
+    add("norms", norm)
     return counts
 
 
 def keys_met(lengths, window=None):
     """Keys that the queries of documents of these lengths meet in all, causal and within the window."""
     lengths = np.asarray(lengths, dtype=np.float64)
-    over = np.maximum(lengths - (window or math.inf), 0)
-    return float((lengths * (lengths + 1) - over * (over + 1)).sum() / 2)
+    beyond = np.maximum(lengths - (window or math.inf), 0)
+    return float((lengths * (lengths + 1) - beyond * (beyond + 1)).sum() / 2)
 
 
 def flops_per_token(arch, T, attended=None):
@@ -639,66 +831,74 @@ def flops_per_token(arch, T, attended=None):
     attended: mean number of keys a query meets, `keys_met` over the tokens, for the work really done; default
     T or the window, the undiscounted convention of nanoGPT and PaLM. The Mamba-2 scan counts its chunked
     form, undiscounted within the chunk."""
-    attended = min(T, arch.window or T) if attended is None else attended
-    C, total = arch.C, 2 * arch.C * arch.V                                        # the head
+    if attended is None:
+        attended = min(T, arch.window or T)
+    C = arch.C
+    total = 2 * C * arch.V                                                  # the head
     for kind in "".join(arch.layers):
         if kind == "a":
-            total += 4 * C * arch.H * arch.D + 4 * C * arch.K * arch.D
-            total += 4 * attended * arch.H * arch.D
+            total += 4 * C * arch.H * arch.D                                # q_proj, o_proj
+            total += 4 * C * arch.K * arch.D                                # k_proj, v_proj
+            total += 4 * attended * arch.H * arch.D                         # scores, values
         elif kind == "f":
-            total += 2 * C * arch.F * (2 if arch.family == "nemotron_h" else 3)
+            matrices = 2 if arch.family == "nemotron_h" else 3
+            total += 2 * C * arch.F * matrices
         else:
-            heads, P, S, G, width, *_ = arch.mamba
-            E, Q = heads * P, min(chunk_length(P, S), T)
-            total += 2 * C * (2 * E + 2 * G * S + heads) + 2 * E * C         # in_proj, out_proj
-            total += 2 * width * (E + 2 * G * S)                             # convolution
-            total += 2 * Q * G * S + 2 * Q * heads * P + 4 * heads * P * S   # C B^T, mix x, state in and out
+            total += _mamba_flops(arch.mamba, C, T)
     return 3 * total
 
 
+def _mamba_flops(sizes, C, T):
+    """Forward FLOPs a token of one Mamba-2 sublayer."""
+    inner, channels = sizes.inner, sizes.conv_channels
+    chunk = min(chunk_length(sizes.head_dim, sizes.state), T)
+    total = 2 * C * (inner + channels + sizes.heads)                        # in_proj
+    total += 2 * inner * C                                                  # out_proj
+    total += 2 * sizes.conv_width * channels                                # convolution
+    total += 2 * chunk * sizes.groups * sizes.state                         # C B^T
+    total += 2 * chunk * inner                                              # mix x
+    total += 4 * inner * sizes.state                                        # state in and out
+    return total
+
+
 # -- checkpoints are vectors -------------------------------------------------------------------------------
+
+HUB_FILES = ["model*.safetensors", "*.json", "tokenizer*", "*.jinja"]          # never consolidated.* or *.bin
+
 
 class Folder:
     """A hub-format checkpoint on disk: config.json, model*.safetensors (with an index when sharded),
     tokenizer."""
 
     def __init__(self, path):
-        self.path, config = path, os.path.join(path, "config.json")
-        try:
-            with open(config) as f:
-                raw = dict(json.load(f))                 # Python's json reads the bare Infinity of Nemotron-H
-        except FileNotFoundError:
-            raise InputError(f"--init: {path!r} has no config.json, so it is no checkpoint in hub format"
-                             ) from None
-        except (ValueError, TypeError) as e:
-            raise InputError(f"--init: {config} is damaged ({e}); download the checkpoint again") from None
-        self.arch = read_config(raw)
+        self.path = path
+        self.arch = read_config(_config_json(path, "--init"))
+        self._opened = {}                                 # file name: its handle
         index = os.path.join(path, "model.safetensors.index.json")
-        if os.path.exists(index):
-            try:
-                with open(index) as f:
-                    self.files = dict(json.load(f)["weight_map"])
-            except (ValueError, KeyError, TypeError) as e:
-                raise InputError(f"--init: {index} is damaged ({e!r}); download the checkpoint again"
-                                 ) from None
-        else:
+        if not os.path.exists(index):
             self.files = dict.fromkeys(self._open("model.safetensors").keys(), "model.safetensors")
+            return
+        try:
+            with open(index) as f:
+                self.files = dict(json.load(f)["weight_map"])              # tensor name: file name
+        except (ValueError, KeyError, TypeError) as e:
+            raise InputError(f"--init: {index} is damaged ({e!r}); download the checkpoint again") from None
 
     def _open(self, name):
-        self._handles = getattr(self, "_handles", {})
-        if name not in self._handles:
+        if name not in self._opened:
             file = os.path.join(self.path, name)
             try:
-                self._handles[name] = safe_open(file, framework="pt")
+                self._opened[name] = safe_open(file, framework="pt")
             except FileNotFoundError:
                 raise InputError(f"--init: {file} is missing; download or export the checkpoint again"
                                  ) from None
             except SafetensorError as e:
                 raise InputError(f"--init: {file} is truncated or corrupted ({e}); fetch it again") from None
-        return self._handles[name]
+        return self._opened[name]
 
     def names(self):
-        return {n for n in self.files if not n.endswith("rotary_emb.inv_freq")}  # a buffer of old Llama files
+        """The tensors' names, but of a buffer that old Llama files hold."""
+        return {name for name in self.files if not name.endswith("rotary_emb.inv_freq")}
 
     def shape(self, name):
         return tuple(self._slice(name).get_shape())
@@ -713,22 +913,24 @@ class Folder:
     def read(self, name, start, stop):
         """Rows start..stop of a tensor, in the file's dtype; only these bytes are read."""
         rows = self._slice(name)
-        return rows[start:stop] if rows.get_shape() else torch.tensor(rows[...])
+        if not rows.get_shape():                          # a scalar
+            return torch.tensor(rows[...])
+        return rows[start:stop]
 
     def tokenizer(self):
         return load_tokenizer(self.path, self.arch.raw)
 
     def digest(self):
         """A hash of what the checkpoint's files hold, whatever folder they are in."""
-        found = hashlib.sha256()
-        known = {"config.json", *self.files.values()}
+        digest = hashlib.sha256()
+        weights = {"config.json", *self.files.values()}
         for name in sorted(os.listdir(self.path)):
-            if name in known or name.startswith(("tokenizer", "tekken")):
+            if name in weights or name.startswith(("tokenizer", "tekken")):
                 with open(os.path.join(self.path, name), "rb") as f:
-                    found.update(name.encode())
+                    digest.update(name.encode())
                     while block := f.read(1 << 24):
-                        found.update(block)
-        return found.hexdigest()
+                        digest.update(block)
+        return digest.hexdigest()
 
 
 class Random:
@@ -736,10 +938,11 @@ class Random:
     tensor."""
 
     def __init__(self, name, seed=0):
-        self.arch, self.name, self.seed = preset(name, "--init"), name, seed
-        self.path = f"random:{name}" + f":{seed}" * (seed != 0)
-        with torch.device("meta"):
-            self.shapes = {n: tuple(p.shape) for n, p in Model(self.arch).named_parameters()}
+        self.arch = named_preset(name, "--init")
+        self.name = name
+        self.seed = seed
+        self.path = f"random:{name}:{seed}" if seed else f"random:{name}"
+        self.shapes = shapes_of(self.arch)
 
     def names(self):
         return set(self.shapes)
@@ -748,58 +951,68 @@ class Random:
         return self.shapes[name]
 
     def read(self, name, start, stop):
-        shape, leaf = self.shapes[name], name.removesuffix(".weight").rsplit(".", 1)[-1]
+        """Rows start..stop of a tensor, float32. The whole tensor is drawn for them."""
+        return self._draw(name)[start:stop]
+
+    def _draw(self, name):
+        shape = self.shapes[name]
+        leaf = name.removesuffix(".weight").rsplit(".", 1)[-1]
         seed = hashlib.sha256(f"{self.seed} {name}".encode()).digest()
         rng = torch.Generator().manual_seed(int.from_bytes(seed[:8], "little", signed=True))
         if leaf == "A_log":
-            return torch.arange(1, shape[0] + 1).float().log()[start:stop]  # Mamba-2's own initialisation
+            return torch.arange(1, shape[0] + 1).float().log()              # Mamba-2's own initialisation
         if leaf == "dt_bias":                                               # softplus of it in 0.001 .. 0.1
             dt = torch.exp(torch.rand(shape, generator=rng) * math.log(100) + math.log(1e-3))
-            return (dt + torch.log(-torch.expm1(-dt)))[start:stop]
+            return dt + torch.log(-torch.expm1(-dt))
         if leaf == "bias":
-            return torch.zeros(shape)[start:stop]
+            return torch.zeros(shape)
         if len(shape) == 1:                                                 # norms, D
-            return torch.ones(shape)[start:stop]
+            return torch.ones(shape)
         if leaf == "conv1d":
-            return (torch.rand(shape, generator=rng) * 2 - 1)[start:stop] * shape[-1] ** -0.5
+            return (torch.rand(shape, generator=rng) * 2 - 1) * shape[-1] ** -0.5
         std = self.arch.init_std
         # GPT-2: residual outputs start small
         if leaf in ("o_proj", "down_proj", "output_linear", "out_proj"):
             std /= math.sqrt(self.arch.depth)
-        return torch.empty(shape).normal_(0, std, generator=rng)[start:stop]
+        return torch.empty(shape).normal_(0, std, generator=rng)
 
     def tokenizer(self):
-        if PRESETS[self.name][0] is None:
+        if presets.is_toy(self.name):
             return toy_tokenizer()
         raise InputError(f"--init={self.path}: a real model's tokenizer comes with its checkpoint; give "
                          f"--tokenizer=FOLDER")
 
 
-HUB_FILES = ["model*.safetensors", "*.json", "tokenizer*", "*.jinja"]          # never consolidated.* or *.bin
+def shapes_of(arch):
+    """{hub name: shape} of every parameter."""
+    with torch.device("meta"):
+        model = Model(arch)
+    return {name: tuple(p.shape) for name, p in model.named_parameters()}
 
 
-def _term(name):
-    """One term of --init: a preset (hub download, or its cache), random:NAME[:SEED], or a folder."""
+def open_checkpoint(name):
+    """A Folder or Random by its name: a preset or a hub id (downloaded, or from the hub's cache), a folder,
+    random:NAME[:SEED]."""
     if name.startswith("random:"):
         _, name, *seed = name.split(":", 2)
         if seed and not seed[0].isdecimal():
             raise InputError(f"--init=random:{name}:{seed[0]}: the seed must be a whole number")
         return Random(name, *map(int, seed))
-    if name in PRESETS and PRESETS[name][0] is None:
+    if presets.is_toy(name):
         return Random(name)
-    if name in PRESETS:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError
-        try:
-            return Folder(snapshot_download(PRESETS[name][0], allow_patterns=HUB_FILES))
-        except (HfHubHTTPError, OSError) as e:
-            raise InputError(f"--init={name}: cannot fetch {PRESETS[name][0]} from the hub "
-                             f"({type(e).__name__}: {str(e).splitlines()[0]}). Gated models need HF_TOKEN; "
-                             f"offline, give a folder: --init=PATH") from None
-    if os.path.isdir(name):
+    known = presets.names()
+    if name not in known and os.path.isdir(name):
         return Folder(name)
-    raise InputError(f"--init: {name!r} is neither a folder nor a preset{did_you_mean(name, PRESETS)} "
-                     f"(presets: {', '.join(PRESETS)})")
+    if name in known or is_hub_id(name):
+        return Folder(fetch(name, HUB_FILES, "--init"))
+    raise InputError(f"--init: {name!r} is neither a folder nor a preset{did_you_mean(name, known)} "
+                     f"(presets: {', '.join(known)})")
+
+
+class Term(NamedTuple):
+    """One term of a linear combination."""
+    weight: float
+    checkpoint: Folder | Random
 
 
 class Init:
@@ -807,90 +1020,108 @@ class Init:
     every tensor's name and shape against the architecture; reads nothing yet."""
 
     def __init__(self, text):
-        self.text, self.terms = text, []
-        parts = re.split(r"\s+([+-])\s+", text.strip())
-        for sign, part in zip(["+"] + parts[1::2], parts[::2], strict=True):
-            match = re.fullmatch(r"(?:([^*\s]+)\s*\*\s*)?([^*\s]+)", part.strip())
-            try:
-                weight = float(match[1] or 1)
-            except (TypeError, ValueError):
-                raise InputError(f"--init: cannot read {part!r}; write NAME or '0.15*A + 0.85*B'") from None
-            self.terms.append((weight if sign == "+" else -weight, _term(match[2])))
-        total = math.fsum(w for w, _ in self.terms)
+        self.text = text
+        self.terms = _parse_terms(text)
+        total = math.fsum(term.weight for term in self.terms)
         if abs(total - 1) > 1e-6:
             raise InputError(f"--init={text!r}: the coefficients sum to {total:g}, not 1: the weights would "
                              f"be scaled by it")
-        self.arch = self.terms[0][1].arch
-        with torch.device("meta"):
-            expected = {n: tuple(p.shape) for n, p in Model(self.arch).named_parameters()}
-        for _, term in self.terms:
-            self._check(term, expected)
+        self.arch = self.terms[0].checkpoint.arch
+        shapes = shapes_of(self.arch)
+        for _, checkpoint in self.terms:
+            self._check(checkpoint, shapes)
 
-    def _check(self, term, expected):
-        if term.arch != self.arch:
-            raise InputError(f"--init: {term.path} and {self.terms[0][1].path} are different architectures")
-        names = term.names()
-        # some files repeat the tied matrix: it must be the same one
+    def _check(self, checkpoint, shapes):
+        """InputError unless a checkpoint has the tensors of these {name: shape}."""
+        if checkpoint.arch != self.arch:
+            raise InputError(f"--init: {checkpoint.path} and {self.terms[0].checkpoint.path} are different "
+                             f"architectures")
+        names = checkpoint.names()
         if self.arch.tied and "lm_head.weight" in names:
-            embed = NAMES[self.arch.family]["embed"] + ".weight"
-            if not torch.equal(*(term.read(n, 0, term.shape(n)[0]) for n in ("lm_head.weight", embed))):
-                raise InputError(f"--init: {term.path}: config.json ties the head, but lm_head.weight "
-                                 f"differs from {embed}")
+            self._check_tied(checkpoint)
             names.discard("lm_head.weight")
-        missing, extra = sorted(expected.keys() - names), sorted(names - expected.keys())
-        if missing or extra:
-            def say(what, which):
-                return f"{len(which)} tensors {what}: {', '.join(which[:4])}{' ...' * (len(which) > 4)}"
-
-            raise InputError(f"--init: {term.path} does not fit its config.json: " + "; ".join(
-                say(what, which) for what, which in (("missing", missing), ("unexpected", extra)) if which))
-        for name, shape in expected.items():
-            if term.shape(name) != shape:
-                raise InputError(f"--init: {term.path}: {name} has shape {list(term.shape(name))}, its "
+        wrong = []
+        for what, which in (("missing", shapes.keys() - names), ("unexpected", names - shapes.keys())):
+            if which:
+                first = ", ".join(sorted(which)[:4])
+                dots = " ..." if len(which) > 4 else ""
+                wrong.append(f"{len(which)} tensors {what}: {first}{dots}")
+        if wrong:
+            raise InputError(f"--init: {checkpoint.path} does not fit its config.json: {'; '.join(wrong)}")
+        for name, shape in shapes.items():
+            actual = checkpoint.shape(name)
+            if actual != shape:
+                raise InputError(f"--init: {checkpoint.path}: {name} has shape {list(actual)}, its "
                                  f"config.json says {list(shape)}")
 
+    def _check_tied(self, checkpoint):
+        """Some files repeat the tied matrix as the head: it must be the same one."""
+        embed = NAMES[self.arch.family]["embed"] + ".weight"
+        matrices = [checkpoint.read(name, 0, checkpoint.shape(name)[0]) for name in ("lm_head.weight", embed)]
+        if not torch.equal(*matrices):
+            raise InputError(f"--init: {checkpoint.path}: config.json ties the head, but lm_head.weight "
+                             f"differs from {embed}")
+
     def tokenizer(self):
-        return self.terms[0][1].tokenizer()
+        """The first term's."""
+        return self.terms[0].checkpoint.tokenizer()
 
     def identity(self):
         """16 hex digits that stand for these weights and their tokenizer: a hash over every byte of every
         file (48 GB take about half a minute)."""
-        found = hashlib.sha256()
-        for weight, term in self.terms:
-            found.update(repr((weight, term.path if isinstance(term, Random) else term.digest())).encode())
-        return found.hexdigest()[:16]
+        digest = hashlib.sha256()
+        for weight, checkpoint in self.terms:
+            content = checkpoint.path if isinstance(checkpoint, Random) else checkpoint.digest()
+            digest.update(repr((weight, content)).encode())
+        return digest.hexdigest()[:16]
 
     def read(self, name, start, stop):
         """Rows start..stop of the combination, summed in float32 (a single term stays in its own dtype)."""
         if len(self.terms) == 1:
-            return self.terms[0][1].read(name, start, stop)
-        return sum(weight * term.read(name, start, stop).float() for weight, term in self.terms)
+            return self.terms[0].checkpoint.read(name, start, stop)
+        return sum(weight * checkpoint.read(name, start, stop).float() for weight, checkpoint in self.terms)
 
     @torch.no_grad()
     def fill(self, model):
         """Into the parameters of a model, tensor by tensor; of a sharded one each rank reads only its own
         rows."""
         for name, p in model.named_parameters():
-            start, stop, local = 0, p.shape[0], p
+            start, local = 0, p
             if isinstance(p, DTensor):
                 local = p.to_local()
-                _, (start, *_) = _local_rows(p)
-                stop = start + local.shape[0]
+                start = _first_row(p)
+            stop = start + local.shape[0]
             if stop > start:
                 local.copy_(self.read(name, start, stop))        # rounds to the parameter's dtype, once
         return model
 
 
-def _local_rows(p):
-    """Shape and global offset of this rank's part of a DTensor."""
+def _parse_terms(text):
+    """The terms of "0.15*A + 0.85*B"."""
+    terms = []
+    first, *others = re.split(r"\s+([+-])\s+", text.strip())               # signs and parts in turn
+    signs, parts = ["+", *others[::2]], [first, *others[1::2]]
+    for sign, part in zip(signs, parts, strict=True):
+        match = re.fullmatch(r"(?:([^*\s]+)\s*\*\s*)?([^*\s]+)", part.strip())
+        try:
+            weight = float(match[1] or 1)
+        except (TypeError, ValueError):
+            raise InputError(f"--init: cannot read {part!r}; write NAME or '0.15*A + 0.85*B'") from None
+        terms.append(Term(weight if sign == "+" else -weight, open_checkpoint(match[2])))
+    return terms
+
+
+def _first_row(p):
+    """The first row of a DTensor that this rank holds."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-    return compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
+    _, offset = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
+    return offset[0]
 
 
 def load(init, *, dtype=torch.float32, device="cpu"):
-    """A Model with weights and tokenizer. init: a preset ("granite-4-h-micro"), a folder, "random:toy-h"
-    (of another seed than 0: "random:toy-h:1"), or a linear combination "0.15*A + 0.85*B", summed in float32
-    and rounded to dtype once. InputError names what does not fit."""
+    """A Model with weights and tokenizer. init: a preset ("granite-4-h-micro"), a folder, a hub id,
+    "random:toy-h" (of another seed than 0: "random:toy-h:1"), or a linear combination "0.15*A + 0.85*B",
+    summed in float32 and rounded to dtype once. InputError names what does not fit."""
     init = Init(init)
     with torch.device("meta"):
         model = Model(init.arch)
@@ -899,6 +1130,8 @@ def load(init, *, dtype=torch.float32, device="cpu"):
     return model
 
 
+# -- saving ------------------------------------------------------------------------------------------------
+
 def save(model, folder, dtype=None, shard_bytes=4 << 30):
     """Hub format (safetensors, index, config.json, tokenizer), read by transformers and vLLM. Of a sharded
     model all ranks call it: tensors are gathered one at a time and rank 0 writes, holding one file's worth.
@@ -906,55 +1139,83 @@ def save(model, folder, dtype=None, shard_bytes=4 << 30):
     InputError when it cannot be written."""
     rank0 = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     temporary = f"{folder.rstrip('/')}.tmp-save"
+    writer = ShardWriter(temporary, shard_bytes)
     try:
         if rank0:
             shutil.rmtree(temporary, ignore_errors=True)
             os.makedirs(temporary)
-        weight_map, batch, size, files = {}, {}, 0, 0   # batch: the tensors of the next file, size: its bytes
         reshard(model)
-
-        def flush():
-            nonlocal batch, size, files
-            save_file(batch, os.path.join(temporary, f"{files}"), metadata={"format": "pt"})
-            weight_map.update(dict.fromkeys(batch, files))
-            batch, size, files = {}, 0, files + 1
-
         for name, p in model.named_parameters():
-            full = p.detach().full_tensor() if isinstance(p, DTensor) else p.detach()
-            if not rank0:
-                continue
-            full = full.to(device="cpu", dtype=dtype or p.dtype).contiguous()
-            if batch and size + full.nbytes > shard_bytes:
-                flush()
-            batch[name], size = full, size + full.nbytes
+            whole = p.detach()
+            if isinstance(p, DTensor):
+                whole = whole.full_tensor()               # all ranks take part
+            if rank0:
+                writer.add(name, whole.to(device="cpu", dtype=dtype or p.dtype).contiguous())
         if rank0:
-            flush()
-            _finish_save(model, folder, temporary, weight_map, files, dtype or p.dtype)
+            writer.finish()
+            _save_config(model, temporary, dtype or p.dtype)
+            _replace(folder, temporary)
     except (OSError, SafetensorError) as e:
         shutil.rmtree(temporary, ignore_errors=True)
         raise InputError(f"{folder}: the model could not be written there ({e}); free space or name another "
                          f"folder") from None
 
 
-def _finish_save(model, folder, temporary, weight_map, files, dtype):
-    """Names the files as the hub does, adds index, config and tokenizer, and puts the folder in its place."""
-    names = {i: "model.safetensors" if files == 1 else f"model-{i + 1:05d}-of-{files:05d}.safetensors"
-             for i in range(files)}
-    for i, name in names.items():
-        os.rename(os.path.join(temporary, f"{i}"), os.path.join(temporary, name))
-    if files > 1:
-        size = sum(p.numel() for p in model.parameters()) * dtype.itemsize
-        index = {"metadata": {"total_size": size},
-                 "weight_map": {name: names[i] for name, i in weight_map.items()}}
-        write_atomic(os.path.join(temporary, "model.safetensors.index.json"), json.dumps(index, indent=1))
+class ShardWriter:
+    """Writes tensors to safetensors files of at most shard_bytes each, as the hub names and indexes them."""
+
+    def __init__(self, folder, shard_bytes):
+        self.folder = folder
+        self.shard_bytes = shard_bytes
+        self.pending = {}                                 # tensors of the next file
+        self.pending_bytes = 0
+        self.total_bytes = 0
+        self.shards = []                                  # the tensors' names, a list a file
+
+    def add(self, name, tensor):
+        if self.pending and self.pending_bytes + tensor.nbytes > self.shard_bytes:
+            self._flush()
+        self.pending[name] = tensor
+        self.pending_bytes += tensor.nbytes
+
+    def _flush(self):
+        number = len(self.shards)
+        save_file(self.pending, os.path.join(self.folder, f"{number}"), metadata={"format": "pt"})
+        self.shards.append(list(self.pending))
+        self.total_bytes += self.pending_bytes
+        self.pending = {}
+        self.pending_bytes = 0
+
+    def finish(self):
+        """Writes the last file, names all as the hub does, and adds the index if they are several."""
+        self._flush()
+        count = len(self.shards)
+        weight_map = {}
+        for i, names in enumerate(self.shards):
+            file = "model.safetensors" if count == 1 else f"model-{i + 1:05d}-of-{count:05d}.safetensors"
+            os.rename(os.path.join(self.folder, f"{i}"), os.path.join(self.folder, file))
+            weight_map |= dict.fromkeys(names, file)
+        if count > 1:
+            index = {"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map}
+            path = os.path.join(self.folder, "model.safetensors.index.json")
+            write_atomic(path, json.dumps(index, indent=1))
+
+
+def _save_config(model, folder, dtype):
+    """config.json with the dtype of the files, and the tokenizer."""
     config = dict(model.arch.raw)
-    config["dtype" if "dtype" in config else "torch_dtype"] = str(dtype).removeprefix("torch.")
-    write_atomic(os.path.join(temporary, "config.json"), json.dumps(config, indent=2))
+    key = "dtype" if "dtype" in config else "torch_dtype"
+    config[key] = str(dtype).removeprefix("torch.")
+    write_atomic(os.path.join(folder, "config.json"), json.dumps(config, indent=2))
     if model.tokenizer is not None:
-        model.tokenizer.save(temporary)
+        model.tokenizer.save(folder)
+
+
+def _replace(folder, complete):
+    """Puts a complete folder in the place of the one that may be there."""
     old = f"{folder.rstrip('/')}.tmp-old"
     shutil.rmtree(old, ignore_errors=True)                # of a process that was killed here
     if os.path.isdir(folder):
         os.rename(folder, old)
-    os.rename(temporary, folder)
+    os.rename(complete, folder)
     shutil.rmtree(old, ignore_errors=True)

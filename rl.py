@@ -38,39 +38,26 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-from data import best_fit
-from generate import known_ids, make_engine, push
+import presets
+from cli import InputError, human, launch, read_jsonl, read_lines, write_atomic
+from corpus.prompts import mixes, read_verdicts
+from corpus.shards import best_fit
+from data import need_sandbox, read_prompts
+from engines.contract import known_ids
+from engines.push import push
+from generate import make_engine
 from kernels.logprob import token_logprobs
-from model import PRESETS, Init, Model, choose_kernels, kernels_in_use, preset, save
-from prompts import mixes, need_sandbox, read_jsonl, read_prompts, read_verdicts
-from runtime import (
-    InputError,
-    Run,
-    grad_norm,
-    human,
-    launch,
-    ranks,
-    read_lines,
-    reduce_vectors,
-    reshard,
-    shard,
-    write_atomic,
-)
-from scores import pass_at_k
-from verify import (
-    grade_batch,
-    repetition,
-    stop_penalty,
-    think_format,
-    timed_out,
-)
+from model import Init, Model, choose_kernels, kernels_in_use, preset, save
+from runtime import Run, grad_norm, join_ranks, reduce_vectors, reshard, shard
+from suite.intervals import pass_at_k
+from verify import grade_batch, repetition, stop_penalty, think_format, timed_out
 
 # -- config --------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Config:
-    model: str = "toy"                   # preset: architecture and recipe (see model.py)
+    model: str = "toy"                   # preset, folder or hub id: architecture and recipe (presets/)
     init: str = ""                       # preset, folder, random:NAME[:SEED], 0.15*A + 0.85*B; else --model
     run: str = "runs/rl"                 # run folder, also --out (torchrun keeps --run); goes on from it
     prompts: str = "toy"                 # .jsonl of data.py's prompts or mix; toy = the embedded world's
@@ -157,7 +144,7 @@ def exported(cfg):
 def recipe(model):
     """Defaults that go with --model: the paper's for the seven, a two-core one for the toys."""
     real = {"prompts": "data/mix.jsonl", "heldout": "none"}
-    return {"model": model} | (TOY if PRESETS.get(model, ("",))[0] is None else real)
+    return {"model": model} | (TOY if presets.is_toy(model) else real)
 
 
 def check(cfg, world_size):
@@ -654,7 +641,7 @@ def difficulty(cfg):
     writes run/verdicts.jsonl, which data.py mix reads too, and run/{unbalanced,balanced}-{MC,MCS}.jsonl.
     Killed, it goes on with the prompts that have no verdict yet. Returns {file: prompts}."""
     domains = cfg.domains.split("+")
-    with ranks(cfg.device, cfg.replicate, cfg.shard) as me:
+    with join_ranks(cfg.device, cfg.replicate, cfg.shard) as me:
         with me.first_on_node():
             init = Init(cfg.init or cfg.model)
         records, _ = read_prompts(cfg.prompts, "prompts", domains, init.tokenizer(), cfg.context)
@@ -721,7 +708,7 @@ def main(cfg):
             raise InputError(f"--run={cfg.run}: the verdicts could not be written ({e}); make room, or give "
                              f"another --run: the same command goes on where this one ended") from None
     domains = cfg.domains.split("+")
-    with ranks(cfg.device, cfg.replicate, cfg.shard) as me:
+    with join_ranks(cfg.device, cfg.replicate, cfg.shard) as me:
         run = Run(cfg.run, cfg, me, FREE, FIXED, cfg.allow_changed)
         result = run.result("rl.json")
         if result and result["steps"] >= cfg.steps:

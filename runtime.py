@@ -8,8 +8,6 @@ run's.
 
 import contextlib
 import dataclasses
-import difflib
-import hashlib
 import io
 import json
 import math
@@ -27,80 +25,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-
-class InputError(ValueError):
-    """Something the user gave does not fit: the message names the flag or file, the numbers and the fix. The
-    scripts print it without a traceback and exit with status 2."""
-
-
-def did_you_mean(name, known):
-    close = difflib.get_close_matches(name, list(known), 1, 0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-# -- flags -------------------------------------------------------------------------------------------------
-
-def parse(Config, argv=None, recipe=lambda model: {}):
-    """The command line to a Config dataclass: --key=value, or a saved config.json first, then --key=value
-    over it. recipe(model) gives the defaults that go with --model. The comment behind each field is its
-    --help text."""
-    import tyro
-    argv = list(sys.argv[1:] if argv is None else argv)
-    saved = {}
-    if argv and not argv[0].startswith("-"):
-        path = argv.pop(0)
-        try:
-            with open(path) as f:
-                saved = dict(json.load(f))
-        except (OSError, ValueError, TypeError) as e:
-            raise InputError(f"{path}: not a readable config.json ({e}); flags are written "
-                             f"--key=value") from None
-    argv = [token for key, value in saved.items() for token in (f"--{key}", str(value))] + split_flags(argv)
-    argv = ["--run" if token == "--out" else token for token in argv]    # --run is torchrun's own --run-path
-    refuse_flags(Config, argv)
-    models = [b for a, b in zip(argv, argv[1:], strict=False) if a == "--model"]
-    default = Config()
-    default = dataclasses.replace(default, **recipe(models[-1] if models else getattr(default, "model", "")))
-    return tyro.cli(Config, args=argv, default=default, use_underscores=True,
-                    config=(tyro.conf.FlagConversionOff,),
-                    console_outputs=os.environ.get("RANK", "0") == "0")
-
-
-def split_flags(argv):
-    """--key=value as the two tokens that tyro's did-you-mean needs; other arguments as they are."""
-    return [token for arg in argv for token in (arg.split("=", 1) if arg.startswith("--") else [arg])]
-
-
-def refuse_flags(Config, argv):
-    """InputError on the first flag or value that Config does not have: one line, where tyro draws a box."""
-    kinds, tokens = {f"--{f.name}": f.type for f in dataclasses.fields(Config)}, iter(argv)
-    give = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
-    for flag in tokens:
-        if flag in ("-h", "--help"):
-            continue
-        if flag not in kinds:
-            raise InputError(f"{flag} is not a flag{did_you_mean(flag, kinds)} (--help lists them; they are "
-                             f"written --key=value)")
-        value, kind = next(tokens, None), kinds[flag]
-        try:
-            if value is None or kind is bool and value not in ("True", "False"):
-                raise ValueError
-            kind(value)
-        except ValueError:
-            raise InputError(f"{flag}{'' if value is None else '=' + value}: give {give[kind]}") from None
-
-
-def launch(main, Config, recipe=lambda model: {}):
-    """The `if __name__ == "__main__"` of a stage: parse, run, and turn an InputError into one readable
-    line."""
-    try:
-        main(parse(Config, recipe=recipe))
-    except InputError as e:
-        if int(os.environ.get("RANK", 0)):
-            time.sleep(2)                                 # rank 0 most likely says the same, and ends us all
-        print(f"error: {e}", file=sys.stderr, flush=True)
-        os._exit(2)                                       # others may wait in a collective: do not join them
-
+from cli import InputError, read_lines, write_atomic
 
 # -- ranks -------------------------------------------------------------------------------------------------
 
@@ -137,7 +62,7 @@ class Ranks:
 
 
 @contextlib.contextmanager
-def ranks(device="auto", replicate=1, shard=0, timeout_s=1800):
+def join_ranks(device="auto", replicate=1, shard=0, timeout_s=1800):
     """Joins the processes torchrun started, or makes a group of one. shard = 0 takes world / replicate."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -220,6 +145,10 @@ def grad_norm(parameters, mesh):
     return float((total / mesh.size(0) + squares([p for p in parameters if p.ndim < 2])).sqrt())
 
 
+# folders whose files go into source.zip: all that a run is made by
+ROOMS = ("", "presets", "kernels", "engines", "corpus", "grading", "suite", "reporting")
+
+
 # -- the run folder ----------------------------------------------------------------------------------------
 
 class Run:
@@ -272,10 +201,10 @@ class Run:
     def _save_source(self):
         here = os.path.dirname(os.path.abspath(__file__))
         with zipfile.ZipFile(os.path.join(self.folder, "source.zip.tmp"), "w", zipfile.ZIP_DEFLATED) as z:
-            for sub in ("", "kernels"):
-                for name in sorted(os.listdir(os.path.join(here, sub))):
-                    if name.endswith(".py"):
-                        z.write(os.path.join(here, sub, name), os.path.join(sub, name))
+            for room in ROOMS:
+                for name in sorted(os.listdir(os.path.join(here, room))):
+                    if name.endswith((".py", ".json")):
+                        z.write(os.path.join(here, room, name), os.path.join(room, name))
         os.replace(os.path.join(self.folder, "source.zip.tmp"), os.path.join(self.folder, "source.zip"))
 
     def result(self, name):
@@ -408,60 +337,6 @@ class Run:
             for step in self._steps()[:-keep]:
                 os.rename(self._at(step), self._at(step) + ".tmp")  # half-deleted is never taken for complete
                 shutil.rmtree(self._at(step) + ".tmp")
-
-
-@contextlib.contextmanager
-def appearing(path):
-    """A file open for writing that takes its name when it is whole."""
-    with open(path + ".tmp", "w") as f:
-        yield f
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(path + ".tmp", path)
-
-
-def write_atomic(path, text):
-    """A file that is there whole or not at all."""
-    with appearing(path) as f:
-        f.write(text)
-
-
-@contextlib.contextmanager
-def appending(path):
-    """A .jsonl file open for appending bytes; a last line that a kill cut short is taken away first."""
-    f = open(path, "ab+")
-    try:
-        end = f.tell()
-        f.seek(0)
-        whole = sum(len(line) for line in f if line.endswith(b"\n"))
-        if whole < end:
-            f.truncate(whole)
-        yield f
-    except BaseException:
-        with contextlib.suppress(OSError):                # of a full disk, which was told already
-            f.close()
-        raise
-    f.close()
-
-
-def read_lines(path):
-    """The objects of a .jsonl file; a last line cut short by a kill is left out."""
-    with open(path) as f:
-        return [json.loads(line) for line in f if line.endswith("\n")]
-
-
-def digest(*what):
-    """16 hex digits that stand for values of plain types."""
-    return hashlib.blake2b(repr(what).encode(), digest_size=8).hexdigest()
-
-
-def human(n):
-    """A count in three digits: 26.2B, 786M, 16.5k."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(n) >= size:
-            return f"{n / size:.3g}{letter}"
-    return f"{n:.3g}"
-
 
 # -- hardware ----------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+import presets  # noqa: E402
 from analyze import (  # noqa: E402
     THRESHOLDS,
     cka,
@@ -31,7 +32,6 @@ from analyze import (  # noqa: E402
     compare_checkpoints,
     gram,
 )
-from model import PRESETS  # noqa: E402
 
 
 def write(folder, change, layers=16, C=2048, F=8192, V=49152):
@@ -49,7 +49,7 @@ def write(folder, change, layers=16, C=2048, F=8192, V=49152):
     os.makedirs(folder)
     save_file(weights, os.path.join(folder, "model.safetensors"))
     with open(os.path.join(folder, "config.json"), "w") as f:
-        json.dump(PRESETS["granite-3.3-8b"][1], f)
+        json.dump(presets.read("granite-3.3-8b"), f)
 
 
 def pair(root):

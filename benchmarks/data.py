@@ -202,6 +202,6 @@ def main(quick: bool = False):
 if __name__ == "__main__":
     import tyro
 
-    from runtime import split_flags
+    from cli import split_flags
     tyro.cli(main, config=(tyro.conf.FlagConversionOff,), use_underscores=True,
              args=split_flags(sys.argv[1:]))

@@ -28,7 +28,8 @@ sys.path.insert(1, os.path.dirname(os.path.abspath(__file__)))
 
 from train import CONFIGS, fresh  # noqa: E402
 
-from generate import TorchEngine, engine  # noqa: E402
+from engines.embedded import TorchEngine
+from generate import engine  # noqa: E402
 from model import Init, Model  # noqa: E402
 
 MODELS = {"dense": CONFIGS["dense"], "hybrid": CONFIGS["hybrid, chunk_size 32"]}

@@ -65,8 +65,8 @@ class Turn:
 
 def ours(turn, folder, prompts, steps, engine):
     import rl
-    from prompts import encode_prompt
-    from runtime import parse
+    from cli import parse
+    from corpus.prompts import encode_prompt
     longest = max(len(encode_prompt(rl.Init(folder).tokenizer(), p["prompt"])) for p in prompts)
     with tempfile.TemporaryDirectory() as tmp:
         with open(os.path.join(tmp, "prompts.jsonl"), "w") as f:
@@ -93,7 +93,7 @@ def trl(turn, folder, prompts, steps, rows, paged):
     from trl import GRPOConfig, GRPOTrainer
 
     import rl
-    from prompts import encode_prompt
+    from corpus.prompts import encode_prompt
     from verify import grade_batch
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -167,7 +167,7 @@ def worker(pipe, side, folder, prompts, steps, threads):
 def compare(folder, sides, steps, threads):
     """{side: its steps, medians}. Sides that do not run here are told and left out."""
     import rl
-    from prompts import toy_prompts
+    from corpus.prompts import toy_prompts
     records = list(toy_prompts("rl", 2 * PROMPTS * steps, ["math"]))[:PROMPTS * steps]
     order = [records[i] for i in rl.epoch_order(0, len(records), 1)]       # as rl.py with --seed=1 draws them
     spawn, running, seen = multiprocessing.get_context("spawn"), {}, {}

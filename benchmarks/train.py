@@ -25,7 +25,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import midtrain  # noqa: E402
 from model import Arch, Init, Model, _granite4, _hub, _mamba, flops_per_token, read_config, save  # noqa: E402
-from runtime import grad_norm, ranks, reduce_vectors, shard  # noqa: E402
+from runtime import grad_norm, join_ranks, reduce_vectors, shard  # noqa: E402
 
 B, T = 16, 256
 CONFIGS = {
@@ -112,7 +112,7 @@ def worker(pipe, side, device):
         import transformers
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-    with ranks(device) as me:
+    with join_ranks(device) as me:
         while (message := pipe.recv()) != "end":
             if message != "step":
                 _, folder, dtype = message

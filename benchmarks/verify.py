@@ -17,7 +17,9 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from verify import _bwrap, grade, grade_batch, run_code  # noqa: E402
+from grading.programs import run_code
+from grading.sandbox import bubblewrap
+from verify import grade, grade_batch  # noqa: E402
 
 GOLDS = r"""
 3 | 17 | 42 | 70 | 113 | 204 | 315 | 468 | 512 | 699 | 735 | 809 | 902 | 25 | 60 | 1000
@@ -85,7 +87,7 @@ if __name__ == "__main__":
     truth = {"kind": "stdio", "tests": [{"input": "1 2\n", "output": "3\n"}], "time_limit_s": 2}
     program = "print(sum(map(int, input().split())))"
     run_code(program, truth)
-    bare_command = [_bwrap()[0][1], "-I", "-S", "-c", program]
+    bare_command = [bubblewrap()[0][1], "-I", "-S", "-c", program]
     bare = seconds_each(lambda: subprocess.run(bare_command, input=b"1 2\n", capture_output=True))
     inside = seconds_each(lambda: run_code(program, truth))
     print(f"sandbox       {inside * 1e3:7.1f} ms a run, bare interpreter {bare * 1e3:.1f} ms, "

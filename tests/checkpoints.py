@@ -22,7 +22,7 @@ from transformers import (
     NemotronHForCausalLM,
 )
 
-from tokenizer import toy_tokenizer
+from corpus.tokenizer import toy_tokenizer
 
 _COMMON = dict(vocab_size=131, hidden_size=36, num_hidden_layers=3, num_attention_heads=6,
                num_key_value_heads=2, intermediate_size=52, max_position_embeddings=256, bos_token_id=1,

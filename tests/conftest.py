@@ -20,8 +20,8 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def world_data(tmp_path_factory):
     """The embedded world, tokenized once for all runs: --data=..."""
-    from data import prepare_toy
-    from tokenizer import toy_tokenizer
+    from corpus.tokenizer import toy_tokenizer
+    from corpus.tokenizing import prepare_toy
     folder = tmp_path_factory.mktemp("world")
     prepare_toy(str(folder), toy_tokenizer())
     return folder

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import sources
+from corpus import hub, registry
 
 
 def said(*turns, keys=("role", "content")):
@@ -158,13 +158,13 @@ def write(path, rows):
 
 def hub(folder):
     """Writes all of it as folder/owner/name/file. Beside each part lie files that it must not take."""
-    for source in sources.REGISTRY.values():
+    for source in registry.REGISTRY.values():
         for name, part in source.parts.items():
             file, rows = ROWS[name]
             write(os.path.join(folder, part.repo, file), [row for row, _ in rows])
     for dataset, files in QUESTIONS.items():
         for file, rows in files.items():
-            write(os.path.join(folder, sources.QUESTIONS[dataset].repo, file), rows)
+            write(os.path.join(folder, registry.QUESTIONS[dataset].repo, file), rows)
     for repo, file in (("open-r1/Mixture-of-Thoughts", "all/train-00000-of-00002.parquet"),
                        ("HuggingFaceH4/ultrachat_200k", "data/test_sft-00000-of-00001-f7dfac4afe.parquet"),
                        ("nvidia/Nemotron-Post-Training-Dataset-v1", "data/stem-00000-of-00010.parquet"),
@@ -175,7 +175,7 @@ def hub(folder):
 
 def wanted(source):
     """The texts that a source of the registry has to be made of, in order."""
-    return [text for part in sources.REGISTRY[source].parts for _, text in ROWS[part][1]
+    return [text for part in registry.REGISTRY[source].parts for _, text in ROWS[part][1]
             if text not in (None, "twice")]
 
 

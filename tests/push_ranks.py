@@ -5,9 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
-from generate import EngineError, StaleWeights, TorchEngine, push
+from cli import launch
+from engines.contract import EngineError
+from engines.embedded import TorchEngine
+from engines.push import StaleWeights, push
 from model import load, save
-from runtime import launch, ranks, shard
+from runtime import join_ranks, shard
 
 __all__ = ["Config", "launch", "main", "recipe"]
 
@@ -67,7 +70,7 @@ def check(name, me, folder):
 
 
 def main(cfg):
-    with ranks("cpu") as me:
+    with join_ranks("cpu") as me:
         for name in ("toy", "toy-nemotron-h"):
             check(name, me, cfg.folder)
         print("all is well")

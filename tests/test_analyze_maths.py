@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import analyze
+import presets
 from analyze import (
     THRESHOLDS,
     cka,
@@ -28,8 +29,8 @@ from analyze import (
     weight_change,
     without_top,
 )
-from model import PRESETS, Random, load, save
-from runtime import InputError
+from cli import InputError
+from model import Random, load, save
 
 # -- the change of one tensor ------------------------------------------------------------------------------
 
@@ -215,7 +216,7 @@ def test_fused_matrix_is_split(trio):
 def test_every_tensor_of_every_model_has_its_part():
     expected = {"attention": set("QKVO"), "MLP": {"gate", "up", "down"}, "norm": {"norm"},
                 "Mamba": {"in_proj", "out_proj", "conv1d", "A/dt"}, "embedding": {"embed", "head"}}
-    for name in PRESETS:
+    for name in presets.names():
         for tensor in Random(name).names():
             if "input_linear" not in tensor:
                 layer, component, sub = part(tensor)
@@ -272,7 +273,7 @@ def test_tensors_at_odd_bytes(tmp_path):
         os.makedirs(tmp_path / name)
         save_file(dict(zip(names, (torch.randn(5).bfloat16(), torch.randn(33, 7).bfloat16()), strict=True)),
                   tmp_path / name / "model.safetensors")
-        (tmp_path / name / "config.json").write_text(json.dumps(PRESETS["toy"][1]))
+        (tmp_path / name / "config.json").write_text(json.dumps(presets.read("toy")))
     found = {t["name"]: t for t in compare_checkpoints(tmp_path / "old", tmp_path / "new")["tensors"]}
     old, new = tensors(tmp_path / "old"), tensors(tmp_path / "new")
     for name in names:

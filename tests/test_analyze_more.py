@@ -26,11 +26,11 @@ from analyze import (
     trajectory,
     where,
 )
+from cli import InputError, parse, read_lines
 from generate import engine
+from grading import Verdict
 from model import Init, load, save
-from runtime import InputError, parse, read_lines
-from scores import interval
-from verify import Verdict
+from suite.intervals import interval
 
 SMALL = TOY | dict(path=3, grid=3, problems=6, samples=3, max_new_tokens=8)
 

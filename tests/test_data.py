@@ -16,9 +16,9 @@ from processes import Process
 
 import data
 import midtrain
-import world
-from runtime import InputError
-from tokenizer import toy_tokenizer
+from cli import InputError
+from corpus import registry, shards, tokenizing, world
+from corpus.tokenizer import toy_tokenizer
 
 # What the tests expect of a mixture is written down here a second time, from the paper (figure 2, table 1).
 FIGURE_2 = {                         # percent in math, math+code, math+code+science; 0 = not in it
@@ -65,7 +65,7 @@ def tiny(tmp_path_factory, toy):
     """A folder with a, b and c of different sizes, in several shards each."""
     folder = str(tmp_path_factory.mktemp("tiny"))
     for name, count in (("a", 60), ("b", 35), ("c", 25)):
-        data.write_source(folder, name, {"train": words(name, count)}, toy, shard_tokens=100)
+        shards.write_source(folder, name, {"train": words(name, count)}, toy, shard_tokens=100)
     return folder
 
 
@@ -181,7 +181,7 @@ def test_golden_order():
 def test_golden_rows(tmp_path):
     """The same for what is read in the end: (source, row) of each global row, over several epochs of each."""
     for name, rows in (("a", 7), ("b", 5), ("c", 3)):
-        data.write_source(str(tmp_path), name, {"train": numbers(4 * rows + 1)}, Numbers())
+        shards.write_source(str(tmp_path), name, {"train": numbers(4 * rows + 1)}, Numbers())
     b = data.Stream(str(tmp_path), TINY, 1, 4, Numbers(), 70_000).read(0, 30)
     assert " ".join("abc"[s] + str(t // 4) for s, t in zip(b.source, b.tokens[:, 0], strict=True)) == \
         "a5 a3 a2 a0 b3 b1 c1 b2 a6 c0 b0 b4 a4 a1 a2 b3 a3 c2 c0 a0 a1 a4 b1 b0 a5 c1 c2 b4 a6 a4"
@@ -299,11 +299,11 @@ def test_rows_against_plain_lists(tmp_path, toy, T, shard_tokens):
     documents = [[*toy.encode(text), toy.eos_id] for text in texts]
     flat = [id for document in documents for id in document]
     owner = [i for i, document in enumerate(documents) for _ in document]
-    manifest = data.write_source(str(tmp_path), "x", {"train": texts}, toy, shard_tokens)
+    manifest = shards.write_source(str(tmp_path), "x", {"train": texts}, toy, shard_tokens)
     shards = manifest["splits"]["train"]
     assert {1: len(shards) == 80, 10 ** 9: len(shards) == 1}.get(shard_tokens, len(shards) > 2)
     assert sum(shard["tokens"] for shard in shards) == len(flat)
-    source = data.Source(str(tmp_path), "x", toy, toy.vocab_size)
+    source = shards.Source(str(tmp_path), "x", toy, toy.vocab_size)
     source.verify()
     assert source.tokens() == len(flat)
     n = source.rows(T)
@@ -317,8 +317,8 @@ def test_rows_against_plain_lists(tmp_path, toy, T, shard_tokens):
 
 def test_splits_are_apart(tmp_path, toy):
     splits = {"train": words("t", 30), "heldout": words("h", 20)}
-    data.write_source(str(tmp_path), "x", splits, toy, shard_tokens=50)
-    source = data.Source(str(tmp_path), "x", toy, toy.vocab_size)
+    shards.write_source(str(tmp_path), "x", splits, toy, shard_tokens=50)
+    source = shards.Source(str(tmp_path), "x", toy, toy.vocab_size)
     for split, texts in splits.items():
         ids = np.concatenate([source.row(i, 8, split)[0][:-1] for i in range(source.rows(8, split))])
         assert toy.decode(ids.tolist()).startswith("<|end|>".join(texts)[:100])
@@ -331,16 +331,16 @@ def test_splits_are_apart(tmp_path, toy):
 def test_ids_are_as_wide_as_the_vocabulary(tmp_path, vocab_size, dtype):
     ids = [0, vocab_size - 1, 255, vocab_size // 2, 1]
     tokenizer = Numbers(vocab_size)
-    manifest = data.write_source(str(tmp_path), "x", {"train": [" ".join(map(str, ids))]}, tokenizer)
+    manifest = shards.write_source(str(tmp_path), "x", {"train": [" ".join(map(str, ids))]}, tokenizer)
     assert manifest["dtype"] == dtype and manifest["splits"]["train"][0]["max_id"] == vocab_size - 1
     assert os.path.getsize(tmp_path / "x" / "train-00000.bin") == 5 * np.dtype(dtype).itemsize
-    assert data.Source(str(tmp_path), "x", tokenizer, vocab_size).row(0, 4)[0].tolist() == ids
+    assert shards.Source(str(tmp_path), "x", tokenizer, vocab_size).row(0, 4)[0].tolist() == ids
 
 
 @pytest.mark.parametrize("across", [False, True])
 def test_targets(tmp_path, across):
     lengths = [3, 1, 1, 9, 4, 1, 13]
-    data.write_source(str(tmp_path), "x", {"train": numbers(*lengths)}, Numbers(), shard_tokens=6)
+    shards.write_source(str(tmp_path), "x", {"train": numbers(*lengths)}, Numbers(), shard_tokens=6)
     starts = set(np.cumsum(lengths).tolist())                                # token i is number i
     b = data.Stream(str(tmp_path), {"x": 100}, 1, 5, Numbers(), 70_000, across).read(0, 6)
     assert sorted(b.tokens[:, 0].tolist()) == [0, 5, 10, 15, 20, 25]
@@ -379,32 +379,32 @@ def breaks(texts):
 def test_a_failed_write_leaves_nothing(tmp_path, toy):
     for splits in ({"train": breaks(words("x", 20))}, {"train": words("x", 20), "heldout": breaks([])}):
         with pytest.raises(ConnectionError):
-            data.write_source(str(tmp_path), "x", splits, toy, shard_tokens=30)
+            shards.write_source(str(tmp_path), "x", splits, toy, shard_tokens=30)
         assert not (tmp_path / "x").exists()
         with pytest.raises(InputError, match=re.escape("no prepared source 'x' (it has: none)")):
-            data.Source(str(tmp_path), "x", toy, toy.vocab_size)
+            shards.Source(str(tmp_path), "x", toy, toy.vocab_size)
     # what the failed ones left is no hindrance to the next, and none of it is kept
     for folder in (tmp_path, tmp_path / "fresh"):
-        data.write_source(str(folder), "x", {"train": words("x", 9)}, toy, shard_tokens=30)
+        shards.write_source(str(folder), "x", {"train": words("x", 9)}, toy, shard_tokens=30)
     assert sorted(os.listdir(tmp_path)) == ["fresh", "x"]
     assert contents(tmp_path / "x") == contents(tmp_path / "fresh" / "x")
 
 
 def test_a_failed_write_leaves_the_old_source(tmp_path, toy):
-    data.write_source(str(tmp_path), "x", {"train": words("x", 9)}, toy)
+    shards.write_source(str(tmp_path), "x", {"train": words("x", 9)}, toy)
     before = state(tmp_path / "x")
     with pytest.raises(ConnectionError):
-        data.write_source(str(tmp_path), "x", {"train": breaks(words("y", 9))}, toy)
+        shards.write_source(str(tmp_path), "x", {"train": breaks(words("y", 9))}, toy)
     assert state(tmp_path / "x") == before
-    data.write_source(str(tmp_path), "x", {"train": words("y", 9)}, toy)     # replaced whole
+    shards.write_source(str(tmp_path), "x", {"train": words("y", 9)}, toy)     # replaced whole
     assert state(tmp_path / "x") != before and os.listdir(tmp_path) == ["x"]
 
 
 def test_leftovers_of_another_process_are_no_source(tmp_path, toy):
-    data.write_source(str(tmp_path), "x", {"train": words("x", 9)}, toy)
+    shards.write_source(str(tmp_path), "x", {"train": words("x", 9)}, toy)
     shutil.copytree(tmp_path / "x", tmp_path / "y.tmp-1")                    # killed before its renaming
     with pytest.raises(InputError, match=re.escape("no prepared source 'y' (it has: x)")):
-        data.Source(str(tmp_path), "y", toy, toy.vocab_size)
+        shards.Source(str(tmp_path), "y", toy, toy.vocab_size)
 
 
 # -- the embedded world ------------------------------------------------------------------------------------
@@ -412,20 +412,20 @@ def test_leftovers_of_another_process_are_no_source(tmp_path, toy):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, toy):
     folder = tmp_path_factory.mktemp("toy")
-    data.prepare_toy(str(folder), toy)
+    tokenizing.prepare_toy(str(folder), toy)
     return folder
 
 
 def test_prepare_toy(prepared, toy):
     assert set(os.listdir(prepared)) == set(FIGURE_2)
     for name in FIGURE_2:
-        source = data.Source(str(prepared), name, toy, toy.vocab_size)
+        source = shards.Source(str(prepared), name, toy, toy.vocab_size)
         source.verify()
         assert source.rows(256) > 100 and source.rows(256, "heldout") >= 16
         text = next(world.documents(name, "train"))
         assert toy.decode(source.row(0, 256)[0].tolist()).startswith(text[:100])
     before = state(prepared)
-    data.prepare_toy(str(prepared), toy)                                     # nothing to do
+    tokenizing.prepare_toy(str(prepared), toy)                                     # nothing to do
     assert state(prepared) == before
 
 
@@ -440,21 +440,21 @@ def little_world(monkeypatch):
 
 def test_prepare_toy_again_for_another_tokenizer(tmp_path, toy, little_world):
     other = SimpleNamespace(vocab_size=70_000, fingerprint="another", document=toy.document)
-    data.prepare_toy(str(tmp_path), toy)
+    tokenizing.prepare_toy(str(tmp_path), toy)
     assert len(little_world) == 22
-    data.prepare_toy(str(tmp_path), toy)
+    tokenizing.prepare_toy(str(tmp_path), toy)
     assert len(little_world) == 22
-    data.prepare_toy(str(tmp_path), other)
+    tokenizing.prepare_toy(str(tmp_path), other)
     assert len(little_world) == 44 and set(os.listdir(tmp_path)) == set(FIGURE_2)
     for name in FIGURE_2:
-        assert data.Source(str(tmp_path), name, other, 70_000).dtype == np.uint32
+        assert shards.Source(str(tmp_path), name, other, 70_000).dtype == np.uint32
         with pytest.raises(InputError, match="another tokenizer"):
-            data.Source(str(tmp_path), name, toy, toy.vocab_size)
+            shards.Source(str(tmp_path), name, toy, toy.vocab_size)
 
 
 def test_prepare_toy_mends_what_is_damaged(tmp_path, toy, little_world):
     """So that "prepare the source again" is a fix: the same call mends it, and touches nothing else."""
-    data.prepare_toy(str(tmp_path), toy)
+    tokenizing.prepare_toy(str(tmp_path), toy)
     whole = contents(tmp_path)
     del little_world[:]
     (tmp_path / "ocr2" / "train-00000.bin").unlink()
@@ -463,7 +463,7 @@ def test_prepare_toy_mends_what_is_damaged(tmp_path, toy, little_world):
     (tmp_path / "mot-code" / "manifest.json").write_bytes(b"\xff\xfe")
     os.truncate(tmp_path / "starcoder2" / "train-00000.idx", 8)
     shutil.rmtree(tmp_path / "dclm-edu")
-    data.prepare_toy(str(tmp_path), toy)
+    tokenizing.prepare_toy(str(tmp_path), toy)
     assert {name for name, _ in little_world} == \
         {"ocr2", "chat", "mot-math", "mot-code", "starcoder2", "dclm-edu"}
     assert contents(tmp_path) == whole
@@ -472,12 +472,12 @@ def test_prepare_toy_mends_what_is_damaged(tmp_path, toy, little_world):
 @pytest.mark.parametrize("across", [False, True])
 def test_heldout(prepared, toy, across):
     held = data.heldout(str(prepared), toy, toy.vocab_size, 64, 3, across)
-    assert list(held) == ["general", "chat", "math", "code", "science"] == list(data.DOMAINS)
+    assert list(held) == ["general", "chat", "math", "code", "science"] == list(registry.DOMAINS)
     names = [name for name in data.SOURCES if name in FIGURE_2]
     for domain, b in held.items():
         mine = [name for name in names if data.SOURCES[name][0] == domain]
         assert [names[s] for s in b.source] == [name for name in mine for _ in range(3)]
-        rows = [data.Source(str(prepared), name, toy, toy.vocab_size).row(k, 64, "heldout")
+        rows = [shards.Source(str(prepared), name, toy, toy.vocab_size).row(k, 64, "heldout")
                 for name in mine for k in range(3)]
         np.testing.assert_array_equal(b.tokens, [tokens[:-1] for tokens, _ in rows])
         np.testing.assert_array_equal(b.docs, [docs[:-1] for _, docs in rows])
@@ -487,26 +487,26 @@ def test_heldout(prepared, toy, across):
 def test_heldout_takes_what_there_is(tmp_path, toy, little_world):
     for name in ("mot-science", "chat", "ocr2"):
         splits = ("train",) if name == "ocr2" else ("train", "heldout")
-        data.write_source(str(tmp_path), name, {s: world.documents(name, s) for s in splits}, toy)
+        shards.write_source(str(tmp_path), name, {s: world.documents(name, s) for s in splits}, toy)
     held = data.heldout(str(tmp_path), toy, toy.vocab_size, 50, 10 ** 6)
     assert list(held) == ["chat", "science"]             # ocr2 has none, the others are not there
-    size = data.Source(str(tmp_path), "chat", toy, toy.vocab_size).tokens("heldout")
+    size = shards.Source(str(tmp_path), "chat", toy, toy.vocab_size).tokens("heldout")
     assert len(held["chat"].tokens) == (size - 1) // 50
-    data.write_source(str(tmp_path), "my-notes", {"train": ["a"], "heldout": ["some words of my own " * 20]},
+    shards.write_source(str(tmp_path), "my-notes", {"train": ["a"], "heldout": ["some words of my own " * 20]},
                       toy)
-    data.write_source(str(tmp_path), "tiny", {"train": ["a"], "heldout": ["b"]}, toy)
+    shards.write_source(str(tmp_path), "tiny", {"train": ["a"], "heldout": ["b"]}, toy)
     held = data.heldout(str(tmp_path), toy, toy.vocab_size, 50, 4)
     assert list(held) == ["chat", "science", "my-notes"]  # a source of one's own is a domain; tiny has no row
 
 
 def test_the_toy_world_is_prepared_again_when_it_changed(tmp_path, toy, little_world, monkeypatch):
-    data.prepare_toy(str(tmp_path), toy)
+    tokenizing.prepare_toy(str(tmp_path), toy)
     path = tmp_path / "chat" / "manifest.json"
     before = path.stat().st_mtime_ns
-    data.prepare_toy(str(tmp_path), toy)
+    tokenizing.prepare_toy(str(tmp_path), toy)
     assert path.stat().st_mtime_ns == before
     monkeypatch.setattr(data.sys, "version", "3.99")         # another Python's library is another text
-    data.prepare_toy(str(tmp_path), toy)
+    tokenizing.prepare_toy(str(tmp_path), toy)
     assert path.stat().st_mtime_ns != before
 
 
@@ -554,7 +554,7 @@ def test_best_fit_is_best_fit_decreasing():
     for _ in range(300):
         capacity = int(rng.integers(1, 60))
         lengths = rng.integers(1, capacity + 1, int(rng.integers(0, 80)))
-        bins = data.best_fit(lengths, capacity)
+        bins = shards.best_fit(lengths, capacity)
         assert len(bins) == len(lengths)
         used = np.bincount(bins, lengths).astype(int)
         assert sorted((capacity - used).tolist()) == item_by_item(lengths.tolist(), capacity)
@@ -569,14 +569,14 @@ def test_best_fit_opens_as_many_bins_as_trl():
         lengths = [rng.randrange(1, rng.choice([capacity, 4 * capacity])) for _ in range(n)]
         packed = pack_dataset(Dataset.from_dict({"ids": [[0] * k for k in lengths]}), capacity, "bfd_split",
                               {"batch_size": n})
-        pieces, rows = data.packed_rows(lengths, capacity)
-        assert len(packed) == len(rows) - 1 == data.best_fit(pieces[:, 1], capacity).max() + 1
+        pieces, rows = shards.packed_rows(lengths, capacity)
+        assert len(packed) == len(rows) - 1 == shards.best_fit(pieces[:, 1], capacity).max() + 1
         assert sum(map(len, packed["ids"])) == sum(lengths) == pieces[:, 1].sum()
 
 
 def test_best_fit_fills_a_million():
     lengths = np.clip(np.exp(np.random.default_rng(1).normal(7, 1.2, 1_000_000)).astype(int), 1, 16_384)
-    used = np.bincount(data.best_fit(lengths, 16_384), lengths)
+    used = np.bincount(shards.best_fit(lengths, 16_384), lengths)
     assert used.max() <= 16_384 and used.sum() == lengths.sum()
     assert lengths.sum() / 16_384 / len(used) >= 0.9999
 
@@ -584,7 +584,7 @@ def test_best_fit_fills_a_million():
 @pytest.mark.parametrize("lengths", [[0], [17], [-1, 3]])
 def test_best_fit_refuses_what_does_not_fit(lengths):
     with pytest.raises(InputError, match="split longer documents"):
-        data.best_fit(lengths, 16)
+        shards.best_fit(lengths, 16)
 
 
 # -- refusals ----------------------------------------------------------------------------------------------
@@ -608,7 +608,7 @@ def pair(tmp_path, toy):
     """A folder with x, of several shards, and y."""
     for name in ("x", "y"):
         splits = {"train": words(name, 30), "heldout": words(name + "h", 9)}
-        data.write_source(str(tmp_path), name, splits, toy, shard_tokens=100)
+        shards.write_source(str(tmp_path), name, splits, toy, shard_tokens=100)
     assert (tmp_path / "x" / "train-00001.bin").exists()
     return tmp_path
 
@@ -647,7 +647,7 @@ def test_damage_is_refused(pair, toy, damage, file, says):
                                   "heldout-00000.bin", "heldout-00000.idx"])
 def test_one_flipped_bit_is_found(pair, toy, file):
     flip(pair / "x" / file, at=10, bit=3)
-    source = data.Source(str(pair), "x", toy, toy.vocab_size)
+    source = shards.Source(str(pair), "x", toy, toy.vocab_size)
     with pytest.raises(InputError, match=re.escape(f"{pair}/x/{file} is corrupted")):
         source.verify()
     refused = 0
@@ -658,7 +658,7 @@ def test_one_flipped_bit_is_found(pair, toy, file):
             refused += 1
             assert file in str(e) and "prepare the source again" in str(e)
     assert refused == 1
-    data.Source(str(pair), "y", toy, toy.vocab_size).verify()
+    shards.Source(str(pair), "y", toy, toy.vocab_size).verify()
 
 
 def test_any_flipped_bit_of_a_manifest(pair, toy):
@@ -679,7 +679,7 @@ def test_any_flipped_bit_of_a_manifest(pair, toy):
     for length in range(0, len(whole), 7):
         path.write_bytes(whole[:length])
         with pytest.raises(InputError, match="is damaged"):
-            data.Source(str(pair), "x", toy, toy.vocab_size)
+            shards.Source(str(pair), "x", toy, toy.vocab_size)
 
 
 def test_missing_sources_are_listed(pair, toy):
@@ -693,20 +693,20 @@ def test_missing_sources_are_listed(pair, toy):
 
 def test_other_tokenizer_is_refused(pair, toy):
     with pytest.raises(InputError, match="prepare the data with this model's tokenizer") as e:
-        data.Source(str(pair), "x", Numbers(fingerprint="0123456789abcdef"), 70_000)
+        shards.Source(str(pair), "x", Numbers(fingerprint="0123456789abcdef"), 70_000)
     assert all(part in str(e.value) for part in (f"{pair}/x ", toy.fingerprint[:12], "0123456789ab"))
 
 
 def test_ids_beyond_the_vocabulary_are_refused(tmp_path):
-    data.write_source(str(tmp_path), "x", {"train": ["1 2 3", "4 99 5"]}, Numbers(), shard_tokens=1)
-    data.Source(str(tmp_path), "x", Numbers(), 100)
+    shards.write_source(str(tmp_path), "x", {"train": ["1 2 3", "4 99 5"]}, Numbers(), shard_tokens=1)
+    shards.Source(str(tmp_path), "x", Numbers(), 100)
     with pytest.raises(InputError, match="token id 99, beyond the model's vocabulary of 99; prepare") as e:
-        data.Source(str(tmp_path), "x", Numbers(), 99)
+        shards.Source(str(tmp_path), "x", Numbers(), 99)
     assert f"{tmp_path}/x/train-00001.bin " in str(e.value)
 
 
 def test_too_short_for_one_row_is_refused(tmp_path):
-    data.write_source(str(tmp_path), "x", {"train": numbers(5, 4), "heldout": numbers(3)}, Numbers())
+    shards.write_source(str(tmp_path), "x", {"train": numbers(5, 4), "heldout": numbers(3)}, Numbers())
     assert data.Stream(str(tmp_path), {"x": 100}, 1, 8, Numbers(), 70_000).read(0, 3).tokens.shape == (3, 8)
     with pytest.raises(InputError, match=r"x has 9 train tokens.*--seq_len=9 \+ 1; take a smaller") as e:
         data.Stream(str(tmp_path), {"x": 100}, 1, 9, Numbers(), 70_000)
@@ -722,7 +722,7 @@ def test_fingerprint(tmp_path, toy):
     def write(folder, **seeds):
         for name in ("a", "b", "c"):
             train, heldout = words(name, 30, seeds.get(name, 0)), words(name, 9, seeds.get("heldout", 0))
-            data.write_source(str(folder), name, {"train": train, "heldout": heldout}, toy)
+            shards.write_source(str(folder), name, {"train": train, "heldout": heldout}, toy)
         return str(folder)
 
     here = write(tmp_path / "1")
@@ -730,7 +730,7 @@ def test_fingerprint(tmp_path, toy):
     assert first == stream(here, toy).fingerprint()                          # opened again
     assert first == stream(write(tmp_path / "2"), toy).fingerprint()         # prepared again, elsewhere
     assert first == stream(write(tmp_path / "3", heldout=1), toy).fingerprint()
-    data.write_source(here, "d", {"train": words("d", 30)}, toy)
+    shards.write_source(here, "d", {"train": words("d", 30)}, toy)
     assert first == stream(here, toy).fingerprint()                          # d is not in the mixture
     used = stream(here, toy)
     used.read(0, 50)
@@ -747,6 +747,6 @@ def test_fingerprint_sees_one_token(tmp_path):
     """Same sizes, same names, one other token."""
     prints = []
     for i, text in enumerate(("1 2 3 4 5 6", "1 2 3 4 7 6")):
-        data.write_source(str(tmp_path / str(i)), "x", {"train": [text]}, Numbers())
+        shards.write_source(str(tmp_path / str(i)), "x", {"train": [text]}, Numbers())
         prints.append(data.Stream(str(tmp_path / str(i)), {"x": 100}, 1, 2, Numbers(), 70_000).fingerprint())
     assert prints[0] != prints[1]

@@ -13,15 +13,19 @@ import torch
 from processes import Process
 
 import evaluate
-import prompts
+import grading
 import verify
-import world
-from data import write_source
-from evaluate import averages, compare, frontier, main
+from cli import InputError, appending, parse
+from corpus import prompts, world
+from corpus.shards import write_source
+from corpus.tokenizer import toy_tokenizer
+from evaluate import main
+from grading import sandbox
 from model import load
-from runtime import InputError, appending, parse
-from scores import combined, interval, paired
-from tokenizer import toy_tokenizer
+from reporting.comparison import compare, frontier
+from suite import benchmarks, tasks
+from suite.intervals import combined, interval, paired
+from suite.tasks import averages
 
 SMALL = ("--model=toy", "--tasks=toy-math+toy-science", "--problems=6", "--samples=2", "--max_new_tokens=12",
          "--context=96", "--max_batch=8")
@@ -134,8 +138,8 @@ def saved(tmp_path, exported, monkeypatch):
                     evaluate.recipe)                      # SMALL gives --context: the keys are those of main
         os.makedirs(cfg.run, exist_ok=True)
         weights, lines = evaluate.Init(cfg.init).identity(), []
-        tasks = [evaluate.limited(t, cfg) for name in evaluate.task_names(cfg)
-                 for t in evaluate.make_task(name, cfg)]
+        tasks = [evaluate.limited(t, cfg) for name in tasks.task_names(cfg)
+                 for t in tasks.make_task(name, cfg)]
         for task in tasks:
             for i, p in enumerate(task.problems):
                 for j in range(task.samples):
@@ -201,7 +205,7 @@ def test_an_edited_truth_grades_again(saved, tmp_path):
 
 def test_what_the_machine_had_no_room_for_is_graded_again(saved, monkeypatch):
     def busy(items, **_):
-        return [verify.Verdict(False, None, "not decided in time" if i % 2 else "no answer: cut")
+        return [grading.Verdict(False, None, "not decided in time" if i % 2 else "no answer: cut")
                 for i in range(len(items))]
 
     real = verify.grade_batch
@@ -215,7 +219,7 @@ def test_what_the_machine_had_no_room_for_is_graded_again(saved, monkeypatch):
 
 def test_averages_through_main(saved):
     answers = {("toy-math", i, j): RIGHT for i in range(3) for j in range(2)}
-    monkey = saved(answers, "--tasks=toy-math+toy-science+toy-code") if verify._bwrap()[0] else None
+    monkey = saved(answers, "--tasks=toy-math+toy-science+toy-code") if sandbox.bubblewrap()[0] else None
     if monkey is None:
         pytest.skip("no sandbox here")
     found, tasks = monkey["averages"]["toy avg_domain"], monkey["tasks"]
@@ -225,7 +229,7 @@ def test_averages_through_main(saved):
 
 def test_code_waits_for_a_sandbox(saved, tmp_path, monkeypatch, capfd):
     def missing(_):
-        raise verify.SandboxMissing("bubblewrap is not installed")
+        raise sandbox.SandboxMissing("bubblewrap is not installed")
 
     lines = [dict(id=p.domain, domain=p.domain, prompt=p.prompt, truth=p.truth)
              for p in (world.problem("math", "rl", 0), world.problem("code", "rl", 0))]
@@ -236,9 +240,9 @@ def test_code_waits_for_a_sandbox(saved, tmp_path, monkeypatch, capfd):
     assert results["tasks"]["toy-math"]["score"] == 0.25
     assert all("bubblewrap" in results["tasks"][name]["why"] for name in ("toy-code", "mixed"))
     assert "not graded" in capfd.readouterr().out
-    if verify._bwrap()[0] is None:
+    if sandbox.bubblewrap()[0] is None:
         pytest.skip("no sandbox here")
-    monkeypatch.setattr(evaluate, "check_sandbox", verify.check_sandbox)
+    monkeypatch.setattr(evaluate, "check_sandbox", sandbox.check_sandbox)
     assert saved({("toy-math", 0, 0): RIGHT}, *flags)["tasks"]["toy-code"]["score"] == 0
 
 
@@ -297,7 +301,7 @@ def test_killed_runs_go_on_and_two_ranks_are_one(tmp_path, exported):
 
 
 def test_remainders_are_what_is_missing():
-    task = evaluate.Task("t", "math", [None] * 5, 4, 1.0, 1.0, 8, "", {})
+    task = benchmarks.Task("t", "math", [None] * 5, 4, 1.0, 1.0, 8, "", {})
     missing = {0: [0, 1, 2, 3], 1: [2], 2: [0, 1, 2, 3], 4: [2, 3]}
     found = evaluate.calls(task, missing, 5)
     assert found == [(0, 4, [0]), (0, 4, [2]), (2, 2, [1, 4])]
@@ -326,7 +330,7 @@ def test_more_samples_are_the_same_and_more(tmp_path, exported):
 
 def test_what_a_key_stands_for():
     cfg = evaluate.Config(context=96)
-    task = evaluate.toy_task("toy-math")
+    task = tasks.toy_task("toy-math")
     p = task.problems[0]
     same = evaluate.sample_key("w", task, p, 0, cfg)
     assert same == evaluate.sample_key("w", task, p._replace(truth="7"), 0, dataclasses.replace(
@@ -345,7 +349,7 @@ def test_log_probs_are_the_engines(tmp_path, exported):
     run(*SMALL, "--tasks=toy-retrieval", "--problems=2", f"--init={exported}", f"--run={tmp_path}")
     model = load(str(exported))
     for line in texts(tmp_path).values():
-        p = next(p for p in evaluate.toy_task("toy-retrieval").problems if p.id == line["id"])
+        p = next(p for p in tasks.toy_task("toy-retrieval").problems if p.id == line["id"])
         ids, _ = evaluate.read(p, model.tokenizer)
         nll = []
         for _ in range(line["tokens"]):
@@ -395,18 +399,18 @@ def test_appending_drops_a_cut_line(tmp_path):
 
 def test_toy_problems_are_held_out():
     trained = {p["prompt"] for p in prompts.toy_prompts("train", 3000, ["math", "science", "code"])}
-    for name in evaluate.TOYS:
-        task = evaluate.toy_task(name)
+    for name in tasks.TOYS:
+        task = tasks.toy_task(name)
         assert len({p.id for p in task.problems}) == len(task.problems) >= 100
         assert not {p.text for p in task.problems} & trained - {""}
-    for p in evaluate.toy_task("toy-retrieval").problems:
+    for p in tasks.toy_task("toy-retrieval").problems:
         assert p.prompt.count(f": {p.truth[0]}\n") == 1
         assert f"{p.prompt.splitlines()[-1]} {p.truth[0]}\n" in p.prompt
 
 
 def test_scores_on_problems_not_seen(saved, tmp_path, exported, toy):
     """One science problem is planted in the training data, another in the held-out split."""
-    task = evaluate.limited(evaluate.toy_task("toy-science"), evaluate.Config(problems=6))
+    task = evaluate.limited(tasks.toy_task("toy-science"), evaluate.Config(problems=6))
     documents = {"train": ["filler words " * 9, f"So: {task.problems[2].text} indeed"],
                  "heldout": [task.problems[3].text]}
     write_source(str(tmp_path / "data"), "dclm-edu", documents, toy)

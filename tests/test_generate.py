@@ -12,23 +12,13 @@ import torch
 from checkpoints import FAMILIES, ROOMY, make, write_tokenizer
 from processes import Process
 
-import generate
-from generate import (
-    Cache,
-    EngineError,
-    StaleWeights,
-    TorchEngine,
-    draw,
-    engine,
-    full_tensors,
-    log_distribution,
-    push,
-    sample_seed,
-    score,
-    tensor_kind,
-)
+from cli import InputError
+from engines import contract, push
+from engines.contract import EngineError, draw, log_distribution, sample_seed
+from engines.embedded import Cache, TorchEngine
+from engines.push import StaleWeights, full_tensors, push, score, tensor_kind
+from generate import engine
 from model import load
-from runtime import InputError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 KNOWN = 512                                               # of ROOMY's 515 rows
@@ -133,7 +123,7 @@ def test_a_prompt_is_read_once_and_memory_keeps_to_its_budget(toy):
     assert np.mean([rows for rows, width in busy if width == 1][:-30]) > 12
     budget = 4 * Cache.row_bytes(toy, 6) + 2 * Cache.row_bytes(toy, 50)
     small = TorchEngine(toy, cache_gb=budget / 1e9)
-    cache, rows = small._allocate(generate.plan(small, prompts, 8, 6, 1.0, 1.0, [], 0, None, 0)[0])
+    cache, rows = small._allocate(contract.plan(small, prompts, 8, 6, 1.0, 1.0, [], 0, None, 0)[0])
     held = sum(t.nbytes for pair in cache.layers.values() for tensors in pair for t in tensors)
     assert rows == 4 and held <= budget
     assert tokens(small.generate(prompts, 8, max_new_tokens=6, stop=[])) == tokens(expected)

@@ -15,11 +15,12 @@ from lm_eval.models.huggingface import HFLM
 from test_tokenizer import SOURCE, byte_level, merges_of, write
 from tokenizers import pre_tokenizers
 
-import harness
-from generate import Sample, engine
-from harness import TASKS, Adapter, evaluate, lb_v1, lb_v2
+from cli import InputError
+from engines.contract import Sample
+from generate import engine
 from model import load, save
-from runtime import InputError
+from suite import leaderboards
+from suite.leaderboards import TASKS, Adapter, evaluate, lb_v1, lb_v2
 
 CONTEXT = 96
 HERE = Path(library.__file__).parent                                # lm-eval's own task folders
@@ -214,20 +215,20 @@ def test_resume(local, tmp_path, monkeypatch):
 
 def test_a_board_through_evaluate(tmp_path, exported, monkeypatch):
     """evaluate.py --tasks=lb-v1, of tasks that are at hand: the harness's figures, in percent of one."""
-    import evaluate as stage
-    from runtime import parse
+    import evaluate
+    from cli import parse
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     manager = folder_of_tasks(tmp_path / "tasks", [(text(20, i), "x") for i in range(3)])
-    monkeypatch.setattr(harness, "TaskManager", lambda: manager)
-    monkeypatch.setitem(harness.TASKS, "lb_v1", {"local_choices": 2, "local_writing": None})
+    monkeypatch.setattr(leaderboards, "TaskManager", lambda: manager)
+    monkeypatch.setitem(leaderboards.TASKS, "lb_v1", {"local_choices": 2, "local_writing": None})
     table = {"local_choices": (["acc,none"], {"local_choices": 0.25}),
              "local_writing": (["exact_match,none"], {"local_writing": 0})}
-    monkeypatch.setattr(harness, "LB_V1", table)
+    monkeypatch.setattr(leaderboards, "LB_V1", table)
     flags = ["--model=toy", f"--init={exported}", "--tasks=lb-v1", "--context=512",
              f"--run={tmp_path / 'run'}"]
     found = stage.main(parse(stage.Config, flags, stage.recipe))["leaderboards"]["lb-v1"]
     model = load(str(exported))
-    results = evaluate(Adapter(model, engine(model, context=512, progress=False)), harness.TASKS["lb_v1"],
+    results = evaluate(Adapter(model, engine(model, context=512, progress=False)), leaderboards.TASKS["lb_v1"],
                        task_manager=manager)["results"]
     acc, error = (results["local_choices"][f"acc{e},none"] for e in ("", "_stderr"))
     score = max(0, acc - 0.25) / 0.75
@@ -297,7 +298,7 @@ def configs(monkeypatch):
 
 def test_lb_v1_is_openllm(configs):
     ours, group = configs(list(TASKS["lb_v1"])), configs(["openllm"])
-    assert len(ours) == 57 + 5 and harness.LB_V1.keys() == TASKS["lb_v1"].keys()
+    assert len(ours) == 57 + 5 and leaderboards.LB_V1.keys() == TASKS["lb_v1"].keys()
     assert group["mmlu"]["dataset_name"] == "world_religions"       # if this fails, `openllm` is mended
     for name, shots in TASKS["lb_v1"].items():
         named = {"truthfulqa_mc2": "truthfulqa"}.get(name, name)    # the group renames these, too
@@ -308,7 +309,7 @@ def test_lb_v1_is_openllm(configs):
             [group[named].get(k) for k in ("dataset_path", "doc_to_text", "doc_to_choice", "metric_list")]
         if name in ("arc_challenge", "hellaswag", "winogrande"):    # examples come from the training split
             assert spec.get("fewshot_split") is None and spec["training_split"] == "train"
-    for name, (metrics, _) in harness.LB_V1.items():
+    for name, (metrics, _) in leaderboards.LB_V1.items():
         spec = ours["mmlu_world_religions" if name == "mmlu" else name]
         assert metrics[0].split(",")[0] in {m["metric"] for m in spec["metric_list"]}
     assert "strict-match" in {f["name"] for f in ours["gsm8k"]["filter_list"]}
@@ -316,12 +317,12 @@ def test_lb_v1_is_openllm(configs):
 
 def test_lb_v2_is_leaderboard(configs):
     ours, group = configs(list(TASKS["lb_v2"])), configs(["leaderboard"])
-    rows = {row for _, rows in harness.LB_V2.values() for row in rows}
+    rows = {row for _, rows in leaderboards.LB_V2.values() for row in rows}
     assert ours.keys() == group.keys() and rows - ours.keys() == {"leaderboard_gpqa"}     # which is of these:
     assert ours.keys() - rows == {f"leaderboard_gpqa_{part}" for part in ("diamond", "extended", "main")}
-    rows = harness.LB_V2["bbh"][1]
+    rows = leaderboards.LB_V2["bbh"][1]
     assert len(rows) == 24 and rows == {row: 1 / len(group[row]["doc_to_choice"]) for row in rows}
-    for metrics, rows in harness.LB_V2.values():
+    for metrics, rows in leaderboards.LB_V2.values():
         for row in rows:
             given = {m["metric"] for m in group[row.replace("_gpqa", "_gpqa_main")]["metric_list"]}
             assert {m.removesuffix(",none") for m in metrics} <= given
@@ -348,7 +349,7 @@ def test_lb_v1():
 def v2_results():
     """Every subtask at its guess, then some moved."""
     results = {"leaderboard_bbh": {"acc_norm,none": 0.99}, "leaderboard_musr": {"acc_norm,none": 0.99}}
-    for metrics, rows in harness.LB_V2.values():
+    for metrics, rows in leaderboards.LB_V2.values():
         for row, guess in rows.items():
             results[row] = {m: guess for m in metrics} | {
                 m.replace(",", "_stderr,"): 0.0 for m in metrics if "inst" not in m}

@@ -8,12 +8,15 @@ import shutil
 
 import pytest
 import torch
-from checkpoints import FAMILIES, make, respell, write_tokenizer
+from checkpoints import FAMILIES, ROOMY, make, respell, write_tokenizer
 from safetensors.torch import load_file, save_file
 
+import evaluate
+import midtrain
 import model
-from model import PRESETS, Model, flops_per_token, keys_met, load, parameter_counts, preset, read_config, save
-from runtime import InputError
+import presets
+from cli import InputError, parse
+from model import Init, Model, flops_per_token, keys_met, load, parameter_counts, preset, read_config, save
 
 HYBRID = ("granite-4-h-micro", "nemotron-h-8b")
 T = 29
@@ -104,7 +107,7 @@ def test_packed_documents_equal_documents_alone(name, checkpoints):
         close(logits, oracle(piece).logits, name)
 
 
-@pytest.mark.parametrize("name", [n for n in PRESETS if n.startswith("toy")])
+@pytest.mark.parametrize("name", [n for n in presets.names() if presets.is_toy(n)])
 def test_one_document_never_touches_another(name):
     """Bit by bit, forward, with other tokens in the middle document; rows long enough for several scan
     chunks."""
@@ -142,8 +145,8 @@ def test_parameter_counts(name):
 
 
 def test_toys_are_small():
-    for name in PRESETS:
-        if name.startswith("toy"):
+    for name in presets.names():
+        if presets.is_toy(name):
             assert sum(parameter_counts(preset(name)).values()) < 2_000_000
 
 
@@ -166,7 +169,7 @@ def test_export_reads_back(name, checkpoints, tmp_path):
         assert AutoTokenizer.from_pretrained(out).decode(again.tokenizer.encode(text)) == text
 
 
-@pytest.mark.parametrize("name", [n for n in PRESETS if n.startswith("toy-")])
+@pytest.mark.parametrize("name", [n for n in presets.names() if n.startswith("toy-")])
 def test_toys_are_read_by_transformers(name, tmp_path):
     """The presets' own config.json (the hub's spelling, written by us) means the same to transformers."""
     from transformers import AutoModelForCausalLM
@@ -178,6 +181,153 @@ def test_toys_are_read_by_transformers(name, tmp_path):
     # exactly
     bound = 1e-1 if "nemotron" in name else 2e-4
     assert (ours(tokens) - oracle(tokens).logits).abs().max() < bound
+
+
+# -- presets -----------------------------------------------------------------------------------------------
+
+def strict(text):
+    """JSON of the standard, which knows no infinity."""
+    def refuse(constant):
+        raise ValueError(constant)
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_presets(name, tmp_path):
+    """A file of strict JSON, which transformers reads as our reader does, with or without the infinity."""
+    from transformers import AutoConfig
+    name = {"toy": "toy-llama", "toy-h": "toy-granite-4-h"}.get(name, name)
+    with open(os.path.join(os.path.dirname(presets.__file__), f"{name}.json")) as f:
+        text = f.read()
+    raw = strict(text)
+    assert raw.pop("_name_or_path", None) == presets.hub_id(name)
+    assert presets.is_toy(name) == (presets.hub_id(name) is None) == name.startswith("toy")
+    assert presets.is_toy(name) or model.is_hub_id(presets.hub_id(name))
+    assert read_config(raw) == preset(name)                             # {"__float__": "Infinity"}
+    assert read_config(json.loads(json.dumps(presets.read(name)))) == preset(name)           # Infinity
+    (tmp_path / "config.json").write_text(text)
+    theirs = AutoConfig.from_pretrained(tmp_path)
+    theirs.save_pretrained(tmp_path / "again")                          # in transformers 5's spelling
+    assert preset(str(tmp_path / "again")) == preset(name)
+
+
+def test_a_file_dropped_is_a_preset(tmp_path, monkeypatch):
+    """Llama-3.2-1B by its config.json: none of ours, with the parameters that its page counts (1.24B)."""
+    folder = shutil.copytree(os.path.dirname(presets.__file__), tmp_path / "presets")
+    monkeypatch.setattr(presets, "_FOLDER", str(folder))
+    raw = strict((folder / "llama-3.1-8b.json").read_text())
+    raw |= dict(_name_or_path="meta-llama/Llama-3.2-1B", hidden_size=2048, num_hidden_layers=16, head_dim=64,
+                intermediate_size=8192, tie_word_embeddings=True)
+    raw["rope_scaling"]["factor"] = 32.0
+    (folder / "llama-3.2-1b.json").write_text(json.dumps(raw))
+    assert "llama-3.2-1b" in presets.names() and presets.hub_id("llama-3.2-1b") == "meta-llama/Llama-3.2-1B"
+    assert sum(parameter_counts(preset("llama-3.2-1b")).values()) == 1_235_814_400
+    cfg = parse(midtrain.Config, ["--model=llama-3.2-1b"], midtrain.recipe)
+    assert (cfg.steps, cfg.seq_len, cfg.lr) == (25_000, 8192, 5e-5)
+
+
+def test_aliases():
+    for alias, name in (("toy", "toy-llama"), ("toy-h", "toy-granite-4-h")):
+        assert presets.read(alias) == presets.read(name) and presets.is_toy(alias)
+    assert not presets.is_toy("no-such") and presets.hub_id("no-such") is None
+
+
+# -- models of any size: a folder, a hub id ------------------------------------------------------------------
+
+ANY_SIZE = ("llama-tied", "mistral-7b", "granite-3.3-8b", "granite-4-h-micro", "nemotron-h-8b")
+
+
+def flags(stage, *argv):
+    return parse(stage.Config, list(argv), stage.recipe)
+
+
+@pytest.fixture
+def no_group_left():
+    """A run in this process that ended in an error keeps its process group."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", ANY_SIZE)
+def test_a_folder_as_model(name, tmp_path, world_data, capsys, monkeypatch, no_group_left):
+    """A checkpoint whose sizes no preset has, of each family: the paper's recipe, dry run, two steps, export,
+    evaluation of what was exported."""
+    monkeypatch.chdir(tmp_path)
+    folder = str(tmp_path / "given")
+    make(name, folder, **ROOMY)
+    write_tokenizer(folder)
+    cfg = flags(midtrain, f"--model={folder}", "--dry_run=True")
+    assert (cfg.steps, cfg.seq_len, cfg.batch, cfg.lr) == (25_000, 8192, 128, 5e-5)
+    midtrain.main(cfg)
+    plan = capsys.readouterr().out
+    total = sum(parameter_counts(preset(folder)).values())
+    assert f"{folder}: {total:,} parameters" in plan
+
+    midtrain.main(flags(midtrain, f"--model={folder}", "--steps=2", "--warmup=0", "--batch=2", "--seq_len=32",
+                        "--eval_every=0", "--eval_rows=1", "--dtype=float32", "--export_dtype=float32",
+                        "--peak_tflops=1", "--mixture=base", f"--data={world_data}", "--run=run"))
+    assert f"{total:,} parameters" in capsys.readouterr().out
+    before, after = Init(folder), Init("run/model")
+    assert after.arch == before.arch
+    changed = [n for n in before.terms[0].checkpoint.names() if not torch.equal(
+        before.read(n, 0, before.terms[0].checkpoint.shape(n)[0]), after.read(n, 0, None))]
+    assert changed
+    result = evaluate.main(flags(evaluate, "--model=run/model", "--tasks=toy-math", "--problems=2",
+                                 "--context=96", "--dtype=float32", "--run=eval"))
+    print(result)
+
+
+def test_init_must_be_of_the_models_sizes(tmp_path, world_data, monkeypatch, no_group_left):
+    """--model may be a folder or a preset; the message names what would fit, a preset or the folder itself."""
+    monkeypatch.chdir(tmp_path)
+    save(load("random:toy"), str(tmp_path / "toy"))
+    for name in ("llama-tied", "granite-4-h-micro"):
+        make(name, str(tmp_path / name), **ROOMY)
+        write_tokenizer(str(tmp_path / name))
+    small = ["--seq_len=32", f"--data={world_data}", "--run=run"]
+    for wanted, given, fix in (("llama-tied", "toy", "--model=toy-llama$"),
+                               ("llama-tied", "granite-4-h-micro", "--model=granite-4-h-micro$"),
+                               ("toy", "llama-tied", "--model=llama-tied$")):
+        with pytest.raises(InputError, match=rf"--init={given} is a .* not the {wanted} of --model; .*{fix}"):
+            midtrain.main(flags(midtrain, f"--model={wanted}", f"--init={given}", *small))
+        torch.distributed.destroy_process_group()
+
+
+def test_a_hub_id_as_model(tmp_path, monkeypatch):
+    """config.json alone is fetched for the plan, the weights for --init; unreachable, one readable line."""
+    import huggingface_hub
+    make("nemotron-h-8b", str(tmp_path / "here"), **ROOMY)
+    write_tokenizer(str(tmp_path / "here"))
+    fetched = []
+
+    def snapshot_download(repo, allow_patterns):
+        fetched.append((repo, allow_patterns))
+        return str(tmp_path / "here")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+        arch = preset("some-lab/Nemotron-H-4B")
+        assert fetched == [("some-lab/Nemotron-H-4B", ["config.json"])] and arch == preset(str(tmp_path / "here"))
+        assert Init("some-lab/Nemotron-H-4B").arch == arch
+        assert fetched[1] == ("some-lab/Nemotron-H-4B", model.HUB_FILES)
+        midtrain.check(flags(midtrain, "--model=some-lab/Nemotron-H-4B"), 1)
+    for call, flag in ((preset, "--model"), (load, "--init")):                 # HF_HUB_OFFLINE: conftest
+        with pytest.raises(InputError, match=f"{flag}=some-lab/other is neither a folder nor a preset, and the "
+                                             f"hub does not give it .*offline, give a folder: {flag}=PATH"):
+            call("some-lab/other")
+
+
+@pytest.mark.parametrize("name, says", [
+    ("mistral-24", "unknown model 'mistral-24'; did you mean 'mistral-24b'? (known: granite-3.3-8b"),
+    ("no/such/folder", "there is no folder 'no/such/folder'"),
+    (".", "'.' has no config.json, so it is no checkpoint"),
+])
+def test_models_that_cannot_be_had(name, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError) as e:
+        preset(name)
+    assert str(e.value).startswith("--model") and says in str(e.value)
 
 
 # -- checkpoint arithmetic ---------------------------------------------------------------------------------
@@ -262,7 +412,7 @@ def test_a_tied_head_in_the_file_must_be_the_embedding(tmp_path):
 ])
 def test_configs_that_mean_something_else_are_refused(change, says):
     with pytest.raises(InputError) as e:
-        read_config(PRESETS["toy"][1] | change)
+        read_config(presets.read("toy") | change)
     assert says in str(e.value)
 
 
@@ -296,12 +446,6 @@ def test_keys_met_counts_every_query():
         assert keys_met(lengths, window) == brute
 
 
-def test_config_json_round_trips(tmp_path):
-    for name in PRESETS:
-        raw = json.loads(json.dumps(PRESETS[name][1]))
-        assert read_config(raw) == preset(name)
-
-
 def test_the_model_runs_in_bfloat16():
     model = load("random:toy-h", dtype=torch.bfloat16)
     exact = load("random:toy-h")
@@ -316,8 +460,8 @@ def test_varlen_attention_takes_what_we_give(monkeypatch):
     q, k = (torch.empty(2, 64, heads, 32, device="meta", dtype=torch.bfloat16, requires_grad=True)
             for heads in (8, 2))
     for window in (None, 16):
-        edges = torch.empty(5, device="meta", dtype=torch.int32), 64
-        out = model.attend(q, k, k, 0.1, window, None, edges)
+        cu_seqlens = torch.empty(5, device="meta", dtype=torch.int32)
+        out = model.attend_varlen(q, k, k, cu_seqlens, 64, 0.1, window)
         assert out.shape == q.shape
         out.backward(torch.empty_like(out))
         assert k.grad.shape == k.shape

@@ -24,13 +24,12 @@ from processes import Process
 
 import data
 import midtrain
-import prepare
-import sources
-from runtime import InputError
-from tokenizer import load_tokenizer, toy_tokenizer
+from cli import InputError
+from corpus import files, hub, registry, shards, tokenizing
+from corpus.tokenizer import load_tokenizer, toy_tokenizer
 
 ROOT = os.path.dirname(data.__file__)
-ALL = ",".join(f"{name}:{100 / len(sources.REGISTRY):.12f}" for name in sources.REGISTRY)
+ALL = ",".join(f"{name}:{100 / len(registry.REGISTRY):.12f}" for name in registry.REGISTRY)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +45,7 @@ def hub(tmp_path_factory):
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory, hub):
     folder = tmp_path_factory.mktemp("raw")
-    prepare.get(ALL, "1B", str(folder), hub)
+    data.get(ALL, "1B", str(folder), hub)
     return str(folder)
 
 
@@ -56,7 +55,7 @@ def contents(folder):
 
 
 def tokenize(out, own, **more):
-    prepare.tokenize(str(out), "toy", sources=",".join(f"{k}=local:{v}" for k, v in own.items()),
+    data.tokenize(str(out), "toy", sources=",".join(f"{k}=local:{v}" for k, v in own.items()),
                      **{"workers": 1, "heldout": 0} | more)
 
 
@@ -66,23 +65,23 @@ def test_registry_is_the_papers_table_1():
     tokens = {"dclm-edu": 111.46, "mot-math": 0.60, "nemotron-math": 35.93, "megamath-web-pro": 14.73,
               "mot-code": 1.18, "ocr2": 1.12, "refinecode": 186.44, "starcoder2": 432.73, "mot-science": 0.42,
               "openthoughts3-science": 0.73, "codex": 3.86}
-    assert {name: s.tokens for name, s in sources.REGISTRY.items() if s.tokens} == tokens
-    assert sum(part.draw for part in sources.REGISTRY["ocr2"].parts.values()) == 120_000
-    assert {n for n, s in sources.REGISTRY.items() if any(p.stand_in for p in s.parts.values())} == \
+    assert {name: s.tokens for name, s in registry.REGISTRY.items() if s.tokens} == tokens
+    assert sum(part.draw for part in registry.REGISTRY["ocr2"].parts.values()) == 120_000
+    assert {n for n, s in registry.REGISTRY.items() if any(p.stand_in for p in s.parts.values())} == \
         {"refinecode", "starcoder2"}
-    for source in sources.REGISTRY.values():
+    for source in registry.REGISTRY.values():
         for part in source.parts.values():
             assert part.licence and part.columns and (part.revision == "main" or len(part.revision) == 40)
 
 
 def test_all_sources_from_hub_to_prepared(hub, raw, toy, tmp_path, capsys):
     """get, tokenize, stats on miniatures of every source: exactly the texts written down by hand."""
-    prepare.check(ALL, hub)
+    data.check(ALL, hub)
     assert "NO COLUMN" not in capsys.readouterr().out
-    prepare.tokenize(str(tmp_path), "toy", ALL, raw=raw, workers=2, heldout=0)
-    for name in sources.REGISTRY:
+    data.tokenize(str(tmp_path), "toy", ALL, raw=raw, workers=2, heldout=0)
+    for name in registry.REGISTRY:
         assert miniatures.documents(tmp_path, name, toy) == miniatures.wanted(name), name
-        manifest = data.Source(str(tmp_path), name, toy).manifest
+        manifest = shards.Source(str(tmp_path), name, toy).manifest
         for part, report in manifest["parts"].items():
             rows = miniatures.ROWS[part][1]
             assert report["rows"] == len(rows) == report["documents"] + sum(report["dropped"].values())
@@ -95,33 +94,33 @@ def test_all_sources_from_hub_to_prepared(hub, raw, toy, tmp_path, capsys):
                    "cc-by-4.0", "toxic 1"):
         assert reason in out, reason
     data.pack(str(tmp_path), 8, "bfd")
-    for name in sources.REGISTRY:
-        source = data.Source(str(tmp_path), name, toy)
+    for name in registry.REGISTRY:
+        source = shards.Source(str(tmp_path), name, toy)
         source.packed_for(8)
         assert source.rows(8) >= 1
-    prepare.tokenize(str(tmp_path), "toy", ALL, raw=raw, workers=1, heldout=0)
-    assert capsys.readouterr().out.count("prepared already") == len(sources.REGISTRY)
+    data.tokenize(str(tmp_path), "toy", ALL, raw=raw, workers=1, heldout=0)
+    assert capsys.readouterr().out.count("prepared already") == len(registry.REGISTRY)
 
 
 def test_draw_takes_so_many_at_random(tmp_path, toy, monkeypatch):
     """OpenCodeReasoning-2's draw: of the rows that pass, the asked number, the same in whichever order."""
-    part = sources.REGISTRY["ocr2"].parts["ocr2-python"]
+    part = registry.REGISTRY["ocr2"].parts["ocr2-python"]
     raw = tmp_path / "raw"
     good = {f: [miniatures.ocr2(question=f"{f} {i}", pass_rate="1" if i % 3 else "-1") for i in range(60)]
             for f in "ab"}
     for f, rows in good.items():
         miniatures.write(str(raw / "ocr2-python" / "train" / "python" / f"train-{f}.parquet"), rows)
         miniatures.write(str(raw / "ocr2-cpp" / "train" / "cpp" / f"train-{f}.parquet"), rows[:4])
-    few = sources.Source("code", 1.12, {
-        "ocr2-python": sources.Part(**{**part.__dict__, "draw": 25}),
-        "ocr2-cpp": sources.REGISTRY["ocr2"].parts["ocr2-cpp"]})
-    monkeypatch.setitem(sources.REGISTRY, "ocr2", few)
-    monkeypatch.setitem(prepare._worker, "questions", None)                  # all have theirs
+    few = registry.SourceSpec("code", 1.12, {
+        "ocr2-python": registry.Part(**{**part.__dict__, "draw": 25}),
+        "ocr2-cpp": registry.REGISTRY["ocr2"].parts["ocr2-cpp"]})
+    monkeypatch.setitem(registry.REGISTRY, "ocr2", few)
+    monkeypatch.setitem(tokenizing._worker, "questions", None)                  # all have theirs
     with prepare.concurrent.futures.ThreadPoolExecutor(1) as pool:
-        files = sources.raw_files(str(raw), "ocr2-python", part)
-        first, counts = prepare._draw(pool, "ocr2", "ocr2-python", few.parts["ocr2-python"], files, 1)
-        again, _ = prepare._draw(pool, "ocr2", "ocr2-python", few.parts["ocr2-python"], files[::-1], 1)
-        other, _ = prepare._draw(pool, "ocr2", "ocr2-python", few.parts["ocr2-python"], files, 2)
+        files = hub.raw_files(str(raw), "ocr2-python", part)
+        first, counts = tokenizing._draw(pool, "ocr2", "ocr2-python", few.parts["ocr2-python"], files, 1)
+        again, _ = tokenizing._draw(pool, "ocr2", "ocr2-python", few.parts["ocr2-python"], files[::-1], 1)
+        other, _ = tokenizing._draw(pool, "ocr2", "ocr2-python", few.parts["ocr2-python"], files, 2)
     taken = {path: rows.tolist() for path, rows in first.items()}
     assert sum(map(len, taken.values())) == 25 and all(i % 3 for rows in taken.values() for i in rows)
     assert taken == {path: rows.tolist() for path, rows in again.items()}
@@ -139,13 +138,13 @@ def test_missing_columns_are_named(hub, tmp_path, capsys):
     (copy / "open-r1" / "Mixture-of-Thoughts" / "math" / "train-00000-of-00002.parquet").unlink()
     shutil.rmtree(copy / "IFM")
     with pytest.raises(InputError, match="3 of 5 parts.*dclm-edu, mot-math, megamath-web-pro"):
-        prepare.check("dclm-edu:20,mot-math:20,mot-code:20,mot-science:20,megamath-web-pro:20", str(copy))
+        data.check("dclm-edu:20,mot-math:20,mot-code:20,mot-science:20,megamath-web-pro:20", str(copy))
     out = capsys.readouterr().out
     assert "NO COLUMN edu_int_score (it has text, edu_score)" in out
     assert "has no files math/train-*.parquet" in out and "IFM/MegaMath / LLM360/MegaMath" in out
-    prepare.get("dclm-edu:100", "1B", str(tmp_path / "raw"), str(copy))
+    data.get("dclm-edu:100", "1B", str(tmp_path / "raw"), str(copy))
     with pytest.raises(InputError, match="no column 'edu_int_score'.*pin the revision"):
-        prepare.tokenize(str(tmp_path / "out"), "toy", "dclm-edu:100", raw=str(tmp_path / "raw"), workers=1)
+        data.tokenize(str(tmp_path / "out"), "toy", "dclm-edu:100", raw=str(tmp_path / "raw"), workers=1)
 
 
 def test_wrong_types_are_left_out_and_counted(tmp_path, toy):
@@ -158,12 +157,12 @@ def test_wrong_types_are_left_out_and_counted(tmp_path, toy):
                      [{"text": 1}, {"text": 2}])
     miniatures.write(str(raw / "mot-math" / "math" / "train-0.parquet"),
                      [{"messages": "q a"}, {"messages": None}])
-    prepare.tokenize(str(tmp_path / "out"), "toy", "dclm-edu:100", raw=str(raw), workers=1, heldout=0)
+    data.tokenize(str(tmp_path / "out"), "toy", "dclm-edu:100", raw=str(raw), workers=1, heldout=0)
     assert miniatures.documents(tmp_path / "out", "dclm-edu", toy) == ["as text"]
     for name, reason in (("megamath-web-pro", "'text is not text': 2"),
                          ("mot-math", "'messages is no conversation': 2")):
         with pytest.raises(InputError, match=f"{name}: not one document.*{reason}"):
-            prepare.tokenize(str(tmp_path / "out"), "toy", f"{name}:100", raw=str(raw), workers=1)
+            data.tokenize(str(tmp_path / "out"), "toy", f"{name}:100", raw=str(raw), workers=1)
 
 
 # -- own files and damaged ones ----------------------------------------------------------------------------
@@ -183,7 +182,7 @@ def test_local_files_of_every_kind(tmp_path, toy):
     # files in the order of their names, with their folders
     assert miniatures.documents(tmp_path / "out", "mine", toy) == [
         "one", "User: q\nAssistant: a", "why\nso", "c", "p\nr", "# title", "plain"]
-    report = data.Source(str(tmp_path / "out"), "mine").manifest["parts"]["local"]
+    report = shards.Source(str(tmp_path / "out"), "mine").manifest["parts"]["local"]
     assert report["dropped"] == {"no column of text": 1, "text is null": 1} and report["rows"] == 9
     tokenize(tmp_path / "out", {"glob": own / "*.bin"})                      # a glob takes what it names
     assert miniatures.documents(tmp_path / "out", "glob", toy) == ["not taken"]
@@ -216,7 +215,7 @@ def test_texts_as_hostile_as_they_come(tmp_path, toy):
     assert found[:6] == ["caf�", "fine", "User: q�\nAssistant: a", "na�ve", "� lone", "��\0raw\0"]
     assert len(big) > 10 ** 7 and found[6] == big
     assert found[7] == "<|end|></s><|endoftext|>" and found[8] == " " * 2_000_000 + "x"
-    source = data.Source(str(tmp_path / "out"), "mine", toy)
+    source = shards.Source(str(tmp_path / "out"), "mine", toy)
     assert all((np.asarray(t) == toy.eos_id).sum() == s["documents"]
                for t, s in zip(source.maps["train"][0], source.splits["train"], strict=True))
     assert source.manifest["parts"]["local"]["dropped"] == {"no JSON object": 3, "text is empty": 1}
@@ -242,17 +241,17 @@ def test_spans_of_a_file_are_the_file(tmp_path):
     for name in ("a.jsonl", "b.parquet", "c.jsonl.gz"):
         path = str(tmp_path / name)
         miniatures.write(path, rows)
-        whole = list(sources.rows(path, ("text", "i")))
+        whole = list(files.read_rows(path, ("text", "i")))
         assert [row["i"] for _, row in whole] == list(range(100)) and len({i for i, _ in whole}) == 100
         for size in (1, 37, 60, 200, 1000, 10 ** 6):
-            units = sources.pieces([path], size)
+            units = files.cut_files([path], size)
             assert [x for unit in units for p, span in unit
-                    for x in sources.rows(p, ("text", "i"), span)] == whole
+                    for x in files.read_rows(p, ("text", "i"), span)] == whole
             assert len(units) > 1 or size > 999 or name == "c.jsonl.gz"
     paths = [str(tmp_path / f"{i}.txt") for i in range(20)]
     for path in paths:
         Path(path).write_text("y" * 10)
-    units = sources.pieces(paths, 35)
+    units = files.cut_files(paths, 35)
     assert [p for unit in units for p, _ in unit] == paths and len(units) == 7
 
 
@@ -279,7 +278,7 @@ def test_duplicates_and_splits(own, toy, tmp_path):
     tokenize(tmp_path / "all", {"short": own / "short"}, heldout=0.1)
     train, held = (miniatures.documents(tmp_path / "all", "short", toy, s) for s in ("train", "heldout"))
     texts = list(dict.fromkeys(row["text"] for f in range(3)
-                               for _, row in sources.rows(str(own / "short" / f"{f}.jsonl"))))
+                               for _, row in files.read_rows(str(own / "short" / f"{f}.jsonl"))))
     assert len(train) + len(held) == len(texts) == 900 and 50 < len(held) < 140
     assert [t for t in texts if t in set(train)] == train                    # the first of each, in order
     assert not set(train) & set(held)
@@ -375,7 +374,7 @@ def flags(own, out):
 
 def test_parts_are_the_whole(own, tmp_path, monkeypatch):
     """--part=0/3 .. 2/3 in any order, and any number of workers, end in the same bytes."""
-    monkeypatch.setattr(sources, "pieces", lambda paths, cut=sources.pieces: cut(paths, 4000))
+    monkeypatch.setattr(sources, "pieces", lambda paths, cut=files.cut_files: cut(paths, 4000))
     both = {"short": own / "short", "long": own / "long"}
     tokenize(tmp_path / "one", both, heldout=0.1)
     for part in ("2/3", "0/3", "1/3"):
@@ -390,7 +389,7 @@ def test_parts_are_the_whole(own, tmp_path, monkeypatch):
 
 def test_a_part_that_died_is_made_up_for(own, tmp_path, monkeypatch, capsys):
     """Which pieces are a part's does not depend on what is done already; what is left is named."""
-    monkeypatch.setattr(sources, "pieces", lambda paths, cut=sources.pieces: cut(paths, 4000))
+    monkeypatch.setattr(sources, "pieces", lambda paths, cut=files.cut_files: cut(paths, 4000))
     both = {"short": own / "short", "long": own / "long"}
     for part in ("0/4", "2/4", "3/4"):
         tokenize(tmp_path, both, part=part)
@@ -425,7 +424,7 @@ def test_files_of_one_name_and_size_are_two(tmp_path, toy):
         miniatures.write(str(path), [{"text": f"{word} {i:04d} {'z' * 700}"} for i in range(2000)])
         os.utime(path, ns=(10 ** 18, 10 ** 18))
     tokenize(tmp_path / "out", {"mine": tmp_path / "own"})
-    assert data.Source(str(tmp_path / "out"), "mine").manifest["parts"]["local"]["documents"] == 4000
+    assert shards.Source(str(tmp_path / "out"), "mine").manifest["parts"]["local"]["documents"] == 4000
 
 
 def test_what_is_not_ours_is_left_alone(own, tmp_path, toy):
@@ -433,7 +432,7 @@ def test_what_is_not_ours_is_left_alone(own, tmp_path, toy):
     (tmp_path / "long").mkdir()
     (tmp_path / "long" / "notes.dat").write_text("mine")
     for write in (lambda: tokenize(tmp_path, {"long": own / "long"}),
-                  lambda: data.write_source(str(tmp_path), "long", {"train": ["a"]}, toy)):
+                  lambda: shards.write_source(str(tmp_path), "long", {"train": ["a"]}, toy)):
         with pytest.raises(InputError, match="is no prepared source"):
             write()
     assert (tmp_path / "long" / "notes.dat").read_text() == "mine"
@@ -451,14 +450,14 @@ def test_one_empty_source_does_not_hold_up_the_others(own, tmp_path):
     miniatures.write(str(tmp_path / "none.jsonl"), [{"other": 1}])
     with pytest.raises(InputError, match="none: not one document"):
         tokenize(tmp_path / "out", {"none": tmp_path / "none.jsonl", "long": own / "long"})
-    assert data.prepared(str(tmp_path / "out")) == ["long"]
+    assert shards.prepared(str(tmp_path / "out")) == ["long"]
 
 
 def test_rows_of_another_form_do_not_stop(tmp_path, toy):
     raw = tmp_path / "raw"
     path = raw / "starcoder2" / "a.json.gz"
     miniatures.write(str(path), [{"text": "a"}, {"text": ["b"]}, {"text": {"c": 1}}])
-    prepare.tokenize(str(tmp_path / "out"), "toy", "starcoder2:100", raw=str(raw), workers=1, heldout=0)
+    data.tokenize(str(tmp_path / "out"), "toy", "starcoder2:100", raw=str(raw), workers=1, heldout=0)
     odd = [{"messages": [{"role": ["user"], "content": "x"}]}, {"messages": [1]}, {"messages": {"a": 1}},
            {"instruction": "do", "input": "this", "output": "o"},
            {"instruction": "do", "input": "", "output": "o"},
@@ -548,7 +547,7 @@ def test_changes_are_prepared_again(own, toy, tmp_path):
     assert before["short"] == after["short"] and before["long"] != after["long"]
     assert "changed" in miniatures.documents(out, "long", toy)
     tokenize(out, both, heldout=0.1)
-    assert data.Source(str(out), "short").splits.keys() == {"train", "heldout"}
+    assert shards.Source(str(out), "short").splits.keys() == {"train", "heldout"}
 
 
 # -- refusals ------------------------------------------------------------------------------------------------
@@ -568,7 +567,7 @@ def test_changes_are_prepared_again(own, toy, tmp_path):
     (dict(mixture="math+cod"), "did you mean 'math+code'")])
 def test_bad_flags_of_tokenize(tmp_path, more, says):
     with pytest.raises(InputError) as e:
-        prepare.tokenize(str(tmp_path), **{"tokenizer": "toy"} | more)
+        data.tokenize(str(tmp_path), **{"tokenizer": "toy"} | more)
     assert says in str(e.value) and "\n" not in str(e.value)
 
 
@@ -627,23 +626,23 @@ def files(raw, name="dclm-edu"):
 def test_get_takes_what_the_plan_needs(sharded, tmp_path):
     """Of 111.46 B tokens in 40 files: files for the need and a tenth more, from all over, more when asked."""
     for tokens, count in (("1B", 1), ("10B", 4), ("20B", 8), ("50B", 20), ("111B", 40)):
-        prepare.get("dclm-edu:100", tokens, str(tmp_path / tokens), str(sharded))
+        data.get("dclm-edu:100", tokens, str(tmp_path / tokens), str(sharded))
         assert len(files(tmp_path / tokens)) == count
     assert files(tmp_path / "20B") != sorted(os.listdir(sharded / "HuggingFaceTB" / "dclm-edu" / "data"))[:8]
     assert set(files(tmp_path / "10B")) < set(files(tmp_path / "50B"))
     kept = (tmp_path / "10B" / "dclm-edu" / "data" / files(tmp_path / "10B")[0])
     stamp = kept.stat().st_mtime_ns
-    prepare.get("dclm-edu:100", "20B", str(tmp_path / "10B"), str(sharded))  # grows
+    data.get("dclm-edu:100", "20B", str(tmp_path / "10B"), str(sharded))  # grows
     assert files(tmp_path / "10B") == files(tmp_path / "20B") and kept.stat().st_mtime_ns == stamp
-    prepare.get("dclm-edu:100", "1B", str(tmp_path / "10B"), str(sharded))   # never shrinks
+    data.get("dclm-edu:100", "1B", str(tmp_path / "10B"), str(sharded))   # never shrinks
     assert files(tmp_path / "10B") == files(tmp_path / "20B")
-    prepare.get("dclm-edu:100", "20B", str(tmp_path / "seed"), str(sharded), seed=2)
+    data.get("dclm-edu:100", "20B", str(tmp_path / "seed"), str(sharded), seed=2)
     assert files(tmp_path / "seed") != files(tmp_path / "20B")
     with pytest.raises(InputError, match="--seed=2, not 1"):
-        prepare.get("dclm-edu:100", "20B", str(tmp_path / "seed"), str(sharded))
+        data.get("dclm-edu:100", "20B", str(tmp_path / "seed"), str(sharded))
     kept.unlink()
     with pytest.raises(InputError, match=r"is missing \(1 of 8 files are\)"):
-        prepare.tokenize(str(tmp_path / "out"), "toy", "dclm-edu:100", raw=str(tmp_path / "10B"), workers=1)
+        data.tokenize(str(tmp_path / "out"), "toy", "dclm-edu:100", raw=str(tmp_path / "10B"), workers=1)
 
 
 def test_plan_counts_files_and_epochs(sharded, own, tmp_path, capsys):
@@ -653,7 +652,7 @@ def test_plan_counts_files_and_epochs(sharded, own, tmp_path, capsys):
     data.plan("refinecode:50,starcoder2:50", "20B")
     assert "stands in for RefineCode" in capsys.readouterr().out
     tokenize(tmp_path, {"short": own / "short"})
-    tokens = data.Source(str(tmp_path), "short").tokens()
+    tokens = shards.Source(str(tmp_path), "short").tokens()
     data.plan("short:50,other:50", str(tokens * 12), seq_len=64, data=str(tmp_path))     # of what is prepared
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert " 6 " in lines["short"] and "more than 4 times" in lines["short"] and "?" in lines["other"]
@@ -661,7 +660,7 @@ def test_plan_counts_files_and_epochs(sharded, own, tmp_path, capsys):
 
 def test_ranks_leave_getting_to_the_first(sharded, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    prepare.get("dclm-edu:100", "1B", str(tmp_path / "raw"), str(sharded))
+    data.get("dclm-edu:100", "1B", str(tmp_path / "raw"), str(sharded))
     assert not (tmp_path / "raw").exists()
 
 
@@ -761,7 +760,7 @@ def test_get_over_http(online, raw, tmp_path):
         got = {k: v for k, v in contents(tmp_path / name).items() if k != "get.json" and ".cache" not in k}
         assert got == want
         own, other = ({**lock, "files": [{**f, "sha256": "sha256" in f} for f in lock["files"]]}
-                      for lock in (sources.read_lock(where / name) for where in (tmp_path, Path(raw))))
+                      for lock in (hub.read_lock(where / name) for where in (tmp_path, Path(raw))))
         assert own == {**other, "files": [{**f, "sha256": True} for f in other["files"]]}
     online.seen.clear()
     code, out = over_http(tmp_path, "get", mixture, f"--hub={online.url}", f"--raw={tmp_path}", "--tokens=1B")
@@ -821,7 +820,7 @@ def test_damaged_download_is_noticed(online, tmp_path):
 def test_packed_rows_lose_nothing(overlap, shortest):
     rng = random.Random(overlap)
     lengths = [rng.choice([1, 2, 5, 15, 16, 17, 33, 100, rng.randrange(1, 60)]) for _ in range(400)]
-    pieces, rows = data.packed_rows(lengths, 16, overlap, shortest)
+    pieces, rows = shards.packed_rows(lengths, 16, overlap, shortest)
     total = sum(lengths)
     seen = np.zeros(total, dtype=int)
     for start, length in pieces.tolist():
@@ -839,7 +838,7 @@ def test_packed_rows_lose_nothing(overlap, shortest):
         assert (mine > 1).sum() <= overlap * (len(parts) - 1) and (overlap or not (mine > 1).any())
     filled = [int(pieces[a:b, 1].sum()) for a, b in zip(rows[:-1], rows[1:], strict=True)]
     assert all(0 < f <= 16 for f in filled) and rows[-1] == len(pieces)
-    want = data.best_fit(pieces[:, 1], 16).max() + 1
+    want = shards.best_fit(pieces[:, 1], 16).max() + 1
     assert len(rows) - 1 == want
 
 
@@ -894,7 +893,7 @@ def test_bad_flags_of_pack(own, tmp_path, flags, says):
 def test_shares_are_exact_whatever_the_lengths(own, toy, tmp_path, packing):
     """Documents ten times as long in one source as in the other: tokens trained are as the weights ask."""
     tokenize(tmp_path / "data", {"short": own / "short", "long": own / "long"}, heldout=0.1)
-    means = {name: data.Source(str(tmp_path / "data"), name).lengths().mean() for name in ("short", "long")}
+    means = {name: shards.Source(str(tmp_path / "data"), name).lengths().mean() for name in ("short", "long")}
     assert 7 < means["long"] / means["short"] < 14
     if packing == "bfd":
         data.pack(str(tmp_path / "data"), 64, "bfd")

@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import data
-import prompts
-from runtime import InputError
-from sources import Drop
-from tokenizer import Tokenizer, toy_tokenizer
+from cli import InputError
+from corpus import hashes, overlap, prompts, shards
+from corpus.formats import Drop
+from corpus.tokenizer import Tokenizer, toy_tokenizer
 
 
 def dumps(value):
@@ -253,7 +253,7 @@ def sentences(rng, count, words=2):
 @pytest.mark.parametrize("n", [1, 5, 13])
 def test_grams_against_brute_force(n):
     texts = sentences(Random(n), 400) + sentences(Random(n), 400, 6)
-    ours, theirs = [prompts.grams(t, n) for t in texts], [brute(t, n) for t in texts]
+    ours, theirs = [overlap.grams(t, n) for t in texts], [brute(t, n) for t in texts]
     assert [len(g) for g in ours] == [len(g) for g in theirs]
     for i, j in itertools.combinations(range(0, 800, 5), 2):
         assert len(ours[i] & ours[j]) == len(theirs[i] & theirs[j])
@@ -264,7 +264,7 @@ def test_contaminated_against_brute_force():
     rng = Random(1)
     benchmarks = {"x": sentences(rng, 15) + ["one two three four five", "four word text here"],
                   "a": sentences(rng, 15)}
-    index, counts = prompts.index_of(benchmarks)
+    index, counts = overlap.index_of(benchmarks)
     known = {}
     for name, texts in benchmarks.items():
         found = Counter(g for t in {tuple(re.findall(r"[^\W_]+", t.lower())) for t in texts}
@@ -277,7 +277,7 @@ def test_contaminated_against_brute_force():
     for prompt in [*sentences(rng, 2000), *benchmarks["x"], *both, "One, two: THREE_four five?",
                    "one two three four five six", "four word text here"]:
         names = sorted(name for name in known if brute(prompt) & known[name])
-        assert prompts.contaminated(prompt, index) == (bool(names), names[0] if names else "")
+        assert overlap.contaminated(prompt, index) == (bool(names), names[0] if names else "")
         tried[len(names)] += 1
     assert min(tried[0], tried[1]) > 100 and tried[2] >= 3
 
@@ -285,11 +285,11 @@ def test_contaminated_against_brute_force():
 def test_a_phrase_of_three_problems_is_no_contamination():
     phrase = "the first line contains a single integer t the number of test cases in the file"
     three = [f"{phrase} {noun} {' '.join(noun + str(i) for i in range(13))}" for noun in ("cat", "dog", "ox")]
-    index, _ = prompts.index_of({"x": three})
-    assert prompts.contaminated("Here " + phrase, index) == (False, "")
-    assert all(prompts.contaminated(t, index)[0] for t in three)
-    assert prompts.contaminated("Here " + phrase, prompts.index_of({"x": three[:2]})[0]) == (True, "x")
-    assert prompts.contaminated("Here " + phrase, prompts.index_of({"x": three[:2] * 5})[0]) == (True, "x")
+    index, _ = overlap.index_of({"x": three})
+    assert overlap.contaminated("Here " + phrase, index) == (False, "")
+    assert all(overlap.contaminated(t, index)[0] for t in three)
+    assert overlap.contaminated("Here " + phrase, overlap.index_of({"x": three[:2]})[0]) == (True, "x")
+    assert overlap.contaminated("Here " + phrase, overlap.index_of({"x": three[:2] * 5})[0]) == (True, "x")
 
 
 # -- benchmark problems in the training data ---------------------------------------------------------------
@@ -300,7 +300,7 @@ def words_of(text):
 
 def planted(folder, tokenizer, sources, shard_tokens=1 << 28):
     for name, splits in sources.items():
-        data.write_source(str(folder), name, splits, tokenizer, shard_tokens)
+        shards.write_source(str(folder), name, splits, tokenizer, shard_tokens)
     return str(folder)
 
 
@@ -324,7 +324,7 @@ def test_seen_in_training_against_brute_force(tmp_path, toy, small, bos):
     tokenizer = Tokenizer(toy.files, eos="<|end|>", bos=bos) if bos else toy
     folder = planted(tmp_path, tokenizer, {
         name: {"train": some, "heldout": list(texts.values())} for name, some in documents.items()}, 1000)
-    assert len(data.Source(folder, "b").splits["train"]) > 2
+    assert len(shards.Source(folder, "b").splits["train"]) > 2
     share = Counter(g for t in {tuple(words_of(t)) for t in texts.values()} for g in brute(" ".join(t)))
     inside = {name: {tuple(words[i:i + n]) for words in map(words_of, some) for n in range(5, 14)
                      for i in range(len(words) - n + 1)} for name, some in sorted(documents.items())}
@@ -336,7 +336,7 @@ def test_seen_in_training_against_brute_force(tmp_path, toy, small, bos):
             want[i] = {"source": next(name for name, g in there.items() if g),
                        "grams": len(set().union(*there.values())), "of": len(mine)}
         none += [i] * (not mine)
-    assert prompts.seen_in_training(texts, folder, tokenizer, 1) == (want, none)
+    assert overlap.seen_in_training(texts, folder, tokenizer, 1) == (want, none)
     assert len({w["source"] for w in want.values()}) == 3 and min(len(want), len(none)) > 5
     assert any(w["grams"] < w["of"] for w in want.values()) and len(want) + len(none) < len(texts) - 10
     assert any(5 <= len(words_of(texts[i])) < 13 for i in want)
@@ -360,8 +360,8 @@ def test_where_a_problem_can_stand(tmp_path, toy, small):
     cut = sum(len(toy.document(t)) for t in documents[:5])
     folder = planted(tmp_path, toy, {"x": {"train": documents, "heldout": [texts["heldout"]]},
                                      "y": {"heldout": [texts["heldout"]]}}, cut)
-    assert data.Source(folder, "x").splits["train"][0]["documents"] == 5
-    seen, none = prompts.seen_in_training(texts, folder, toy, 1)
+    assert shards.Source(folder, "x").splits["train"][0]["documents"] == 5
+    seen, none = overlap.seen_in_training(texts, folder, toy, 1)
     assert seen == {n: {"source": "x", "grams": 1, "of": 1} for n in names if n not in (
         "heldout", "apart", "shards")}
     assert none == ["tiny"]
@@ -385,30 +385,30 @@ def test_processes_the_cache_and_what_is_told(tmp_path, toy, small, monkeypatch,
 
     with monkeypatch.context() as m:
         m.setattr(prompts, "write_atomic", full)
-        first = prompts.seen_in_training(texts, folder, toy, 1, done)
-    tokens = sum(data.Source(folder, name).tokens() for name in "ab")
+        first = overlap.seen_in_training(texts, folder, toy, 1, done)
+    tokens = sum(shards.Source(folder, name).tokens() for name in "ab")
     assert told == sorted(told) and told[-1] == (tokens, tokens) and len(told) > 8 and first[0]
     assert not kept()
-    assert prompts.seen_in_training(texts, folder, toy, 2) == first
+    assert overlap.seen_in_training(texts, folder, toy, 2) == first
     assert len(kept()) == 1 and kept()[0].startswith("overlap-")
 
     def search(self, piece):
         raise AssertionError("reads a shard")
 
-    monkeypatch.setattr(prompts.Search, "__call__", search)
-    assert prompts.seen_in_training(texts, folder, toy, 1) == first
+    monkeypatch.setattr(overlap.Search, "__call__", search)
+    assert overlap.seen_in_training(texts, folder, toy, 1) == first
     other = {f"x{i}": t.upper() for i, t in texts.items()}                   # the same grams
-    assert prompts.seen_in_training(other, folder, toy, 1)[0] == {f"x{i}": v for i, v in first[0].items()}
+    assert overlap.seen_in_training(other, folder, toy, 1)[0] == {f"x{i}": v for i, v in first[0].items()}
     with pytest.raises(AssertionError):
-        prompts.seen_in_training({"one more": "five words that are new", **texts}, folder, toy, 1)
+        overlap.seen_in_training({"one more": "five words that are new", **texts}, folder, toy, 1)
     data.stats(folder)
-    assert capsys.readouterr().out == before and data.prepared(folder) == ["a", "b"]
+    assert capsys.readouterr().out == before and shards.prepared(folder) == ["a", "b"]
     planted(tmp_path, toy, {"b": {"train": ["other texts"]}})                # replaced beside the cache
     with pytest.raises(AssertionError):
-        prompts.seen_in_training(texts, folder, toy, 1)
+        overlap.seen_in_training(texts, folder, toy, 1)
     (tmp_path / kept()[0]).write_text('{"a": [1')                            # damaged: searched again
     with pytest.raises(AssertionError):
-        prompts.seen_in_training(texts, folder, toy, 1)
+        overlap.seen_in_training(texts, folder, toy, 1)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "empty", "file"])
@@ -416,10 +416,10 @@ def test_a_folder_that_is_not_prepared(tmp_path, toy, name):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=f"--data={tmp_path}/{name} holds no prepared source; give"):
-        prompts.seen_in_training({"a": "b"}, str(tmp_path / name), toy)
+        overlap.seen_in_training({"a": "b"}, str(tmp_path / name), toy)
     planted(tmp_path, Tokenizer(toy.files, eos="<|end|>", bos="<|free_a|>"), {"x": {"train": ["text"]}})
     with pytest.raises(InputError, match="was prepared with another tokenizer"):
-        prompts.seen_in_training({"a": "b"}, str(tmp_path), toy)
+        overlap.seen_in_training({"a": "b"}, str(tmp_path), toy)
 
 
 # -- preparing ---------------------------------------------------------------------------------------------
@@ -543,7 +543,7 @@ def test_prepare(raw, tmp_path, capsys):
     assert all(list(r) == ["id", "domain", "prompt", "truth", "source"] for r in train)
     assert 0.05 < len(held) / len(ids) < 0.15
     assert [r["id"] for r in train] == sorted((r["id"] for r in train),
-                                              key=lambda i: prompts.key(1, int(i, 16)))
+                                              key=lambda i: hashes.shuffle_key(1, int(i, 16)))
     assert not os.path.exists(tmp_path / "out/spool.tmp") and "warning" not in printed
     assert "livecodebench: 1 prompts" in printed and "opencodeinstruct" in printed
 
@@ -740,7 +740,7 @@ def test_mixes_by_hand(kind, domains, each, want):
     assert prompts.mixes(iter(shuffled), passes, kind, domains, 1, each) == found
     other = prompts.mixes(records, passes, kind, domains, 2, each)
     assert [r["id"] for r in other] != [r["id"] for r in found]
-    assert found == sorted(found, key=lambda r: prompts.key(1, "mix", r["id"]))          # domains mixed
+    assert found == sorted(found, key=lambda r: hashes.shuffle_key(1, "mix", r["id"]))          # domains mixed
     before = {r["id"]: r["prompt"] for r in records}
     for r in found:
         if kind == "balanced" and r["domain"] == "science":

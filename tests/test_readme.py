@@ -15,8 +15,8 @@ import evaluate
 import generate
 import midtrain
 import rl
-import sources
-from runtime import parse
+from cli import parse
+from corpus import registry
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 with open(os.path.join(ROOT, "README.md")) as f:
@@ -140,7 +140,7 @@ def test_ablations_run(diff, told, exported, tmp_path):
 
 
 def test_sources_are_named():
-    for name, source in sources.REGISTRY.items():
+    for name, source in registry.REGISTRY.items():
         assert re.search(rf"^\|.*\b{re.escape(name)}\b", README, re.M), name
         for part in source.parts.values():
             assert part.repo in README or "tulu" in part.repo
@@ -148,9 +148,10 @@ def test_sources_are_named():
 
 
 def test_recipes_name_every_model_and_its_parameters():
-    from model import PRESETS, parameter_counts, preset
-    for name, (hub, _) in PRESETS.items():
-        if hub:
+    import presets
+    from model import parameter_counts, preset
+    for name in presets.names():
+        if not presets.is_toy(name):
             assert f"| `{name}` | {sum(parameter_counts(preset(name)).values()):,} |" in README
 
 

@@ -18,8 +18,9 @@ import torch
 from processes import Process
 from safetensors.torch import load_file, save_file
 
+from cli import InputError
 from midtrain import Config
-from runtime import InputError, Run, ranks
+from runtime import Run, join_ranks
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BASE = ["--model=toy", "--mixture=mot-math:100", "--dtype=float32", "--seq_len=32", "--batch=8",
@@ -438,7 +439,7 @@ def test_log_on_a_full_disk(name, tmp_path):
         def write(self, text):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    with ranks("cpu") as me:
+    with join_ranks("cpu") as me:
         run = Run(str(tmp_path), Config(), me)
         setattr(run, f"_{name}", Full())
         with pytest.raises(InputError, match=f"--run={tmp_path}: {name}.*No space left on device.*make room"):

@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-import report
-from runtime import InputError
+from cli import InputError
+from reporting import page
 
 HOSTILE = '<script>alert(1)</script>"\'&$\\frac{_'
 TASKS = ("toy-math", "toy-code")
@@ -173,7 +173,7 @@ class Page(HTMLParser):
 def page(tmp_path_factory):
     """Of everything, three stages."""
     folder = tmp_path_factory.mktemp("all")
-    return Page(report.report(write(folder / "runs"), str(folder / "out"))), folder
+    return Page(page.report(write(folder / "runs"), str(folder / "out"))), folder
 
 
 # -- tests -------------------------------------------------------------------------------------------------
@@ -208,13 +208,13 @@ def test_pictures_are_files_too(page):
 
 @pytest.mark.parametrize("kind", DATA)
 def test_a_section_is_there_when_its_data_is(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(report, "drawn", lambda *_: "")                    # the pictures are drawn elsewhere
-    everything = Page(report.report(write(tmp_path / "all"), str(tmp_path / "out")))
+    monkeypatch.setattr(page, "drawn", lambda *_: "")                    # the pictures are drawn elsewhere
+    everything = Page(page.report(write(tmp_path / "all"), str(tmp_path / "out")))
     assert sorted(everything.sections()) == sorted(name for own in DATA.values() for name in own)
     without = write(tmp_path / "without", [other for other in DATA if other != kind])
-    assert sorted(Page(report.report(without, str(tmp_path / "out"))).sections()) == sorted(
+    assert sorted(Page(page.report(without, str(tmp_path / "out"))).sections()) == sorted(
         name for other, own in DATA.items() if other != kind for name in own)
-    alone = Page(report.report(write(tmp_path / "alone", [kind]), str(tmp_path / "out")))
+    alone = Page(page.report(write(tmp_path / "alone", [kind]), str(tmp_path / "out")))
     assert alone.sections() == DATA[kind]
 
 
@@ -254,7 +254,7 @@ def test_tables_hold_the_numbers_of_the_files(page):
 
 def test_the_same_files_give_the_same_bytes(tmp_path):
     folders = write(tmp_path / "runs", ["cka.json"])
-    pages = [open(report.report(folders, str(tmp_path / out)), "rb").read() for out in ("a", "b")]
+    pages = [open(page.report(folders, str(tmp_path / out)), "rb").read() for out in ("a", "b")]
     assert pages[0] == pages[1]
     for path in (tmp_path / "a" / "figures").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / "figures" / path.name).read_bytes()
@@ -264,7 +264,7 @@ def test_the_same_files_give_the_same_bytes(tmp_path):
 def test_two_and_seven_stages(tmp_path, count):
     names = [f"stage-{i}" for i in range(count)]
     kinds = ["results.json", "compare.json", "cka.json"]
-    page = Page(report.report(write(tmp_path / "runs", kinds, names), str(tmp_path / "out")))
+    page = Page(page.report(write(tmp_path / "runs", kinds, names), str(tmp_path / "out")))
     tables = dict(zip(page.sections(), page.tables, strict=True))
     assert tables["scores"][0][2:] == [f"{name}, %" for name in names]
     assert len(tables["similarity"]) == count and len(page.source) < 5e6
@@ -281,7 +281,7 @@ def test_hostile_names_are_text(tmp_path):
         (tmp_path / "runs" / name).write_text(text)
     (tmp_path / "runs" / "metrics.jsonl").write_text("".join(
         json.dumps(line).replace('"math"', json.dumps(HOSTILE)) + "\n" for line in metrics("mt")))
-    page = Page(report.report([str(tmp_path / "runs")], str(tmp_path / "out")))
+    page = Page(page.report([str(tmp_path / "runs")], str(tmp_path / "out")))
     assert not {"script"} & {tag for tag, _ in page.tags} and "<script" not in page.source
     assert page.text.count(HOSTILE) > 10 and "a" * 300 in page.text
 
@@ -291,7 +291,7 @@ def test_weights_in_float32_have_no_floor_and_perhaps_no_null(tmp_path):
     own["pairs"][0] |= {"bf16": False, "null": None}
     own["pairs"][1] |= {"bf16": False, "null": own["pairs"][1]["null"] | {"float32": change(0.00777)}}
     (tmp_path / "weights.json").write_text(json.dumps(own))
-    page = Page(report.report([str(tmp_path)], str(tmp_path / "out")))
+    page = Page(page.report([str(tmp_path)], str(tmp_path / "out")))
     assert "the floor does not apply" in page.text and "No null: base to mt" in page.text
     drawn = (tmp_path / "out" / "figures" / "02-unchanged-1.svg").read_text()
     assert "0.39 %" not in drawn and "dashed: noise alone" in drawn
@@ -300,7 +300,7 @@ def test_weights_in_float32_have_no_floor_and_perhaps_no_null(tmp_path):
 def test_two_folders_of_one_name(tmp_path):
     """They are told apart by the folder above."""
     a, b = write(tmp_path / "a", ["results.json"], ["rl"]), write(tmp_path / "b", ["results.json"], ["rl"])
-    page = Page(report.report([*a, *b, *a], str(tmp_path / "out")))
+    page = Page(page.report([*a, *b, *a], str(tmp_path / "out")))
     assert page.tables[0][0][2:] == ["a/rl, %", "b/rl, %"]
 
 
@@ -312,7 +312,7 @@ def test_damaged_files_are_named(tmp_path, name, text):
     folder.mkdir()
     (folder / name).write_text(text, encoding="latin-1")
     with pytest.raises(InputError, match=f"damaged-run/{re.escape(name)}"):
-        report.report([str(folder)], str(tmp_path / "out"))
+        page.report([str(folder)], str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("text", ['{"step"\n{"step": 1}\n', "[]\n", '{"step": 0, "eval": 3}\n',
@@ -320,7 +320,7 @@ def test_damaged_files_are_named(tmp_path, name, text):
 def test_damaged_metrics_are_named(tmp_path, text):
     (tmp_path / "metrics.jsonl").write_text(text)
     with pytest.raises(InputError, match="metrics.jsonl"):
-        report.report([str(tmp_path)], str(tmp_path / "out"))
+        page.report([str(tmp_path)], str(tmp_path / "out"))
 
 
 def test_numbers_that_are_none(tmp_path):
@@ -329,17 +329,17 @@ def test_numbers_that_are_none(tmp_path):
     bad["path"][0]["score"] = "high"
     (tmp_path / "landscape.json").write_text(json.dumps(bad))
     with pytest.raises(InputError, match="landscape.json"):
-        report.report([str(tmp_path)], str(tmp_path / "out"))
+        page.report([str(tmp_path)], str(tmp_path / "out"))
     (tmp_path / "landscape.json").unlink()
     (tmp_path / "metrics.jsonl").write_text(json.dumps(metrics("rl")[1]) + '\n{"step": 2, "rew')
-    assert Page(report.report([str(tmp_path)], str(tmp_path / "out"))).sections() == ["reinforcement"]
+    assert Page(page.report([str(tmp_path)], str(tmp_path / "out"))).sections() == ["reinforcement"]
 
 
 def test_nothing_to_show(tmp_path):
     with pytest.raises(InputError, match="nothing to show"):
-        report.report([str(tmp_path)], str(tmp_path / "out"))
+        page.report([str(tmp_path)], str(tmp_path / "out"))
     with pytest.raises(InputError, match="no-such"):
-        report.report([str(tmp_path / "no-such")], str(tmp_path / "out"))
+        page.report([str(tmp_path / "no-such")], str(tmp_path / "out"))
     (tmp_path / "out").write_text("a file")
     with pytest.raises(InputError, match="--out"):
-        report.report(write(tmp_path / "runs", ["cka.json"]), str(tmp_path / "out"))
+        page.report(write(tmp_path / "runs", ["cka.json"]), str(tmp_path / "out"))

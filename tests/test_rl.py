@@ -21,10 +21,12 @@ import torch
 from processes import Process
 
 import rl
-from generate import EngineError, Sample, TorchEngine
+from cli import InputError, parse
+from engines.contract import EngineError, Sample
+from engines.embedded import TorchEngine
 from model import load, save
 from rl import Response, pack, row_logprobs, row_tensors
-from runtime import InputError, parse, ranks
+from runtime import join_ranks
 from verify import grade
 
 SMALL = ["--model=toy", "--domains=math", "--steps=3", "--batch=4", "--group=4", "--context=64",
@@ -342,7 +344,7 @@ def test_groups_without_a_difference_are_replaced():
     rates = {0: 0.0, 1: 1.0, 2: 0.5, 3: 0.25, 4: 0.5, 5: 0.0, 6: 0.75, 7: 1.0}
     records = [{"id": str(i), "domain": "math", "truth": "0", "ids": [i]} for i in rates]
     cfg = dataclasses.replace(rl.Config(), batch=4, group=4, refill=2, retire=1.0)
-    with ranks("cpu") as me:
+    with join_ranks("cpu") as me:
         progress, door = {"cursor": 0, "retired": []}, Oracle(rates)
         groups, everything, _ = rl.rollouts(0, door, records, progress, cfg, me)
         assert len(groups) == 4 and all(len(g) == 4 and len({r.prompt for r in g}) == 1 for g in groups)
@@ -376,7 +378,7 @@ def test_evaluation_by_hand():
     after = [[box % 5, "", "", ""], [box % "0.5"] * 4, [box % 6] * 4, [box % "D"] * 4,
              [box % "A", box % "A", box % "B", ""]]
     cfg, progress = rl.Config(eval_samples=4), {"unsolved": None}
-    with ranks("cpu") as me:
+    with join_ranks("cpu") as me:
         first = rl.evaluate(0, Saved(before), held, progress, cfg, me)
         assert progress["unsolved"] == ["m1", "m2", "s4"]
         last = rl.evaluate(50, Saved(after), held, progress, cfg, me)

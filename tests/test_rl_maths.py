@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import rl
+from cli import InputError
 from kernels.logprob import token_logprobs
 from rl import (
     KL,
@@ -22,8 +23,7 @@ from rl import (
     pool,
     token_weights,
 )
-from runtime import InputError
-from scores import pass_at_k
+from suite.intervals import pass_at_k
 
 
 def grpo_loss(logp, old, gen, ref, advantage, weights, cfg, responses=None):

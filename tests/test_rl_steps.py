@@ -20,10 +20,11 @@ from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 
 import rl
+from cli import parse
+from corpus.prompts import encode_prompt
 from model import load
-from prompts import encode_prompt
 from rl import Config, recipe  # noqa: F401  (this file is a stage too: `main`, for two ranks)
-from runtime import launch, parse, ranks  # noqa: F401
+from runtime import join_ranks  # noqa: F401
 
 BASE = ["--model=toy", "--heldout=none", "--steps=2", "--batch=4", "--group=4", "--context=64",
         "--row_tokens=64", "--eval_every=0", "--checkpoint_every=0", "--ref_every=0", "--lr=1",
@@ -74,7 +75,7 @@ def watched():
 
 def main(cfg):
     """What each of two ranks does: all OPTIONS, one after the other, in one process group."""
-    with ranks("cpu") as me:
+    with join_ranks("cpu") as me:
         rl.ranks = lambda *_: contextlib.nullcontext(me)
         for name in TWO:
             options = OPTIONS[name]

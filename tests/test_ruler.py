@@ -15,10 +15,10 @@ import pytest
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-import ruler
-from ruler import TASKS, example, read_texts, score
-from runtime import InputError
-from tokenizer import load_tokenizer, toy_tokenizer
+from cli import InputError
+from corpus.tokenizer import load_tokenizer, toy_tokenizer
+from suite import ruler
+from suite.ruler import TASKS, example, read_texts, score
 
 ROOT = Path(ruler.__file__).parent
 

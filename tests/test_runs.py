@@ -31,10 +31,12 @@ from torch.distributed.fsdp import FSDPModule
 
 import data
 import midtrain
+import presets
 import runtime
-from model import PRESETS, load, parameter_counts, preset
-from runtime import InputError, parse
-from tokenizer import toy_tokenizer
+from cli import InputError, parse
+from corpus import registry
+from corpus.tokenizer import toy_tokenizer
+from model import load, parameter_counts, preset
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # lr: with the toy's 3e-3 Adam blows differences of 1e-7 up to 1e-6 in 20 steps on some CPUs (gradients near
@@ -483,7 +485,7 @@ def test_tokens_per_source(reference):
     result = json.loads((reference("--model=toy") / "retention.json").read_text())
     assert planned.sum() == 20 * 8 * 32
     assert result["tokens"] == dict(zip(mixture, planned.tolist(), strict=True))
-    assert set(result["curve"][0][1]) == set(data.DOMAINS) and result["curve"][-1][0] == 20
+    assert set(result["curve"][0][1]) == set(registry.DOMAINS) and result["curve"][-1][0] == 20
 
 
 def test_attention_only(tmp_path, world_data):
@@ -538,7 +540,7 @@ def test_parse(tmp_path):
 
 def test_recipes():
     """The paper's, table 16, for the seven models; the toys' own."""
-    for model in [name for name in PRESETS if not name.startswith("toy")]:
+    for model in [name for name in presets.names() if not presets.is_toy(name)]:
         cfg = parse(midtrain.Config, [f"--model={model}"], midtrain.recipe)
         assert (cfg.lr, cfg.steps, cfg.seq_len, cfg.batch, cfg.warmup) == (5e-5, 25_000, 8192, 128, 500)
         assert (cfg.weight_decay, cfg.beta1, cfg.beta2, cfg.eps, cfg.final_lr) == (0.1, 0.9, 0.95, 1e-10, 0.1)
@@ -548,7 +550,7 @@ def test_recipes():
     assert {name: getattr(cfg, name) for name in midtrain.TOY} == midtrain.TOY and cfg.steps < 2000
 
 
-@pytest.mark.parametrize("model", [name for name in PRESETS if not name.startswith("toy")])
+@pytest.mark.parametrize("model", [name for name in presets.names() if not presets.is_toy(name)])
 def test_dry_run(model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     argv = [f"--model={model}", "--dry_run=True", "--replicate=16", "--shard=8"]

@@ -12,11 +12,11 @@ import pytest
 
 import evaluate
 import midtrain
-import report
 import rl
-from runtime import InputError, parse
-from scores import paired
-from study import CELLS, CLAIMS, DOMAINS, VERDICTS, study
+from cli import InputError, parse
+from reporting import page
+from study.claims import CELLS, CLAIMS, DOMAINS, VERDICTS, study
+from suite.intervals import paired
 
 # -- made-up chains, of the shapes that the stages write ---------------------------------------------------
 
@@ -306,7 +306,7 @@ def test_the_page_shows_the_study(tmp_path, capsys):
     result = write_study(tmp_path / "study", models=("toy", "toy-h"))
     said = capsys.readouterr().out
     assert "Mid-training gains in math, toy-h: reproduced" in said and "toy: 3 chains, seed 1, 2, 3" in said
-    with open(report.report([str(tmp_path / "study")], str(tmp_path / "out"))) as f:
+    with open(page.report([str(tmp_path / "study")], str(tmp_path / "out"))) as f:
         page = f.read()
     assert page.count("<section") == 1 + len(result["tables"])
     assert "toy: 19 reproduced, 1 reproduced, and by noise alone, 2 not testable at this scale" in page

@@ -9,16 +9,17 @@ import zlib
 
 import pytest
 
-import evaluate as suite
-import verify
-from evaluate import FLAWS, PROTOCOLS, SUITE
-from prompts import BENCHMARKS, identity
-from sources import Drop
+from corpus.formats import Drop
+from corpus.prompts import BENCHMARKS, identity
+from evaluate import PROTOCOLS
+from grading import sandbox
+from suite import benchmarks
+from suite.benchmarks import FLAWS, SUITE
 from verify import grade
 
 sandbox = pytest.mark.skipif(
-    verify._bwrap()[0] is None and os.environ.get("SANDBOX") != "required",
-    reason=f"no sandbox: {verify._bwrap()[1]} (apt-get install bubblewrap; SANDBOX=required: a failure)")
+    sandbox.bubblewrap()[0] is None and os.environ.get("SANDBOX") != "required",
+    reason=f"no sandbox: {sandbox.bubblewrap()[1]} (apt-get install bubblewrap; SANDBOX=required: a failure)")
 
 
 def packed(value):
@@ -144,24 +145,24 @@ def test_the_registry():
 def test_letters_of_gpqa():
     """Under strict a letter depends on its own question and options alone."""
     rows = [{**GPQA, "Question": f"Question {i}?", "Correct Answer": f"{i} kg"} for i in range(400)]
-    strict = [suite.gpqa(row) for row in rows]
+    strict = [benchmarks.gpqa(row) for row in rows]
     letters = [p.truth["letter"] for p in strict]
     assert all(60 <= letters.count(letter) <= 140 for letter in "ABCD"), letters
-    assert [suite.gpqa(row) for row in rows[::-3]] == strict[::-3]
+    assert [benchmarks.gpqa(row) for row in rows[::-3]] == strict[::-3]
     assert all(p.truth["options"]["ABCD".index(p.truth["letter"])] == f"{i} kg" for i, p in enumerate(strict))
-    assert {suite.gpqa(row, "paper").truth["letter"] for row in rows} == {"D"}
+    assert {benchmarks.gpqa(row, "paper").truth["letter"] for row in rows} == {"D"}
     no_id = {k: v for k, v in GPQA.items() if k != "Record ID"}
-    assert suite.gpqa(no_id).id == suite.gpqa(no_id, "paper").id == identity("science", "Which force?")
+    assert benchmarks.gpqa(no_id).id == benchmarks.gpqa(no_id, "paper").id == identity("science", "Which force?")
 
 
 def test_answers_of_aime():
     for answer in ("033", "33", 33, 33.0, "33.0", "33.", " 33 ", "0033"):
-        assert suite.aime({**AIME, "answer": answer}).truth == "33"
+        assert benchmarks.aime({**AIME, "answer": answer}).truth == "33"
     for answer in ("0", 0, "000", "0.0"):
-        assert suite.aime({**AIME, "answer": answer}).truth == "0"
+        assert benchmarks.aime({**AIME, "answer": answer}).truth == "0"
     for answer in ("1000", 1000, -3, "33.5", 33.5, "", None, True, float("nan"), "33 or 34", [33]):
         with pytest.raises(Drop, match="answer is no integer"):
-            suite.aime({**AIME, "answer": answer})
+            benchmarks.aime({**AIME, "answer": answer})
     for answer in ("033", "33", "33.0", "33\\%", "33^\\circ", "n = 33"):
         assert grade("math", f"\\boxed{{{answer}}}", "33").correct, answer
     for answer in ("34", "33.5", "33, 34", "-33", "330"):
@@ -190,21 +191,21 @@ def check(problem, right, wrong):
 
 def test_responses_in_words():
     for protocol in PROTOCOLS:
-        check(suite.math_500(MATH, protocol), "\\boxed{2}", "\\boxed{3}")
-        check(suite.aime(AIME, protocol), "\\boxed{033}", "\\boxed{34}")
-        letter = suite.gpqa(GPQA, protocol).truth["letter"]
-        check(suite.gpqa(GPQA, protocol), f"\\boxed{{{letter}}}", "\\boxed{A}")
-        check(suite.gpqa(GPQA, protocol), "\\boxed{12 N}", "\\boxed{3 N}")
+        check(benchmarks.math_500(MATH, protocol), "\\boxed{2}", "\\boxed{3}")
+        check(benchmarks.aime(AIME, protocol), "\\boxed{033}", "\\boxed{34}")
+        letter = benchmarks.gpqa(GPQA, protocol).truth["letter"]
+        check(benchmarks.gpqa(GPQA, protocol), f"\\boxed{{{letter}}}", "\\boxed{A}")
+        check(benchmarks.gpqa(GPQA, protocol), "\\boxed{12 N}", "\\boxed{3 N}")
 
 
 @sandbox
 def test_responses_in_code():
     add = "a, b = map(int, input().split())\nprint(a {} b)"
-    check(suite.livecodebench(STDIN), block(add.format("+")), block(add.format("-")))
+    check(benchmarks.livecodebench(STDIN), block(add.format("+")), block(add.format("-")))
     method = "class Solution:\n    def add(self, a: int, b: List[int]) -> int:\n        return a + {}"
-    check(suite.livecodebench(FUNCTION), block(method.format("sum(b)")), block(method.format("len(b)")))
+    check(benchmarks.livecodebench(FUNCTION), block(method.format("sum(b)")), block(method.format("len(b)")))
     show = "n, *x = map(int, open(0).read().split())\nprint(*sorted(x)[{}:])"
-    check(suite.codeforces(FORCES), block(show.format(0)), block(show.format(1)))
+    check(benchmarks.codeforces(FORCES), block(show.format(0)), block(show.format(1)))
 
 
 @sandbox
@@ -212,17 +213,17 @@ def test_what_paper_grades_otherwise():
     def verdict(problem, code):
         return grade("code", block(code), problem.truth).reason.partition(" ")[0].strip(":")
 
-    called = suite.livecodebench(FUNCTION, "paper")       # the first function, whatever its name; no class
+    called = benchmarks.livecodebench(FUNCTION, "paper")       # the first function, whatever its name; no class
     assert verdict(called, "def any_name(a, b): return a + sum(b)") == "AC"
     assert verdict(called, "class Solution:\n    def add(self, a, b): return a + sum(b)") == "RE"
     assert verdict(called, "def helper(): return 0\ndef add(a, b): return a + sum(b)") == "RE"
-    exact = suite.codeforces(FORCES, "paper")             # another order is right, but no test's output
+    exact = benchmarks.codeforces(FORCES, "paper")             # another order is right, but no test's output
     assert verdict(exact, "print(3, 2, 1)") == "AC"
     assert verdict(exact, "print(1, 2, 3)") == "WA"
-    plain = suite.codeforces({**FORCES, "generated_checker": None})
+    plain = benchmarks.codeforces({**FORCES, "generated_checker": None})
     assert verdict(plain, "print('3.0 2 1')") == "AC"
     assert verdict(plain, "print(1, 2, 3)") == "WA"
-    untested = suite.codeforces({**FORCES, "official_tests": None}, "paper")
+    untested = benchmarks.codeforces({**FORCES, "official_tests": None}, "paper")
     assert "no tests" in grade("code", block("print(3, 2, 1)"), untested.truth).reason
 
 
@@ -233,32 +234,32 @@ def test_rows_left_out():
                          ("August 2024", "no date"), (None, "no date"), (20240801, "no date")):
         for protocol in PROTOCOLS:
             with pytest.raises(Drop, match=dropped):
-                suite.livecodebench({**STDIN, "contest_date": day}, protocol)
+                benchmarks.livecodebench({**STDIN, "contest_date": day}, protocol)
     mixed = {**STDIN, "public_test_cases": cases(("1", "2"), kind="functional")}
     with pytest.raises(Drop, match="several or unknown kinds"):
-        suite.livecodebench(mixed)
+        benchmarks.livecodebench(mixed)
     for metadata in ("{}", '{"func_name": "a b"}', '{"func_name": 7}', "[]", "x", None):
-        suite.livecodebench({**FUNCTION, "metadata": metadata}, "paper")
+        benchmarks.livecodebench({**FUNCTION, "metadata": metadata}, "paper")
         with pytest.raises(Drop):
-            suite.livecodebench({**FUNCTION, "metadata": metadata})
+            benchmarks.livecodebench({**FUNCTION, "metadata": metadata})
     for column, value, dropped in (("interaction_format", "Ask.", "interactive"),
                                    ("input_mode", "file", "stdio"),
                                    ("official_tests_complete", False, "complete"),
                                    ("official_tests", [], "no tests"), ("official_tests", None, "no tests")):
         with pytest.raises(Drop, match=dropped):
-            suite.codeforces({**FORCES, column: value})
+            benchmarks.codeforces({**FORCES, column: value})
         if column != "interaction_format":
-            suite.codeforces({**FORCES, column: value}, "paper")
+            benchmarks.codeforces({**FORCES, column: value}, "paper")
     with pytest.raises(Drop, match="interactive"):
-        suite.codeforces({**FORCES, "interaction_format": "Ask."}, "paper")
+        benchmarks.codeforces({**FORCES, "interaction_format": "Ask."}, "paper")
 
 
 def test_sections_that_are_null():
     bare = {**FORCES, **dict.fromkeys(("note", "editorial", "examples", "input_format", "output_format"))}
-    assert suite.codeforces(bare).prompt == (
+    assert benchmarks.codeforces(bare).prompt == (
         "Shuffle\n\nTime limit: 2 s a test. Memory limit: 256 MB.\n\nPrint them in any order.\n\n"
-        + suite.STDIO)
-    assert suite.codeforces(bare, "paper").prompt.endswith(
+        + benchmarks.STDIO)
+    assert benchmarks.codeforces(bare, "paper").prompt.endswith(
         "<h2>Input Format</h2><div>None</div><h2>Output Format</h2><div>None</div></body></html>")
 
 
@@ -298,7 +299,7 @@ class Bomb:
 
 def test_nothing_is_unpickled(tmp_path):
     def read(value):
-        return suite.livecodebench({**STDIN, "private_test_cases": value})
+        return benchmarks.livecodebench({**STDIN, "private_test_cases": value})
 
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         text = pickle.dumps(cases(("5 7\n", "é\n")), protocol)
@@ -323,6 +324,6 @@ def test_nothing_is_unpickled(tmp_path):
 def test_a_zip_bomb_is_dropped(monkeypatch):
     monkeypatch.setattr(suite, "UNPACKED", 1 << 20)
     with pytest.raises(Drop, match="cut off, or over 1 MB"):
-        suite.livecodebench({**STDIN, "private_test_cases": packed(" " * (64 << 20))})
+        benchmarks.livecodebench({**STDIN, "private_test_cases": packed(" " * (64 << 20))})
     large = cases(("5 7\n", "x" * (1 << 19)))
-    suite.livecodebench({**STDIN, "private_test_cases": packed(large)})
+    benchmarks.livecodebench({**STDIN, "private_test_cases": packed(large)})

@@ -11,8 +11,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
-import tokenizer
-from tokenizer import PIECES, RANKS, SPECIALS, load_tokenizer, toy_tokenizer
+from corpus import tokenizer
+from corpus.tokenizer import PIECES, RANKS, SPECIALS, load_tokenizer, toy_tokenizer
 
 SOURCE = Path(os.__file__).read_text(encoding="utf-8")
 SPELLED = ["<|end|>", "<|pad|>", "</s>", "<s>", "<unk>", "<|end_of_text|>", "<think>", "</think>", "[INST]"]

@@ -18,14 +18,16 @@ import pytest
 from verify_cases import CODE, LETTERS, MATH, ORDER, RESPONSES, TWO, F, checked
 
 import verify
-from verify import grade, grade_batch, repetition, run_code, stop_penalty, think_format
+from grading import programs, sandbox, sympy_workers
+from grading.programs import run_code
+from verify import grade, grade_batch, repetition, stop_penalty, think_format
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LIMIT = 6.0                # seconds: no verdict on mathematics may take longer
 
 sandbox = pytest.mark.skipif(
-    verify._bwrap()[0] is None and os.environ.get("SANDBOX") != "required",
-    reason=f"no sandbox: {verify._bwrap()[1]} (apt-get install bubblewrap; SANDBOX=required: a failure)")
+    sandbox.bubblewrap()[0] is None and os.environ.get("SANDBOX") != "required",
+    reason=f"no sandbox: {sandbox.bubblewrap()[1]} (apt-get install bubblewrap; SANDBOX=required: a failure)")
 
 
 def rows(block):
@@ -57,7 +59,7 @@ def test_math():
 
 def test_math_from_sixteen_threads():
     verify.grade("math", r"\boxed{x+y}", "y+x")
-    verify._pool.known.clear()
+    sympy_workers.workers.known.clear()
     wrong = []
     threads = [threading.Thread(target=lambda k=k: wrong.extend(check_math(MATH_CASES[k::16])))
                for k in range(16)]
@@ -159,7 +161,7 @@ def test_what_is_no_text_or_truth_gets_a_reason():
                           {**TWO, "time_limit_s": "x"}):
                 verdict = grade(domain, response, truth)
                 assert not verdict.correct and verdict.reason
-                assert not verify.gradable(truth)
+                assert not programs.gradable(truth)
     assert grade("math", r"\boxed{5}", 5).correct                               # AIME: a number for a truth
     assert "ended by" in grade("math", r"\boxed{5}", "5", "length").reason
 
@@ -168,11 +170,11 @@ def test_what_is_no_text_or_truth_gets_a_reason():
 
 def test_a_killed_server_and_killed_workers_are_replaced():
     assert grade("math", r"\boxed{a+b}", "b+a").correct
-    for kill in (lambda: verify._pool.server[0].kill(),
-                 lambda: [os.kill(pid, signal.SIGKILL) for pid, _, _ in verify._pool.idle]):
+    for kill in (lambda: sympy_workers.workers.server[0].kill(),
+                 lambda: [os.kill(pid, signal.SIGKILL) for pid, _, _ in sympy_workers.workers.idle]):
         kill()
         time.sleep(0.1)
-        verify._pool.known.clear()
+        sympy_workers.workers.known.clear()
         verdicts = [grade("math", r"\boxed{a+b}", "b+a") for _ in range(3)]
         assert verdicts[-1].correct
 
@@ -371,11 +373,11 @@ def test_grade_code():
 
 def test_without_bubblewrap_it_refuses_unless_told(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    verify._bwrap.cache_clear()
+    sandbox.bubblewrap.cache_clear()
     try:
-        with pytest.raises(verify.SandboxMissing, match=r"apt-get install bubblewrap.*unsafe_sandbox=True"):
+        with pytest.raises(sandbox.SandboxMissing, match=r"apt-get install bubblewrap.*unsafe_sandbox=True"):
             run_code("print(2)", TWO)
-        with pytest.raises(verify.SandboxMissing):
+        with pytest.raises(sandbox.SandboxMissing):
             grade("code", "```\nprint(2)\n```", TWO)
         with pytest.warns(UserWarning, match="unsafe_sandbox"):
             assert run_code("print(2)", TWO, unsafe_sandbox=True).verdict == "AC"
@@ -388,7 +390,7 @@ def test_without_bubblewrap_it_refuses_unless_told(monkeypatch):
             with pytest.warns(UserWarning):
                 assert run_code(program, TWO, unsafe_sandbox=True).verdict == verdict
     finally:
-        verify._bwrap.cache_clear()
+        sandbox.bubblewrap.cache_clear()
 
 
 # -- batches and shaping -------------------------------------------------------------------------------------
@@ -403,7 +405,7 @@ def test_batch_keeps_order_and_counts():
 
 
 def test_the_toy_world_is_graded_as_it_says():
-    from world import problem
+    from corpus.world import problem
     domains = ("math", "science") + (("code",) if shutil.which("bwrap") else ())
     for domain in domains:
         problems = [problem(domain, "train", i) for i in range(12)]

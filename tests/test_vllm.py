@@ -20,12 +20,13 @@ from checkpoints import FAMILIES, make
 from test_generate import chi_square, disturb
 
 import generate
-import vllm_engine
-from generate import EngineError, StaleWeights, log_distribution, push, tensor_kind
+from cli import InputError
+from corpus.tokenizer import toy_tokenizer
+from engines import push, vllm_engine
+from engines.contract import EngineError, log_distribution
+from engines.push import StaleWeights, push, tensor_kind
+from engines.vllm_engine import VllmEngine
 from model import load, save
-from runtime import InputError
-from tokenizer import toy_tokenizer
-from vllm_engine import VllmEngine
 
 MISSING = importlib.util.find_spec("vllm") is None and os.environ.get("VLLM") != "required"
 pytestmark = [pytest.mark.skipif(MISSING, reason="no vLLM here; under VLLM=required that is a failure"),

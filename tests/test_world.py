@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import world
+from corpus import world
 
 ROOT = Path(world.__file__).parent
 N = 1500                             # draws a domain and split

@@ -72,12 +72,12 @@ def test_varlen_attention(window):
     if "varlen" not in model.attention_kernel(torch.device("cuda"), torch.bfloat16):
         pytest.skip("neither flash-attn nor torch >= 2.13")
     lengths = [3, 17, 1, 11, 20, 12]                                    # of two rows of 32
-    edges = torch.tensor([0, *lengths], device=DEVICE).cumsum(0).int(), max(lengths)
+    cu_seqlens = torch.tensor([0, *lengths], device=DEVICE).cumsum(0).int()
     q, k, v = (torch.randn(2, 32, heads, 64, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
                for heads in (4, 2, 2))
     g, out = torch.randn(2, 32, 4, 64, device=DEVICE, dtype=torch.bfloat16), []
-    for packed in (dict(lengths=None, edges=edges), dict(lengths=lengths)):
-        y = model.attend(q, k, v, 0.125, window, **packed)
+    for y in (model.attend_varlen(q, k, v, cu_seqlens, max(lengths), 0.125, window),
+              model.attend_documents(q, k, v, lengths, 0.125, window)):
         out.append([y, *torch.autograd.grad(y, (q, k, v), g)])
     for a, b in zip(*out, strict=True):
         assert (a.double() - b.double()).norm() <= 2e-2 * b.double().norm()

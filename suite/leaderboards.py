@@ -21,8 +21,8 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
+from cli import InputError, did_you_mean
 from model import project
-from runtime import InputError, did_you_mean
 
 # -- the adapter ---------------------------------------------------------------------------------------------
 

@@ -3,12 +3,13 @@
 # three mixtures, RL on two mixes from each and from the base, all evaluated and analysed; then one report.
 #
 #     make study             # all six chains, two at a time; the same command goes on where it was killed
-#     ./study.sh toy 1       # one chain: model and seed
+#     study/study.sh toy 1       # one chain: model and seed
 #
 # A cell is a folder of runs/study/MODEL-SEED: base; m, mc, mcs: the base, mid-trained on math, + code,
 # + science; mcs@N: mcs in N steps; START+MIX: START, then RL on MIX. Delete a cell's folder, its score in eval/
 # and all that began with it, and they are made again: with other lines below, another study.
 set -euo pipefail
+cd "$(dirname "$0")/.."
 export OMP_NUM_THREADS=1                     # a chain a core: a second thread gains a toy nothing
 python=${PYTHON:-.venv/bin/python} study=runs/study
 
@@ -18,8 +19,8 @@ $python -c 'import verify; verify.check_sandbox()'
 if [ $# = 0 ]; then
   $python data.py toy --out=data/toy
   failed=0
-  printf '%s\n' 'toy-h 1' 'toy 1' 'toy-h 2' 'toy 2' 'toy 3' 'toy-h 3' | xargs -P2 -L1 bash "$0" || failed=$?
-  $python study.py $study
+  printf '%s\n' 'toy-h 1' 'toy 1' 'toy-h 2' 'toy 2' 'toy 3' 'toy-h 3' | xargs -P2 -L1 bash study/study.sh || failed=$?
+  $python -m study.claims $study
   $python analyze.py report $study $study/toy-1/{mcs,mcs+mcs,eval/{base,mcs,mcs+mcs},analysis} --out=$study/report
   exit $failed                               # of a chain: its folder's log.txt says why
 fi

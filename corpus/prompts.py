@@ -1,61 +1,39 @@
-r"""The prompts of RL: seven published sets as one kind of record, held apart from the benchmarks, and the
-paper's difficulty mixes (paper, section 9 and appendix 15).
-
-A record is a line of train.jsonl or heldout.jsonl: {"id": hash of domain and prompt, "domain": math, code or
-science, "prompt": the problem text alone, "truth": as verify.grade takes it, "source": name in RL}. To change
-what is kept of a set, edit its function: a row to a record, or Drop(reason). Tests are data here: asserts are
-parsed, never run. Where two rows of one problem give different answers, neither is kept.
-
-    prompts(raw="data/raw", out="data/prompts")          # train.jsonl, heldout.jsonl, report.json
-    mix("data/prompts", verdicts="verdicts.jsonl", out="data/mcs.jsonl", kind="balanced")
-    seen_in_training({"aime-1": "Find ..."}, "data/mcs", tokenizer)     # which of them were trained on
-"""
+"""corpus.prompts"""
 
 import ast
 import contextlib
 import glob
-import hashlib
 import json
 import math
-import multiprocessing
 import os
 import re
 import warnings
 from array import array
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from functools import lru_cache, partial
-from itertools import groupby, repeat
+from functools import partial
+from itertools import groupby
 from types import SimpleNamespace
 
 import numpy as np
 from tqdm import tqdm
 
-import world
-from data import Source, prepared
-from prepare import end_with_parent
-from runtime import InputError, appearing, did_you_mean, write_atomic
-from sources import (
-    NEMOTRON,
-    Drop,
-    Hub,
-    Part,
-    get_part,
-    number,
-    raw_files,
-    read_lock,
-    rows,
-    shuffled,
-    text,
-    turns,
-)
-from verify import SandboxMissing, check_sandbox, gradable, grade_batch
+from cli import InputError, appearing, did_you_mean, read_jsonl, write_atomic
+from corpus import world
+from corpus.files import read_rows
+from corpus.formats import Drop, number_of, text_of, turns_of
+from corpus.hashes import shuffle_key
+from corpus.hub import Hub, get_part, raw_files, read_lock, shuffled
+from corpus.overlap import BOILERPLATE, contaminated, grams, index_of
+from corpus.registry import NEMOTRON, Part
 
 GET = "python data.py get_prompts"
+
 DOMAINS = ("math", "code", "science")
+
 LIMITS = {"math": 294_000, "science": 100_000, "code": 142_000}                # paper, appendix 15
+
 MAX_TEST_BYTES = 1 << 20                                  # of a prompt's tests as JSON; ours
+
 TIME_LIMIT_S, MEMORY_LIMIT_MB = 6, 1024                   # of a test; ours, the sets state none
 
 
@@ -75,7 +53,6 @@ def decoded(value, what):
     if not isinstance(value, (list, dict)):
         raise Drop(f"{what} is null" if value is None else f"{what} is no JSON")
     return value
-
 
 INSTRUCTION = re.compile(r"(?:(?<=[.?!$:)])\s+|\n\s*)(?:Let's|Please)\b[^\n.?!]{0,200}\\boxed[^\n]*$")
 
@@ -211,7 +188,7 @@ def asserted(sources, name=None):
 
 
 def deepscaler(row):
-    return of_math(text(row, "problem"), text(row, "answer"))
+    return of_math(text_of(row, "problem"), text_of(row, "answer"))
 
 
 def intellect2(row):
@@ -219,7 +196,7 @@ def intellect2(row):
     if row.get("task_type") != "verifiable_math":
         raise Drop("not math")
     info = decoded(row.get("verification_info"), "verification_info")
-    return of_math(text(row, "prompt"), text(info if isinstance(info, dict) else {}, "ground_truth"))
+    return of_math(text_of(row, "prompt"), text_of(info if isinstance(info, dict) else {}, "ground_truth"))
 
 
 def _skywork(row):
@@ -230,7 +207,7 @@ def _skywork(row):
     if len(asked) != 1:
         raise Drop("prompt is no single question")
     truth = decoded(reward.get("ground_truth") if isinstance(reward, dict) else None, "ground_truth")
-    return text({"question": asked[0]}, "question"), truth
+    return text_of({"question": asked[0]}, "question"), truth
 
 
 def skywork_math(row):
@@ -255,24 +232,24 @@ def skywork_code(row):
 
 
 def deepcoder(row):
-    return of_code(text(row, "problem"), *published(decoded(row.get("tests"), "tests")))
+    return of_code(text_of(row, "problem"), *published(decoded(row.get("tests"), "tests")))
 
 
 def opencodeinstruct(row):
     """Ours: only where the set's own solution passes all its tests, which a model wrote."""
-    if number(row, "average_test_score") < 1:
+    if number_of(row, "average_test_score") < 1:
         raise Drop("its own solution fails a test")
-    return of_code(text(row, "input"), *asserted(decoded(row.get("unit_tests"), "unit_tests")))
-
+    return of_code(text_of(row, "input"), *asserted(decoded(row.get("unit_tests"), "unit_tests")))
 
 OPTION = re.compile(r"^[ \t]*\(?([A-J])[).:][ \t]*\S|(?<![\w(])\(?([A-J])\)[ \t]+\S", re.M)
+
 BOXED_LETTER = re.compile(r"\\boxed\s*\{\s*(?:\\[a-z]+\s*\{)?\s*\(?([A-J])\)?[.:]?\s*\}")
 
 
 def stem(row):
     r"""A question with its options A, B, ... and the letter of the answer's last \boxed{}: there is no column
     of it. The answers are a model's; a question whose answers differ is dropped as a conflict."""
-    said = turns(row)
+    said = turns_of(row)
     if [role for role, _ in said] != ["user", "assistant"]:
         raise Drop("not one question and one answer")
     asked, answer = problem(said[0][1]), said[1][1].rpartition("</think>")[2]
@@ -298,7 +275,6 @@ def _skywork_part(kind, read):
     return Part("Skywork/Skywork-OR1-RL-Data", f"data/{kind}-*.parquet", ("prompt", "reward_model"), read,
                 "1cdedc52e0e2db85fdf252f9be682e63a5a38c33")
 
-
 # The paper's seven (appendix 15); of a problem in several, the first one's row stays. Left out of DeepCoder:
 # lcbv5 and codeforces, which are problems of LiveCodeBench and of the Codeforces benchmark.
 RL = {
@@ -320,8 +296,7 @@ RL = {
 
 
 def _benchmark(repo, files, column, revision="main", **more):
-    return Part(repo, files, (column,), partial(text, column=column), revision, **more)
-
+    return Part(repo, files, (column,), partial(text_of, column=column), revision, **more)
 
 BENCHMARKS = {                                            # a row to the problem's text
     "math-500": _benchmark("HuggingFaceH4/MATH-500", "test.jsonl", "problem",
@@ -336,6 +311,7 @@ BENCHMARKS = {                                            # a row to the problem
     "gpqa-diamond": _benchmark("Idavidrein/gpqa", "gpqa_diamond.csv", "Question",    # last: it may be refused
                                "633f5ee89ab8ad4522a9f850766b73f62147ffdd", licence="cc-by-4.0", gated=True),
 }
+
 TEXT_COLUMNS = ("problem", "Problem", "question", "Question", "question_content", "description", "text")
 
 
@@ -367,79 +343,11 @@ def _files(raw, name, part):
         raise InputError(f"{str(e).partition('; run')[0]}; run `{GET} --raw={raw}`") from None
 
 
-# -- apart from the benchmarks -----------------------------------------------------------------------------
-
-WORDS = re.compile(r"[^\W_]+")
-GRAM = 13                                                 # words in a row; the usual choice, GPT-3's too
-SHORTEST = 5                                              # words of a text that is compared as a whole; ours
-BOILERPLATE = 3                                           # texts that share a gram which is a phrase; ours
-FACTOR = np.uint64(0x9E3779B97F4A7C15)
-
-
-@lru_cache(1 << 18)
-def _word(word):
-    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
-
-
-def words_of(text):
-    """Lower-case runs of letters and digits, in order."""
-    return WORDS.findall(text.lower())
-
-
-def polynomials(hashes, sizes):
-    """For each n of the increasing sizes, the hash of every n neighbours of word hashes (uint64 array): a
-    polynomial in FACTOR, mod 2^64. Yields uint64 arrays, shorter by n - 1 or empty."""
-    total = hashes
-    for n in range(1, max(sizes, default=0) + 1):
-        total = total[:-1] * FACTOR + hashes[n - 1:] if n > 1 else total
-        if n in sizes:
-            yield total
-
-
-def grams(text, n=GRAM):
-    """The word n-grams of a text, a set of 64-bit hashes. Words: lower-case runs of letters and digits. A
-    text of 5 to n - 1 words is one gram, equal to that of the same words only; a shorter one has none."""
-    words = words_of(text)
-    n = min(n, len(words))
-    if n < SHORTEST:
-        return set()
-    [found] = polynomials(np.array([_word(w) for w in words], dtype=np.uint64), [n])
-    return set(found.tolist())
-
-
-def own_grams(texts):
-    """(the grams of some problems, how many more are phrases). A phrase is what 3 or more of them share,
-    equal ones counted once: the form of a statement ("the first line contains a single integer t, the number
-    of test cases") would drop most of Codeforces."""
-    found = Counter(g for t in {" ".join(words_of(t)) for t in texts} for g in grams(t))
-    own = {g for g, k in found.items() if k < BOILERPLATE}
-    return own, len(found) - len(own)
-
-
-def index_of(benchmarks):
-    """({gram: name}, {name: counts}) of {name: texts}, each name's phrases left out."""
-    index, counts = {}, {}
-    for name, texts in sorted(benchmarks.items()):
-        own, phrases = own_grams(texts)
-        counts[name] = {"problems": len(texts), "without text": texts.count(""), "grams": len(own),
-                        "phrases left out": phrases}
-        for g in own:
-            index.setdefault(g, name)
-    return index, counts
-
-
-def contaminated(prompt, index):
-    """(whether a prompt shares a gram with the index, the benchmark's name or ""); of several benchmarks the
-    first by name."""
-    name = min((index[g] for g in grams(prompt) if g in index), default="")
-    return name != "", name
-
-
 def read_benchmarks(raw, benchmarks=""):
     """{name: texts}, "" where a row has none. benchmarks: "" = BENCHMARKS under raw; a folder = its .jsonl
     files, the text in one of TEXT_COLUMNS; "none" = {}. InputError where one is missing or has no text."""
     def own(row):
-        return text(row, next((c for c in TEXT_COLUMNS if c in row), "text"))
+        return text_of(row, next((c for c in TEXT_COLUMNS if c in row), "text"))
 
     jobs = {}
     if benchmarks not in ("", "none"):
@@ -456,7 +364,7 @@ def read_benchmarks(raw, benchmarks=""):
     result = {}
     for name, (files, columns, read) in jobs.items():
         result[name] = texts = []
-        for _, row in (r for f in files for r in rows(f, columns)):
+        for _, row in (r for f in files for r in read_rows(f, columns)):
             try:
                 texts.append(read(row or {}))
             except Drop:
@@ -467,153 +375,9 @@ def read_benchmarks(raw, benchmarks=""):
     return result
 
 
-# -- benchmark problems in the training data ---------------------------------------------------------------
-
-PIECE = 1 << 22                                           # tokens that a process searches in one go: seconds
-BATCH = 1 << 16                                           # tokens whose words are hashed at once
-
-
-def cuts(offsets, tokens):
-    """Where to cut documents, given by their offsets, into runs of about `tokens` tokens: the number of the
-    first of each run, and the end."""
-    every = np.arange(offsets[0], offsets[-1], tokens)
-    return np.unique([*np.searchsorted(offsets, every), len(offsets) - 1]).tolist()
-
-
-class Search:
-    """Which of some grams stand in documents of prepared sources. Pickled once for each process of a pool."""
-
-    def __init__(self, texts, wanted, folder, tokenizer):
-        """wanted: grams of the texts."""
-        texts = [words_of(t) for t in texts]
-        self.wanted, self.folder, self.tokenizer = wanted, folder, tokenizer
-        self.sizes = sorted({min(GRAM, len(t)) for t in texts if len(t) >= SHORTEST})
-        self.hash_of = {w: _word(w) for t in texts for w in t}
-        # By the first 22 bits: leaves one in ten of what is not wanted, ten times as fast as np.searchsorted
-        self.perhaps = np.zeros(1 << 22, dtype=bool)
-        self.perhaps[np.array([g >> 42 for g in wanted], dtype=np.int64)] = True
-
-    def __call__(self, piece):
-        """piece: name of a source, number of its train shard, first document, the one after the last."""
-        name, shard, first, end = piece
-        tokens, offsets, _ = Source(self.folder, name, only=("train",)).maps["train"]
-        offsets, found = offsets[shard][first:end + 1], set()
-        at = cuts(offsets, BATCH)
-        for a, b in zip(at, at[1:], strict=False):
-            ends = offsets[a:b + 1]
-            found |= self.batch(tokens[shard][ends[0]:ends[-1]].tolist(), (ends - ends[0]).tolist())
-        return found
-
-    def batch(self, ids, ends):
-        """ids: of documents end to end, with what separates them. ends: where each starts, and the end."""
-        before, after = len(self.tokenizer.before), len(self.tokenizer.after)
-        hashes = []                                       # 0: a word that no text has, and between documents
-        for a, b in zip(ends, ends[1:], strict=False):
-            text = self.tokenizer.decode(ids[a + before:b - after])
-            hashes.extend(map(self.hash_of.get, words_of(text), repeat(0)))
-            hashes.append(0)
-        hashes, found = np.array(hashes, dtype=np.uint64), set()
-        for some in polynomials(hashes, self.sizes):
-            found.update(self.wanted.intersection(some[self.perhaps[some >> np.uint64(42)]].tolist()))
-        return found
-
-
-_worker = {}                                              # of a process of the pool: its Search
-
-
-def _start_worker(search):
-    end_with_parent()
-    _worker["search"] = search
-
-
-def _search(piece):
-    return _worker["search"](piece)
-
-
-def _scan(search, sources, workers, progress):
-    """{name: set of the grams in the train documents of the source}."""
-    pieces, sizes = [], []
-    for source in sources:
-        for shard, offsets in enumerate(source.maps["train"][1]):
-            at = cuts(offsets, PIECE)
-            pieces += [(source.name, shard, a, b) for a, b in zip(at, at[1:], strict=False)]
-            sizes += np.diff(offsets[at]).tolist()
-    # few tokens are searched here: a process takes as long to start as to search a piece
-    done, total = 0, sum(sizes)
-    workers = min(workers or os.cpu_count() or 1, 1 + total // PIECE)
-    found, context = {source.name: set() for source in sources}, multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["prompts"])
-    pool = workers > 1 and ProcessPoolExecutor(workers, context, _start_worker, (search,))
-    try:
-        results = pool.map(_search, pieces) if pool else map(search, pieces)
-        for piece, size, result in zip(pieces, sizes, results, strict=True):
-            found[piece[0]] |= result
-            done += size
-            if progress:
-                progress(done, total)
-    except BrokenProcessPool:
-        raise InputError(f"--workers={workers}: a worker was killed, most likely for memory; run the command "
-                         f"again with fewer") from None
-    finally:
-        if pool:
-            pool.shutdown(cancel_futures=True)
-    return found
-
-
-def training_sources(folder, tokenizer):
-    """The prepared sources of a folder that have train documents; InputError where there are none, or of
-    another tokenizer."""
-    sources = [Source(folder, name, tokenizer, tokenizer.vocab_size, ("train",))
-               for name in sorted(prepared(folder))]
-    sources = [source for source in sources if "train" in source.maps]
-    if not sources:
-        raise InputError(f"--data={folder} holds no prepared source; give the folder that `python data.py "
-                         f"tokenize` wrote")
-    return sources
-
-
-def seen_in_training(texts, folder, tokenizer, workers=0, progress=None):
-    """Which problems share a gram with the train documents of a prepared folder; phrases do not count, and a
-    problem of 5 to 12 words has to stand in a document as a whole.
-
-    texts: {id: statement}. tokenizer: the one the folder was prepared with (the folder has its fingerprint
-    only). workers: processes, 0 = one a core. progress: called with (tokens done, tokens in all).
-    Returns ({id: {"source": the first by name, "grams": how many of its grams were found, "of": how many it
-    has}}, [ids of the problems that have none, being shorter or all phrases]).
-
-    What was found is kept as overlap-KEY.json in the folder, for the next call with these texts; where that
-    cannot be written, each call searches. InputError where nothing is prepared, or with another tokenizer.
-    """
-    sources = training_sources(folder, tokenizer)
-    own, _ = own_grams(texts.values())
-    grams_of = {i: grams(t) & own for i, t in texts.items()}
-    of = hashlib.sha256(repr([[s.fingerprint() for s in sources], sorted(own)]).encode()).hexdigest()
-    path = os.path.join(folder, f"overlap-{of[:20]}.json")
-    try:
-        with open(path) as f:
-            found = {name: set(some) for name, some in json.load(f).items()}
-    except (OSError, ValueError):
-        found = _scan(Search(texts.values(), own, folder, tokenizer), sources, workers, progress)
-        with contextlib.suppress(OSError):
-            write_atomic(path, json.dumps({name: sorted(some) for name, some in found.items()}))
-    every, seen = set().union(*found.values()), {}
-    for i, mine in grams_of.items():
-        if mine & every:
-            seen[i] = {"source": next(name for name in sorted(found) if mine & found[name]),
-                       "grams": len(mine & every), "of": len(mine)}
-    return seen, [i for i, mine in grams_of.items() if not mine]
-
-
-# -- one record a prompt -----------------------------------------------------------------------------------
-
-def key(*parts):
-    """A 64-bit hash. Sorted by key(seed, id), records are shuffled whatever order they came in."""
-    return int.from_bytes(hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest(), "big")
-
-
 def identity(domain, prompt):
     """The id of a prompt, 16 hex digits; case and whitespace do not count."""
-    return f"{key(domain, ' '.join(prompt.lower().split())):016x}"
+    return f"{shuffle_key(domain, ' '.join(prompt.lower().split())):016x}"
 
 
 def conflicting(domain, truths):
@@ -643,7 +407,6 @@ def toy_prompts(split, count, domains):
         for i, p in first.values():
             yield {"id": f"{domain}-{split}-{i}", "domain": domain, "prompt": p.prompt, "truth": p.truth}
 
-
 NEEDED = ("id", "domain", "prompt", "truth")
 
 
@@ -658,50 +421,6 @@ def records_of(path, flag):
             raise InputError(f"--{flag}: {path}, line {n}: id is {record['id']!r:.40}, prompt is "
                              f"{record['prompt']!r:.40}: an id is a text or a whole number, a prompt a text")
         yield n, record
-
-
-def read_prompts(path, flag, domains, tokenizer, context, split="rl", count=2000):
-    """The records that can be trained on, each with its "ids"; and how many were left out, by reason.
-    InputError if the file is amiss or nothing is left."""
-    lines = enumerate(toy_prompts(split, count, domains), 1) if path == "toy" else records_of(path, flag)
-    records, left_out, seen = [], Counter(), set()
-    for n, record in lines:
-        if record["domain"] not in domains:
-            left_out[f"of {record['domain']} (--domains)"] += 1
-            continue
-        if record["id"] in seen:
-            raise InputError(f"--{flag}: {path}, line {n}: the id {record['id']!r} came before; each prompt "
-                             f"has its own")
-        seen.add(record["id"])
-        ids = encode_prompt(tokenizer, record["prompt"])
-        if len(ids) >= context:
-            left_out[f"as long as --context={context} or longer"] += 1
-            continue
-        records.append(record | {"ids": ids})
-    # a gold answer that its own grader does not accept can only ever be punished
-    boxed = [(r["domain"], f"\\boxed{{{_letter(r['truth'])}}}", r["truth"]) for r in records
-             if r["domain"] != "code"]
-    verdicts = iter(grade_batch(boxed))
-    kept = [r for r in records if (gradable(r["truth"]) if r["domain"] == "code" else next(verdicts).correct)]
-    if len(kept) < len(records):
-        left_out["with a gold answer that cannot be read"] = len(records) - len(kept)
-    if not kept:
-        why = "; ".join(f"{n} {reason}" for reason, n in left_out.items()) or "the file is empty"
-        raise InputError(f"--{flag}={path}: no prompt is left ({why})")
-    return kept, left_out
-
-
-def _letter(truth):
-    return truth.get("letter", "") if isinstance(truth, dict) else truth
-
-
-def need_sandbox(records, cfg):
-    """InputError where programs are to be graded and there is nowhere to run them."""
-    if any(r["domain"] == "code" for r in records):
-        try:
-            check_sandbox(cfg.unsafe_sandbox)
-        except SandboxMissing as e:
-            raise InputError(f"--domains={cfg.domains}: {e}; or leave code out") from None
 
 
 def quotas(available, limit):
@@ -743,7 +462,7 @@ class Spool:
         left = [quotas(Counter(self.origins[i] for i in kept if self.domains[i] == d), limits[domain])
                 for d, domain in enumerate(DOMAINS)]
         drawn = []
-        for i in sorted(kept, key=lambda i: key(seed, self.ids[i])):
+        for i in sorted(kept, key=lambda i: shuffle_key(seed, self.ids[i])):
             if left[self.domains[i]][self.origins[i]]:
                 left[self.domains[i]][self.origins[i]] -= 1
                 drawn.append(i)
@@ -756,12 +475,11 @@ class Spool:
         def grams_of(i):
             return grams(json.loads(self.line(i))["prompt"])
 
-        held = {i: grams_of(i) for i in drawn if key(seed, "heldout", self.ids[i]) < share * 2 ** 64}
+        held = {i: grams_of(i) for i in drawn if shuffle_key(seed, "heldout", self.ids[i]) < share * 2 ** 64}
         common = Counter(g for found in held.values() for g in found)
         held = {i: found for i, found in held.items() if all(common[g] < BOILERPLATE for g in found)}
         apart = set().union(*held.values())
         return list(held), [i for i in drawn if i not in held and not (apart and apart & grams_of(i))]
-
 
 COUNTS = ("rows", "contaminated", "conflict", "duplicate", "not drawn", "overlap", "train", "heldout")
 
@@ -786,7 +504,7 @@ def prepare(raw, out, benchmarks="", heldout=0.01, seed=1, limits=LIMITS):
         raise InputError(f"--out={out}: cannot write there ({e.strerror}); give another --out") from None
     try:
         for name, file in tqdm([(n, f) for n in RL for f in files[n]], "reading", unit="file", disable=None):
-            for _, row in rows(file, RL[name].columns):
+            for _, row in read_rows(file, RL[name].columns):
                 counts[name]["rows"] += 1
                 try:
                     if row is None:
@@ -836,7 +554,6 @@ def prepare(raw, out, benchmarks="", heldout=0.01, seed=1, limits=LIMITS):
     write_atomic(os.path.join(out, "report.json"), json.dumps(report, indent=1) + "\n")
     return report
 
-
 # -- difficulty mixes --------------------------------------------------------------------------------------
 
 # Ours, the paper prints none: where the question stands, and how the letter is asked for.
@@ -852,24 +569,6 @@ SCIENCE_TEMPLATES = (
     "Question:\n{question}\n\nGive your reasoning and, on a line of its own, \"Answer: X\" for option X.",
     "Answer this with one of its options.\n\n{question}\n\nState the option's letter within \\boxed{}.",
 )
-
-
-def read_jsonl(path, flag):
-    """(line number, byte offset, object) of each line; InputError names a line that is no JSON object."""
-    try:
-        with open(path, "rb") as f:
-            at = 0
-            for n, line in enumerate(f, 1):
-                try:
-                    value = json.loads(line)
-                except ValueError:
-                    value = None
-                if not isinstance(value, dict):
-                    raise InputError(f"--{flag}: {path}, line {n} is no JSON object; write one a line")
-                yield n, at, value
-                at += len(line)
-    except OSError as e:
-        raise InputError(f"--{flag}: {path} cannot be read ({e.strerror})") from None
 
 
 def read_verdicts(path, samples=16):
@@ -906,7 +605,7 @@ def mixes(records, passes, kind, domains, seed, each=19_000):
                              f"{', '.join(known[flag])})")
 
     def order(record):
-        return key(seed, "mix", record["id"])
+        return shuffle_key(seed, "mix", record["id"])
 
     judged, chosen = [{**r, "passes": passes[r["id"]]} for r in records if r["id"] in passes], []
     for domain in DOMAINS[:len(domains)]:
@@ -915,7 +614,7 @@ def mixes(records, passes, kind, domains, seed, each=19_000):
         if kind == "balanced":
             some = (some + [r for r in mine if r["passes"] == 0 and domain != "math"])[:each]
         if kind == "balanced" and domain == "science":
-            which = [key(seed, "template", r["id"]) % len(SCIENCE_TEMPLATES) for r in some]
+            which = [shuffle_key(seed, "template", r["id"]) % len(SCIENCE_TEMPLATES) for r in some]
             some = [{**r, "prompt": SCIENCE_TEMPLATES[k].replace("{question}", r["prompt"])}
                     for k, r in zip(which, some, strict=True)]
         chosen += some

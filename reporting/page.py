@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from figures import HATCHES, MARKERS, bars, colour, gained, heat, picture, solved
-from runtime import InputError, human, read_lines, write_atomic
+from cli import InputError, human, read_lines, write_atomic
+from reporting.figures import HATCHES, MARKERS, bars, colour, gained, heat, picture, solved
 
 FILES = {"metrics.jsonl": (), "config.json": (), "results.json": ("tasks", "averages"),         # their keys
          "compare.json": ("runs", "gains", "frontier"), "weights.json": ("pairs",),

@@ -1,7 +1,4 @@
-"""Scores and how sure they are: intervals over problems, paired differences, pass@k, finished evaluations.
-
-Samples of one problem are no independent draws, so a problem counts once. P problems.
-"""
+"""Scores with their intervals, paired gains, pass@k, and the tables they are printed in."""
 
 import json
 import math
@@ -9,8 +6,11 @@ import os
 
 import numpy as np
 
-from prompts import read_jsonl
-from runtime import InputError
+from cli import InputError, read_jsonl
+
+
+def percent(x):
+    return "-" if x is None else f"{100 * x:.1f}"
 
 
 def student(P):

@@ -9,8 +9,8 @@ the tasks, their sizes, the prompts (TEMPLATES) and the scores. What is ours:
   tokenized as a whole (tokens of pieces do not add up) and the last word cut to fit. NVIDIA's generator sizes
   one sample a task and shrinks the others by 500 words or 25 lines until they fit;
 - the material: see read_texts(). NVIDIA takes Paul Graham's essays, the word lists of `wonderwords`, SQuAD
-  and HotpotQA; without files of yours the essay is the standard library's prose (world.py), words are made
-  of three syllables, and the two qa tasks are refused: there is no honest stand-in for them.
+  and HotpotQA; without files of yours the essay is the standard library's prose (corpus/world.py), words are
+  made of three syllables, and the two qa tasks are refused: there is no honest stand-in for them.
 
     texts = read_texts("data/ruler")                               # or read_texts(): no files
     e = example("niah_multikey_2", 8192, 0, tokenizer, texts)
@@ -30,8 +30,8 @@ import uuid
 from collections.abc import Callable
 from typing import NamedTuple
 
-import world
-from runtime import InputError, did_you_mean
+from cli import InputError, did_you_mean
+from corpus import world
 
 # prompt, prefix of the answer: data of github.com/NVIDIA/RULER at c3f5e3b (Apache-2.0), file
 # scripts/data/synthetic/constants.py. They decide scores, slips of grammar and spacing included: keep them.

@@ -24,7 +24,7 @@ import numpy as np
 import tiktoken
 import tokenizers
 
-from runtime import InputError
+from cli import InputError
 
 # the files of a tokenizer: the first defines the ids, the others are carried along for who reads the folder
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",

@@ -1,6 +1,6 @@
 """The paper's claims, tried on what the chains of `make study` left (paper, tables 4-23, figures 10-16).
 
-    python study.py runs/study                                   # tables, verdicts, runs/study/study.json
+    python -m study.claims runs/study                               # tables, verdicts, runs/study/study.json
     python analyze.py report runs/study --out=runs/study/report  # the same as a page
 
 A chain is runs/study/MODEL-SEED. Its cells are base; m, mc, mcs: the base, mid-trained on math, + code,
@@ -9,8 +9,8 @@ claims are not yet measured.
 
 A number in brackets is a 95 % interval for other seeds (of initial weights, order of data and samples) on the
 same problems: Student's t over chains, of differences that are taken within each chain. Where all chains
-agree, and of a single chain, it is for other problems (see scores.py), and only scores have one. n is how
-many chains a number is of, where some lack it. Scores and shares are in %.
+agree, and of a single chain, it is for other problems (see suite/intervals.py), and only scores have one. n
+is how many chains a number is of, where some lack it. Scores and shares are in %.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ import numpy as np
 import tyro
 from tyro.conf import Positional
 
-from runtime import InputError, split_flags, write_atomic
-from scores import aligned, combined, interval, paired, read_results
+from cli import InputError, split_flags, write_atomic
+from suite.intervals import aligned, combined, interval, paired, read_results
 
 DOMAINS = {"math": "toy-math", "code": "toy-code", "science": "toy-science"}         # task of each
 CHANCE = 0.25                            # of toy-science: four letters, each as often right
@@ -34,7 +34,7 @@ STARTS, MIXES = ("base", "m", "mc", "mcs"), ("mc", "mcs")
 CELLS = (*STARTS, *(f"{start}+{mix}" for start in STARTS for mix in MIXES))
 MT, RL, DIRECT = "base to mcs", "mcs to mcs+mcs", "base to base+mcs"                 # changes of weights
 PARTS = (20, 40, 60, 80)                 # of RL's steps, %
-KEPT = 0.05                              # nats of held-out loss; ours, as report.py's
+KEPT = 0.05                              # nats of held-out loss; ours, as reporting/page.py has
 
 
 # -- a chain: from files to numbers ------------------------------------------------------------------------

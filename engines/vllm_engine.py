@@ -33,9 +33,10 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from generate import EngineError, Sample, checked, context_of, full_tensors, known_ids, plan
+from cli import InputError
+from engines.contract import EngineError, Sample, checked, context_of, known_ids, plan
+from engines.push import full_tensors
 from model import Folder, Model
-from runtime import InputError
 
 # -- the process that runs vLLM ------------------------------------------------------------------------------
 
@@ -250,8 +251,8 @@ class _Beside:
     def __init__(self, folder, known, hybrid, options, gpus, timeout_s):
         self.timeout_s, self.gpus = timeout_s, gpus
         env = {k: v for k, v in os.environ.items() if not k.startswith(TORCHRUN)}
-        here = os.path.dirname(os.path.abspath(__file__))
-        env["PYTHONPATH"] = os.pathsep.join([here, *filter(None, [env.get("PYTHONPATH")])])
+        root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        env["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [env.get("PYTHONPATH")])])
         if gpus:
             env["CUDA_VISIBLE_DEVICES"] = gpus
         self.pipe, theirs = Pipe()

@@ -1,0 +1,177 @@
+"""What every command needs before anything heavy is loaded: flags, errors, small files.
+
+Standard library only (tyro when flags are parsed), so that a typing mistake is answered at once.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import sys
+import time
+
+
+class InputError(ValueError):
+    """Something the user gave does not fit: the message names the flag or file, the numbers and the fix. The
+    scripts print it without a traceback and exit with status 2."""
+
+
+def did_you_mean(name, known):
+    close = difflib.get_close_matches(name, list(known), 1, 0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+# -- flags -------------------------------------------------------------------------------------------------
+
+def parse(Config, argv=None, recipe=lambda model: {}):
+    """The command line to a Config dataclass: --key=value, or a saved config.json first, then --key=value
+    over it. recipe(model) gives the defaults that go with --model. The comment behind each field is its
+    --help text."""
+    import tyro
+    argv = list(sys.argv[1:] if argv is None else argv)
+    saved = {}
+    if argv and not argv[0].startswith("-"):
+        path = argv.pop(0)
+        try:
+            with open(path) as f:
+                saved = dict(json.load(f))
+        except (OSError, ValueError, TypeError) as e:
+            raise InputError(f"{path}: not a readable config.json ({e}); flags are written "
+                             f"--key=value") from None
+    argv = [token for key, value in saved.items() for token in (f"--{key}", str(value))] + split_flags(argv)
+    argv = ["--run" if token == "--out" else token for token in argv]    # --run is torchrun's own --run-path
+    refuse_flags(Config, argv)
+    models = [b for a, b in zip(argv, argv[1:], strict=False) if a == "--model"]
+    default = Config()
+    default = dataclasses.replace(default, **recipe(models[-1] if models else getattr(default, "model", "")))
+    return tyro.cli(Config, args=argv, default=default, use_underscores=True,
+                    config=(tyro.conf.FlagConversionOff,),
+                    console_outputs=os.environ.get("RANK", "0") == "0")
+
+
+def split_flags(argv):
+    """--key=value as the two tokens that tyro's did-you-mean needs; other arguments as they are."""
+    return [token for arg in argv for token in (arg.split("=", 1) if arg.startswith("--") else [arg])]
+
+
+def refuse_flags(Config, argv):
+    """InputError on the first flag or value that Config does not have: one line, where tyro draws a box."""
+    kinds, tokens = {f"--{f.name}": f.type for f in dataclasses.fields(Config)}, iter(argv)
+    give = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+    for flag in tokens:
+        if flag in ("-h", "--help"):
+            continue
+        if flag not in kinds:
+            raise InputError(f"{flag} is not a flag{did_you_mean(flag, kinds)} (--help lists them; they are "
+                             f"written --key=value)")
+        value, kind = next(tokens, None), kinds[flag]
+        try:
+            if value is None or kind is bool and value not in ("True", "False"):
+                raise ValueError
+            kind(value)
+        except ValueError:
+            raise InputError(f"{flag}{'' if value is None else '=' + value}: give {give[kind]}") from None
+
+
+def launch(main, Config, recipe=lambda model: {}):
+    """The `if __name__ == "__main__"` of a stage: parse, run, and turn an InputError into one readable
+    line."""
+    try:
+        main(parse(Config, recipe=recipe))
+    except InputError as e:
+        if int(os.environ.get("RANK", 0)):
+            time.sleep(2)                                 # rank 0 most likely says the same, and ends us all
+        print(f"error: {e}", file=sys.stderr, flush=True)
+        os._exit(2)                                       # others may wait in a collective: do not join them
+
+
+def commands(*functions):
+    """The `if __name__ == "__main__"` of a file of commands: `data.py plan --tokens=1B` calls plan(tokens="1B").
+    Errors end in one line and status 2, as in launch()."""
+    import tyro
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            {function.__name__: function for function in functions}, use_underscores=True,
+            config=(tyro.conf.FlagConversionOff,), args=split_flags(sys.argv[1:]))
+    except InputError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as e:
+        print(f"error: {e.filename or e}: {e.strerror or 'failed'}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        sys.exit(130)
+
+
+@contextlib.contextmanager
+def appearing(path):
+    """A file open for writing that takes its name when it is whole."""
+    with open(path + ".tmp", "w") as f:
+        yield f
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(path + ".tmp", path)
+
+
+def write_atomic(path, text):
+    """A file that is there whole or not at all."""
+    with appearing(path) as f:
+        f.write(text)
+
+
+@contextlib.contextmanager
+def appending(path):
+    """A .jsonl file open for appending bytes; a last line that a kill cut short is taken away first."""
+    f = open(path, "ab+")
+    try:
+        end = f.tell()
+        f.seek(0)
+        whole = sum(len(line) for line in f if line.endswith(b"\n"))
+        if whole < end:
+            f.truncate(whole)
+        yield f
+    except BaseException:
+        with contextlib.suppress(OSError):                # of a full disk, which was told already
+            f.close()
+        raise
+    f.close()
+
+
+def read_lines(path):
+    """The objects of a .jsonl file; a last line cut short by a kill is left out."""
+    with open(path) as f:
+        return [json.loads(line) for line in f if line.endswith("\n")]
+
+
+def digest(*what):
+    """16 hex digits that stand for values of plain types."""
+    return hashlib.blake2b(repr(what).encode(), digest_size=8).hexdigest()
+
+
+def human(n):
+    """A count in three digits: 26.2B, 786M, 16.5k."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(n) >= size:
+            return f"{n / size:.3g}{letter}"
+    return f"{n:.3g}"
+
+
+def read_jsonl(path, flag):
+    """(line number, byte offset, object) of each line; InputError names a line that is no JSON object."""
+    try:
+        with open(path, "rb") as f:
+            at = 0
+            for n, line in enumerate(f, 1):
+                try:
+                    value = json.loads(line)
+                except ValueError:
+                    value = None
+                if not isinstance(value, dict):
+                    raise InputError(f"--{flag}: {path}, line {n} is no JSON object; write one a line")
+                yield n, at, value
+                at += len(line)
+    except OSError as e:
+        raise InputError(f"--{flag}: {path} cannot be read ({e.strerror})") from None

@@ -1,0 +1,147 @@
+"""A row of a data set to the text that is trained on: one function a data set."""
+
+
+from cli import InputError
+
+
+class Drop(Exception):
+    """A row that is left out, and why."""
+
+
+# -- a row to its text -------------------------------------------------------------------------------------
+
+def text_of(row, column="text"):
+    """The column as it is. Drop where it is null, not a string, or empty."""
+    value = row.get(column)
+    if not isinstance(value, str):
+        raise Drop(f"{column} is null" if value is None else f"{column} is not text")
+    if not value.strip():
+        raise Drop(f"{column} is empty")
+    return value
+
+
+def number_of(row, column):
+    """The column as a float, also where it was published as a string. Drop where it is none (or nan)."""
+    try:
+        value = float(row.get(column))
+    except (TypeError, ValueError):
+        value = float("nan")
+    if value != value:
+        raise Drop(f"{column} is no number")
+    return value
+
+
+def turns_of(row, column="messages"):
+    """[(role, content)] of a conversation, {role, content} or {from, value}, system prompts left out. Drop
+    where it is none, or where an utterance is missing."""
+    messages, names = row.get(column), {"human": "user", "gpt": "assistant"}
+    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
+        raise Drop(f"{column} is no conversation")
+    said = [(m.get("role", m.get("from")), m.get("content", m.get("value"))) for m in messages]
+    said = [(names.get(role, role), content) for role, content in said if role != "system"]
+    if not said or not all(isinstance(content, str) and content.strip() for _, content in said):
+        raise Drop(f"{column} lacks an utterance")
+    if not {role for role, _ in said} <= {"user", "assistant"} or "assistant" not in dict(said):
+        raise Drop(f"{column} is not of user and assistant")
+    return said
+
+
+def question_and_answer(row, column="messages"):
+    """Reasoning data: question and answer joined by one line break (paper, section 3)."""
+    return "\n".join(content for _, content in turns_of(row, column))
+
+
+def chat(row, column="messages"):
+    """Each utterance behind its role, joined by one line break (paper, section 3)."""
+    return "\n".join(f"{role.capitalize()}: {content}" for role, content in turns_of(row, column))
+
+
+def dclm_edu(row):
+    """Documents of quality score >= 3 (paper, section 3); ours: the rounded score, as in the card's recipe.
+    `edu_score`, before rounding, would keep about a third of these."""
+    if number_of(row, "edu_int_score") < 3:
+        raise Drop("score below 3")
+    return text_of(row)
+
+
+def ocr2_kept(row, questions):
+    """The question of a row that is judged right by the QwQ evaluator and has tests: pass_rate != -1 (paper,
+    section 3). The data set leaves questions out ("-"); they are looked up where they were taken from."""
+    if row.get("judgement") != "right":
+        raise Drop("not judged right")
+    if number_of(row, "pass_rate") == -1:
+        raise Drop("no tests")
+    question = row.get("question")
+    return questions(row) if not isinstance(question, str) or question.strip() in ("", "-") else question
+
+
+def ocr2(row, questions):
+    return ocr2_kept(row, questions) + "\n" + text_of(row, "r1_generation")
+
+
+def wildchat(row):
+    """GPT-4 conversations only (paper, section 3). Ours: none that the data set marks as toxic."""
+    if not text_of(row, "model").startswith("gpt-4"):
+        raise Drop("not GPT-4")
+    if row.get("toxic"):
+        raise Drop("toxic")
+    return chat(row, "conversation")
+
+
+def openthoughts_science(row):
+    if row.get("domain") != "science":
+        raise Drop("not science")
+    return question_and_answer(row, "conversations")
+
+
+def codex(row):
+    """Code with long chains of thought; a chain that was cut off before its answer is left out (ours)."""
+    answer = text_of(row, "output")
+    if "<think>" in answer and "</think>" not in answer:
+        raise Drop("thought without end")
+    return text_of(row, "input") + "\n" + answer
+
+LOCAL_FORMS = (("text",), ("content",), ("messages",), ("conversations",), ("conversation",),
+               ("question", "answer"), ("problem", "solution"), ("prompt", "response"),
+               ("prompt", "completion"), ("instruction", "input", "output"), ("instruction", "output"),
+               ("input", "output"))
+
+
+def local_text(row):
+    """What a row of one's own holds: the first of LOCAL_FORMS, its columns joined by a line break.
+    Conversations are formatted as chat; an empty input of an instruction is left out."""
+    for form in LOCAL_FORMS:
+        if all(column in row for column in form):
+            if form[0].startswith(("messages", "conversation")):
+                return chat(row, form[0])
+            return "\n".join(text_of(row, column) for column in form
+                             if column != "input" or form[0] == "input" or row[column])
+    raise Drop("no column of text")
+
+
+def read_row(read, row, *more):
+    """read(row): Drop, too, for a row that is no object (None), or whose values have another form than the
+    data set's."""
+    if row is None:
+        raise Drop("no JSON object")
+    try:
+        return read(row, *more)
+    except InputError:
+        raise
+    except (TypeError, AttributeError, LookupError, ValueError, ArithmeticError) as e:
+        raise Drop(f"row of another form ({type(e).__name__})") from None
+
+
+def codeforces(row):
+    """A problem of open-r1/codeforces as OpenCodeReasoning-2 put it to its model: sections and examples."""
+    sections = [text_of(row, "description")]
+    sections += [f"{title}\n\n{row[column]}" for title, column in (("Input", "input_format"),
+                                                                   ("Output", "output_format"))
+                 if row.get(column)]
+    if row.get("examples"):
+        sections.append("Examples")
+        sections += [f"{title}\n\n{example[key]}" for example in row["examples"]
+                     for title, key in (("Input", "input"), ("Output", "output")) if example.get(key)]
+    if row.get("note"):
+        sections.append("Note\n\n" + row["note"])
+    return "\n\n".join(sections)

@@ -1,0 +1,20 @@
+"""What decides whether an answer is right. verify.py is the way in; nothing here loads torch.
+
+    math_answers    the answer of a response, and its structure, compared with the gold one
+    sympy_workers   scalars that need algebra, in processes with a deadline
+    letters         multiple choice
+    programs        a program's verdict on a problem's tests
+    sandbox         where programs run
+"""
+
+from typing import NamedTuple
+
+
+class Verdict(NamedTuple):
+    correct: bool
+    answer: str | None     # what was taken for the answer; None if there is none
+    reason: str            # one line for the logs
+
+
+class Undecided(Exception):
+    """What only another process can decide."""
