@@ -15,7 +15,7 @@ import sys
 import time
 
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["pytest", "midtrain", "rl", "evaluate", "analyze", "prepare", "prompts", "tyro",
+FORK.set_forkserver_preload(["pytest", "midtrain", "rl", "evaluate", "analyze", "data", "tyro",
                              "torch._dynamo", "matplotlib.backends.backend_agg", "matplotlib.pyplot"])
 
 
