@@ -8,9 +8,11 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import os
 import sys
 import time
+import typing
 
 
 class InputError(ValueError):
@@ -57,22 +59,37 @@ def split_flags(argv):
 
 
 def refuse_flags(Config, argv):
-    """InputError on the first flag or value that Config does not have: one line, where tyro draws a box."""
-    kinds, tokens = {f"--{f.name}": f.type for f in dataclasses.fields(Config)}, iter(argv)
-    give = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+    """InputError on the first flag or value that Config does not have: one line, where tyro draws a box. A
+    field of type Literal takes one of its values."""
+    types = {f"--{field.name}": field.type for field in dataclasses.fields(Config)}
+    wanted = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+    tokens = iter(argv)
     for flag in tokens:
         if flag in ("-h", "--help"):
             continue
-        if flag not in kinds:
-            raise InputError(f"{flag} is not a flag{did_you_mean(flag, kinds)} (--help lists them; they are "
+        if flag not in types:
+            raise InputError(f"{flag} is not a flag{did_you_mean(flag, types)} (--help lists them; they are "
                              f"written --key=value)")
-        value, kind = next(tokens, None), kinds[flag]
+        value = next(tokens, None)
+        choices = typing.get_args(types[flag])
+        kind = type(choices[0]) if choices else types[flag]
         try:
             if value is None or kind is bool and value not in ("True", "False"):
                 raise ValueError
-            kind(value)
+            parsed = kind(value)
         except ValueError:
-            raise InputError(f"{flag}{'' if value is None else '=' + value}: give {give[kind]}") from None
+            given = flag if value is None else f"{flag}={value}"
+            raise InputError(f"{given}: give {wanted[kind]}") from None
+        if choices and parsed not in choices:
+            raise InputError(f"{flag}={parsed!r} is not one of {', '.join(map(str, choices))}")
+
+
+def check_bounds(cfg, least):
+    """InputError unless every field of {name: least value} is a finite number, at least that."""
+    for name, bound in least.items():
+        value = getattr(cfg, name)
+        if not bound <= value < math.inf:                 # refuses nan as well
+            raise InputError(f"--{name}={value} must be a finite number, at least {bound}")
 
 
 def launch(main, Config, recipe=lambda model: {}):
@@ -88,8 +105,8 @@ def launch(main, Config, recipe=lambda model: {}):
 
 
 def commands(*functions):
-    """The `if __name__ == "__main__"` of a file of commands: `data.py plan --tokens=1B` calls plan(tokens="1B").
-    Errors end in one line and status 2, as in launch()."""
+    """The `if __name__ == "__main__"` of a file of commands: `data.py plan --tokens=1B` calls
+    plan(tokens="1B"). Errors end in one line and status 2, as in launch()."""
     import tyro
     try:
         tyro.extras.subcommand_cli_from_dict(
