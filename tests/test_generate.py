@@ -13,7 +13,7 @@ from checkpoints import FAMILIES, ROOMY, make, write_tokenizer
 from processes import Process
 
 from cli import InputError
-from engines import contract, push
+from engines import contract
 from engines.contract import EngineError, draw, log_distribution, sample_seed
 from engines.embedded import Cache, TorchEngine
 from engines.push import StaleWeights, full_tensors, push, score, tensor_kind

@@ -22,7 +22,7 @@ from test_generate import chi_square, disturb
 import generate
 from cli import InputError
 from corpus.tokenizer import toy_tokenizer
-from engines import push, vllm_engine
+from engines import vllm_engine
 from engines.contract import EngineError, log_distribution
 from engines.push import StaleWeights, push, tensor_kind
 from engines.vllm_engine import VllmEngine
@@ -413,7 +413,7 @@ def test_a_childs_last_words_are_told(tmp_path, monkeypatch):
 
 
 def test_inside_a_stall_ends_the_process_with_its_stacks():
-    code = ("import time; from vllm_engine import VllmEngine; e = VllmEngine.__new__(VllmEngine); "
+    code = ("import time; from engines.vllm_engine import VllmEngine; e = VllmEngine.__new__(VllmEngine); "
             "e.rank, e.timeout_s = 3, 0.2\ndef waits_for_ever(): time.sleep(60)\n"
             "with e._watched('load_weights'): waits_for_ever()")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
@@ -427,10 +427,10 @@ def test_inside_a_stall_ends_the_process_with_its_stacks():
 RANKS = """
 import os, signal, torch
 from model import load
-from runtime import ranks, shard
-from generate import EngineError
-from runtime import InputError
-from vllm_engine import VllmEngine
+from runtime import join_ranks, shard
+from engines.contract import EngineError
+from cli import InputError
+from engines.vllm_engine import VllmEngine
 
 torch.set_num_threads(1)
 
@@ -447,7 +447,7 @@ before = set(os.listdir("/dev/shm"))
 def mine():
     return [f for f in os.listdir("/dev/shm") if f.startswith("prism-vllm-") and f not in before]
 
-with ranks("cpu") as r:
+with join_ranks("cpu") as r:
     plain, model = load("random:toy-h"), shard(load("random:toy-h"), r.mesh, torch.float32)
     prompts, tokens = [[7, 8, 9 + r.rank]] * (1 + r.rank) + [[5, 5]], []
     for options in dict(), dict(tensor_parallel=2), dict(layout="beside"):
