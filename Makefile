@@ -10,11 +10,11 @@ demo: .venv/demo                     ## a toy base, mid-trained, then RL, evalua
 study: .venv/demo                    ## the paper's claims, tried on two toys x three seeds: over an hour; goes on if killed
 	PYTHON=$(BIN)/python study/study.sh
 
-test: .venv/test                     ## everything but the long loops
-	$(BIN)/python -m pytest
+test: .venv/test                     ## everything but the long loops: two processes, six minutes
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-soak: .venv/test                     ## the long loops: 20 kills and the like
-	$(BIN)/python -m pytest -m slow
+soak: .venv/test                     ## the long loops: kills, whole families, every ablation
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 bench: .venv/test                    ## training beside transformers, data beside datasets and TRL, grading, sampling, RL beside TRL
 	$(BIN)/python benchmarks/train.py
