@@ -184,11 +184,20 @@ def forecast(mixture, rows, T, seed=1, sizes=None):
 @dataclass
 class Batch:
     """Rows as arrays (n, T) int64: tokens, targets (-100 where not counted), docs; source (n) in the
-    mixture's order."""
+    mixture's order. What a step says of its rows is counted by the thread that reads them, see
+    midtrain.batches."""
     tokens: np.ndarray
     targets: np.ndarray
     docs: np.ndarray
     source: np.ndarray
+    counted: int = 0                     # targets that the loss counts
+    keys_met: float = 0.0                # keys that all queries see
+    rows_per_source: np.ndarray | None = None
+
+    def document_lengths(self):
+        """Tokens of each document in each row, in their order: int64 array. They sum to n * T."""
+        first_token = np.diff(self.docs, axis=1, prepend=-1).ravel() != 0
+        return np.diff(np.flatnonzero(first_token), append=self.docs.size)
 
 
 def collate(rows, sources, across):

@@ -1,4 +1,5 @@
-"""Files to rows: parquet, arrow, jsonl, json, csv and plain text, compressed or not; files to pieces of work."""
+"""Files to rows: parquet, arrow, jsonl, json, csv and plain text, compressed or not; files to units of work.
+"""
 
 import collections
 import contextlib

@@ -182,8 +182,9 @@ def get_part(hub, name, part, need, raw, seed, connections=4):
     lock = os.path.join(folder, "get.json")
     had = read_lock(folder)
     if had and part.revision not in ("main", had["revision"]):
-        raise InputError(f"{folder} holds revision {had['revision'][:12]} of {had['repo']}, corpus/registry.py names "
-                         f"{part.revision[:12]}; remove the folder, or name the other --raw")
+        raise InputError(f"{folder} holds revision {had['revision'][:12]} of {had['repo']}, "
+                         f"corpus/registry.py names {part.revision[:12]}; remove the folder, or name the "
+                         f"other --raw")
     if had and had["seed"] != seed:
         raise InputError(f"{folder} was chosen with --seed={had['seed']}, not {seed}; give that seed, or "
                          f"another --raw")

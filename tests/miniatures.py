@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from corpus import hub, registry
+from corpus import registry, shards
 
 
 def said(*turns, keys=("role", "content")):
@@ -181,7 +181,6 @@ def wanted(source):
 
 def documents(folder, source, tokenizer, split="train"):
     """The texts of a prepared source's documents, in order."""
-    import data
-    tokens, offsets, _ = data.Source(str(folder), source, tokenizer, tokenizer.vocab_size).maps[split]
+    tokens, offsets, _ = shards.Source(str(folder), source, tokenizer, tokenizer.vocab_size).maps[split]
     return [tokenizer.decode(np.asarray(t[a:b - 1]).tolist()) for t, o in zip(tokens, offsets, strict=True)
             for a, b in zip(o[:-1].tolist(), o[1:].tolist(), strict=True)]

@@ -280,7 +280,8 @@ def test_ranks_prefetch_and_resume_keep_the_order(tiny, toy, ranks, prefetch):
 
 def test_slow_reads_and_an_abandoned_reader_keep_the_order(tiny, toy):
     s, rng = stream(tiny, toy), Random(0)
-    jittery = SimpleNamespace(read=lambda *rows: time.sleep(rng.random() * 0.005) or s.read(*rows))
+    jittery = SimpleNamespace(
+        mixture=s.mixture, read=lambda *rows: time.sleep(rng.random() * 0.005) or s.read(*rows))
     cfg, me = midtrain.Config(batch=2, steps=20, prefetch=5), SimpleNamespace(rank=0, world=1)
     for start, stop in ((0, 7), (7, 20)):                                    # stopped at step 7, then resumed
         reader = midtrain.batches(jittery, cfg, me, start)
@@ -300,9 +301,9 @@ def test_rows_against_plain_lists(tmp_path, toy, T, shard_tokens):
     flat = [id for document in documents for id in document]
     owner = [i for i, document in enumerate(documents) for _ in document]
     manifest = shards.write_source(str(tmp_path), "x", {"train": texts}, toy, shard_tokens)
-    shards = manifest["splits"]["train"]
-    assert {1: len(shards) == 80, 10 ** 9: len(shards) == 1}.get(shard_tokens, len(shards) > 2)
-    assert sum(shard["tokens"] for shard in shards) == len(flat)
+    written = manifest["splits"]["train"]
+    assert {1: len(written) == 80, 10 ** 9: len(written) == 1}.get(shard_tokens, len(written) > 2)
+    assert sum(shard["tokens"] for shard in written) == len(flat)
     source = shards.Source(str(tmp_path), "x", toy, toy.vocab_size)
     source.verify()
     assert source.tokens() == len(flat)
@@ -492,8 +493,8 @@ def test_heldout_takes_what_there_is(tmp_path, toy, little_world):
     assert list(held) == ["chat", "science"]             # ocr2 has none, the others are not there
     size = shards.Source(str(tmp_path), "chat", toy, toy.vocab_size).tokens("heldout")
     assert len(held["chat"].tokens) == (size - 1) // 50
-    shards.write_source(str(tmp_path), "my-notes", {"train": ["a"], "heldout": ["some words of my own " * 20]},
-                      toy)
+    shards.write_source(str(tmp_path), "my-notes", {"train": ["a"],
+                                                  "heldout": ["some words of my own " * 20]}, toy)
     shards.write_source(str(tmp_path), "tiny", {"train": ["a"], "heldout": ["b"]}, toy)
     held = data.heldout(str(tmp_path), toy, toy.vocab_size, 50, 4)
     assert list(held) == ["chat", "science", "my-notes"]  # a source of one's own is a domain; tiny has no row
@@ -505,7 +506,7 @@ def test_the_toy_world_is_prepared_again_when_it_changed(tmp_path, toy, little_w
     before = path.stat().st_mtime_ns
     tokenizing.prepare_toy(str(tmp_path), toy)
     assert path.stat().st_mtime_ns == before
-    monkeypatch.setattr(data.sys, "version", "3.99")         # another Python's library is another text
+    monkeypatch.setattr(tokenizing.sys, "version", "3.99")         # another Python's library is another text
     tokenizing.prepare_toy(str(tmp_path), toy)
     assert path.stat().st_mtime_ns != before
 

@@ -2,6 +2,7 @@
 files, own files, kills, parts, the hub over HTTP, packed rows, shares that hold whatever the lengths."""
 
 import collections
+import concurrent.futures
 import fcntl
 import http.server
 import json
@@ -25,7 +26,9 @@ from processes import Process
 import data
 import midtrain
 from cli import InputError
-from corpus import files, hub, registry, shards, tokenizing
+from corpus import registry, shards, tokenizing
+from corpus.files import cut_files, read_rows
+from corpus.hub import raw_files, read_lock
 from corpus.tokenizer import load_tokenizer, toy_tokenizer
 
 ROOT = os.path.dirname(data.__file__)
@@ -56,7 +59,7 @@ def contents(folder):
 
 def tokenize(out, own, **more):
     data.tokenize(str(out), "toy", sources=",".join(f"{k}=local:{v}" for k, v in own.items()),
-                     **{"workers": 1, "heldout": 0} | more)
+                  **{"workers": 1, "heldout": 0} | more)
 
 
 # -- the registry ------------------------------------------------------------------------------------------
@@ -116,8 +119,8 @@ def test_draw_takes_so_many_at_random(tmp_path, toy, monkeypatch):
         "ocr2-cpp": registry.REGISTRY["ocr2"].parts["ocr2-cpp"]})
     monkeypatch.setitem(registry.REGISTRY, "ocr2", few)
     monkeypatch.setitem(tokenizing._worker, "questions", None)                  # all have theirs
-    with prepare.concurrent.futures.ThreadPoolExecutor(1) as pool:
-        files = hub.raw_files(str(raw), "ocr2-python", part)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        files = raw_files(str(raw), "ocr2-python", part)
         first, counts = tokenizing._draw(pool, "ocr2", "ocr2-python", few.parts["ocr2-python"], files, 1)
         again, _ = tokenizing._draw(pool, "ocr2", "ocr2-python", few.parts["ocr2-python"], files[::-1], 1)
         other, _ = tokenizing._draw(pool, "ocr2", "ocr2-python", few.parts["ocr2-python"], files, 2)
@@ -241,17 +244,17 @@ def test_spans_of_a_file_are_the_file(tmp_path):
     for name in ("a.jsonl", "b.parquet", "c.jsonl.gz"):
         path = str(tmp_path / name)
         miniatures.write(path, rows)
-        whole = list(files.read_rows(path, ("text", "i")))
+        whole = list(read_rows(path, ("text", "i")))
         assert [row["i"] for _, row in whole] == list(range(100)) and len({i for i, _ in whole}) == 100
         for size in (1, 37, 60, 200, 1000, 10 ** 6):
-            units = files.cut_files([path], size)
+            units = cut_files([path], size)
             assert [x for unit in units for p, span in unit
-                    for x in files.read_rows(p, ("text", "i"), span)] == whole
+                    for x in read_rows(p, ("text", "i"), span)] == whole
             assert len(units) > 1 or size > 999 or name == "c.jsonl.gz"
     paths = [str(tmp_path / f"{i}.txt") for i in range(20)]
     for path in paths:
         Path(path).write_text("y" * 10)
-    units = files.cut_files(paths, 35)
+    units = cut_files(paths, 35)
     assert [p for unit in units for p, _ in unit] == paths and len(units) == 7
 
 
@@ -278,7 +281,7 @@ def test_duplicates_and_splits(own, toy, tmp_path):
     tokenize(tmp_path / "all", {"short": own / "short"}, heldout=0.1)
     train, held = (miniatures.documents(tmp_path / "all", "short", toy, s) for s in ("train", "heldout"))
     texts = list(dict.fromkeys(row["text"] for f in range(3)
-                               for _, row in files.read_rows(str(own / "short" / f"{f}.jsonl"))))
+                               for _, row in read_rows(str(own / "short" / f"{f}.jsonl"))))
     assert len(train) + len(held) == len(texts) == 900 and 50 < len(held) < 140
     assert [t for t in texts if t in set(train)] == train                    # the first of each, in order
     assert not set(train) & set(held)
@@ -374,7 +377,7 @@ def flags(own, out):
 
 def test_parts_are_the_whole(own, tmp_path, monkeypatch):
     """--part=0/3 .. 2/3 in any order, and any number of workers, end in the same bytes."""
-    monkeypatch.setattr(sources, "pieces", lambda paths, cut=files.cut_files: cut(paths, 4000))
+    monkeypatch.setattr(tokenizing, "cut_files", lambda paths, cut=cut_files: cut(paths, 4000))
     both = {"short": own / "short", "long": own / "long"}
     tokenize(tmp_path / "one", both, heldout=0.1)
     for part in ("2/3", "0/3", "1/3"):
@@ -389,7 +392,7 @@ def test_parts_are_the_whole(own, tmp_path, monkeypatch):
 
 def test_a_part_that_died_is_made_up_for(own, tmp_path, monkeypatch, capsys):
     """Which pieces are a part's does not depend on what is done already; what is left is named."""
-    monkeypatch.setattr(sources, "pieces", lambda paths, cut=files.cut_files: cut(paths, 4000))
+    monkeypatch.setattr(tokenizing, "cut_files", lambda paths, cut=cut_files: cut(paths, 4000))
     both = {"short": own / "short", "long": own / "long"}
     for part in ("0/4", "2/4", "3/4"):
         tokenize(tmp_path, both, part=part)
@@ -760,7 +763,7 @@ def test_get_over_http(online, raw, tmp_path):
         got = {k: v for k, v in contents(tmp_path / name).items() if k != "get.json" and ".cache" not in k}
         assert got == want
         own, other = ({**lock, "files": [{**f, "sha256": "sha256" in f} for f in lock["files"]]}
-                      for lock in (hub.read_lock(where / name) for where in (tmp_path, Path(raw))))
+                      for lock in (read_lock(where / name) for where in (tmp_path, Path(raw))))
         assert own == {**other, "files": [{**f, "sha256": True} for f in other["files"]]}
     online.seen.clear()
     code, out = over_http(tmp_path, "get", mixture, f"--hub={online.url}", f"--raw={tmp_path}", "--tokens=1B")

@@ -15,8 +15,9 @@ import pytest
 
 import data
 from cli import InputError
-from corpus import hashes, overlap, prompts, shards
+from corpus import overlap, prompts, shards
 from corpus.formats import Drop
+from corpus.hashes import shuffle_key
 from corpus.tokenizer import Tokenizer, toy_tokenizer
 
 
@@ -312,8 +313,8 @@ def toy():
 @pytest.fixture
 def small(monkeypatch):
     """Pieces and batches of a few documents."""
-    monkeypatch.setattr(prompts, "PIECE", 300)
-    monkeypatch.setattr(prompts, "BATCH", 100)
+    monkeypatch.setattr(overlap, "PIECE", 300)
+    monkeypatch.setattr(overlap, "BATCH", 100)
 
 
 @pytest.mark.parametrize("bos", [None, "<|free_a|>"])
@@ -384,7 +385,7 @@ def test_processes_the_cache_and_what_is_told(tmp_path, toy, small, monkeypatch,
         raise OSError(errno.EROFS, "Read-only file system")
 
     with monkeypatch.context() as m:
-        m.setattr(prompts, "write_atomic", full)
+        m.setattr(overlap, "write_atomic", full)
         first = overlap.seen_in_training(texts, folder, toy, 1, done)
     tokens = sum(shards.Source(folder, name).tokens() for name in "ab")
     assert told == sorted(told) and told[-1] == (tokens, tokens) and len(told) > 8 and first[0]
@@ -543,7 +544,7 @@ def test_prepare(raw, tmp_path, capsys):
     assert all(list(r) == ["id", "domain", "prompt", "truth", "source"] for r in train)
     assert 0.05 < len(held) / len(ids) < 0.15
     assert [r["id"] for r in train] == sorted((r["id"] for r in train),
-                                              key=lambda i: hashes.shuffle_key(1, int(i, 16)))
+                                              key=lambda i: shuffle_key(1, int(i, 16)))
     assert not os.path.exists(tmp_path / "out/spool.tmp") and "warning" not in printed
     assert "livecodebench: 1 prompts" in printed and "opencodeinstruct" in printed
 
@@ -740,7 +741,7 @@ def test_mixes_by_hand(kind, domains, each, want):
     assert prompts.mixes(iter(shuffled), passes, kind, domains, 1, each) == found
     other = prompts.mixes(records, passes, kind, domains, 2, each)
     assert [r["id"] for r in other] != [r["id"] for r in found]
-    assert found == sorted(found, key=lambda r: hashes.shuffle_key(1, "mix", r["id"]))          # domains mixed
+    assert found == sorted(found, key=lambda r: shuffle_key(1, "mix", r["id"]))      # domains mixed
     before = {r["id"]: r["prompt"] for r in records}
     for r in found:
         if kind == "balanced" and r["domain"] == "science":

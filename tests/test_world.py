@@ -12,7 +12,7 @@ import pytest
 
 from corpus import world
 
-ROOT = Path(world.__file__).parent
+ROOT = Path(world.__file__).parents[1]
 N = 1500                             # draws a domain and split
 
 
@@ -207,7 +207,8 @@ def test_forms(texts):
 # -- the same everywhere -------------------------------------------------------------------------------------
 
 DIGEST = """
-import hashlib, world
+import hashlib
+from corpus import world
 h = hashlib.sha256()
 for source in world.SOURCES:
     for text in world.documents(source, "heldout"):
@@ -238,7 +239,8 @@ def test_pure_function_of_its_arguments():
 
 def test_needs_only_the_standard_library():
     """-I -S leave nothing on the path but the standard library."""
-    code = "import sys; sys.path.append(sys.argv[1]); import world; print(world.problem('math', 'rl', 0))"
+    code = ("import sys; sys.path.append(sys.argv[1]); from corpus import world; "
+            "print(world.problem('math', 'rl', 0))")
     command = [sys.executable, "-B", "-I", "-S", "-c", code, str(ROOT)]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == repr(world.problem("math", "rl", 0))
