@@ -10,6 +10,9 @@
 from typing import NamedTuple
 
 
+VERDICTS = 1               # version of the graders; raise it when any answer may be judged otherwise
+
+
 class Verdict(NamedTuple):
     correct: bool
     answer: str | None     # what was taken for the answer; None if there is none

@@ -30,7 +30,7 @@ class Problem(NamedTuple):
     domain: str
     prompt: str                          # all that the model reads
     truth: object                        # as verify.grade takes it; recall: the strings to find
-    text_of: str                            # the question alone, which contamination is searched for
+    text: str                            # the question alone, which contamination is searched for
     draw: Callable | None = None         # RULER: makes the Example, prompt is then only its name
     what: str = ""                       # a hash of prompt and truth
 
@@ -268,7 +268,8 @@ def html(row, examples):
 def optional(row, column):
     """The column's text, stripped; "" where it is null or blank."""
     value = row.get(column)
-    return "" if value is None or isinstance(value, str) and not value.strip() else text_of(row, column).strip()
+    blank = value is None or isinstance(value, str) and not value.strip()
+    return "" if blank else text_of(row, column).strip()
 
 
 def tested(value, what):

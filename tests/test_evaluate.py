@@ -138,9 +138,9 @@ def saved(tmp_path, exported, monkeypatch):
                     evaluate.recipe)                      # SMALL gives --context: the keys are those of main
         os.makedirs(cfg.run, exist_ok=True)
         weights, lines = evaluate.Init(cfg.init).identity(), []
-        tasks = [evaluate.limited(t, cfg) for name in tasks.task_names(cfg)
-                 for t in tasks.make_task(name, cfg)]
-        for task in tasks:
+        chosen = [evaluate.limited(t, cfg) for name in tasks.task_names(cfg)
+                  for t in tasks.make_task(name, cfg)]
+        for task in chosen:
             for i, p in enumerate(task.problems):
                 for j in range(task.samples):
                     text, finish = answers.get((task.name, i, j), ("<think> ? </think>\n\\boxed{no}", "stop"))
@@ -222,8 +222,9 @@ def test_averages_through_main(saved):
     monkey = saved(answers, "--tasks=toy-math+toy-science+toy-code") if sandbox.bubblewrap()[0] else None
     if monkey is None:
         pytest.skip("no sandbox here")
-    found, tasks = monkey["averages"]["toy avg_domain"], monkey["tasks"]
-    parts = [(1 / 3, tuple(tasks[f"toy-{d}"][k] for k in ("score", "low", "high"))) for d in verify._GRADERS]
+    found, scores = monkey["averages"]["toy avg_domain"], monkey["tasks"]
+    parts = [(1 / 3, tuple(scores[f"toy-{domain}"][k] for k in ("score", "low", "high")))
+             for domain in ("math", "code", "science")]
     assert (found["score"], found["low"], found["high"]) == pytest.approx(combined(parts))
 
 

@@ -1,5 +1,5 @@
-"""ruler.py: the answers are in the text and nowhere else, budgets are exact, scores are NVIDIA's, the same
-everywhere. A reader that knows only the prompt (solve) finds the answers of every task."""
+"""suite/ruler.py: the answers are in the text and nowhere else, budgets are exact, scores are NVIDIA's,
+examples the same everywhere. A reader that knows only the prompt (solve) finds the answers of every task."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from corpus.tokenizer import load_tokenizer, toy_tokenizer
 from suite import ruler
 from suite.ruler import TASKS, example, read_texts, score
 
-ROOT = Path(ruler.__file__).parent
+ROOT = Path(ruler.__file__).parents[1]
 
 
 # -- material ------------------------------------------------------------------------------------------------
@@ -289,8 +289,8 @@ def test_room_for_a_chat_template(texts, tokenizers):
 
 DIGEST = """
 import hashlib, sys
-import ruler
-from tokenizer import toy_tokenizer
+from corpus.tokenizer import toy_tokenizer
+from suite import ruler
 texts, h = ruler.read_texts(sys.argv[1]), hashlib.sha256()
 for task in ruler.TASKS:
     h.update(repr(ruler.example(task, 8192, 3, toy_tokenizer(), texts, seed=1)).encode())

@@ -17,7 +17,7 @@ from suite import benchmarks
 from suite.benchmarks import FLAWS, SUITE
 from verify import grade
 
-sandbox = pytest.mark.skipif(
+needs_sandbox = pytest.mark.skipif(
     sandbox.bubblewrap()[0] is None and os.environ.get("SANDBOX") != "required",
     reason=f"no sandbox: {sandbox.bubblewrap()[1]} (apt-get install bubblewrap; SANDBOX=required: a failure)")
 
@@ -152,7 +152,8 @@ def test_letters_of_gpqa():
     assert all(p.truth["options"]["ABCD".index(p.truth["letter"])] == f"{i} kg" for i, p in enumerate(strict))
     assert {benchmarks.gpqa(row, "paper").truth["letter"] for row in rows} == {"D"}
     no_id = {k: v for k, v in GPQA.items() if k != "Record ID"}
-    assert benchmarks.gpqa(no_id).id == benchmarks.gpqa(no_id, "paper").id == identity("science", "Which force?")
+    assert benchmarks.gpqa(no_id).id == benchmarks.gpqa(no_id, "paper").id == identity(
+        "science", "Which force?")
 
 
 def test_answers_of_aime():
@@ -198,7 +199,7 @@ def test_responses_in_words():
         check(benchmarks.gpqa(GPQA, protocol), "\\boxed{12 N}", "\\boxed{3 N}")
 
 
-@sandbox
+@needs_sandbox
 def test_responses_in_code():
     add = "a, b = map(int, input().split())\nprint(a {} b)"
     check(benchmarks.livecodebench(STDIN), block(add.format("+")), block(add.format("-")))
@@ -208,16 +209,18 @@ def test_responses_in_code():
     check(benchmarks.codeforces(FORCES), block(show.format(0)), block(show.format(1)))
 
 
-@sandbox
+@needs_sandbox
 def test_what_paper_grades_otherwise():
     def verdict(problem, code):
         return grade("code", block(code), problem.truth).reason.partition(" ")[0].strip(":")
 
-    called = benchmarks.livecodebench(FUNCTION, "paper")       # the first function, whatever its name; no class
+    # its first function is called, whatever the name; no class
+    called = benchmarks.livecodebench(FUNCTION, "paper")
     assert verdict(called, "def any_name(a, b): return a + sum(b)") == "AC"
     assert verdict(called, "class Solution:\n    def add(self, a, b): return a + sum(b)") == "RE"
     assert verdict(called, "def helper(): return 0\ndef add(a, b): return a + sum(b)") == "RE"
-    exact = benchmarks.codeforces(FORCES, "paper")             # another order is right, but no test's output
+    # another order is right, but no test's output
+    exact = benchmarks.codeforces(FORCES, "paper")
     assert verdict(exact, "print(3, 2, 1)") == "AC"
     assert verdict(exact, "print(1, 2, 3)") == "WA"
     plain = benchmarks.codeforces({**FORCES, "generated_checker": None})
@@ -322,7 +325,7 @@ def test_nothing_is_unpickled(tmp_path):
 
 
 def test_a_zip_bomb_is_dropped(monkeypatch):
-    monkeypatch.setattr(suite, "UNPACKED", 1 << 20)
+    monkeypatch.setattr(benchmarks, "UNPACKED", 1 << 20)
     with pytest.raises(Drop, match="cut off, or over 1 MB"):
         benchmarks.livecodebench({**STDIN, "private_test_cases": packed(" " * (64 << 20))})
     large = cases(("5 7\n", "x" * (1 << 19)))
