@@ -24,18 +24,18 @@ import torch
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import midtrain  # noqa: E402
-from model import Arch, Init, Model, _granite4, _hub, _mamba, flops_per_token, read_config, save  # noqa: E402
+import presets  # noqa: E402
+from model import Arch, Init, Model, flops_per_token, read_config, save  # noqa: E402
 from runtime import grad_norm, join_ranks, reduce_vectors, shard  # noqa: E402
 
 B, T = 16, 256
+SIZES = dict(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
+             intermediate_size=704, vocab_size=4096, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+HYBRID = dict(shared_intermediate_size=704, mamba_n_heads=16, attention_multiplier=0.0156, logits_scaling=8.0)
 CONFIGS = {
-    "dense": _hub("llama", "LlamaForCausalLM", 256, 4, 4, 2, 704, 4096, (0, 0, 0), rms_norm_eps=1e-5,
-                  rope_theta=1e4, tie_word_embeddings=True, max_position_embeddings=4096),
-} | {
-    f"hybrid, chunk_size {chunk}": _hub(
-        "granitemoehybrid", "GraniteMoeHybridForCausalLM", 256, 4, 4, 2, 704, 4096, (0, 0, 0),
-        **_granite4(["mamba", "mamba", "attention", "mamba"], "nope"), **_mamba(16, 32, 32, 1, chunk),
-        attention_multiplier=0.0156, logits_scaling=8.0) for chunk in (256, 32)
+    "dense": presets.read("toy-llama") | SIZES,
+    "hybrid, chunk_size 256": presets.read("toy-granite-4-h") | SIZES | HYBRID | dict(mamba_chunk_size=256),
+    "hybrid, chunk_size 32": presets.read("toy-granite-4-h") | SIZES | HYBRID | dict(mamba_chunk_size=32),
 }
 
 
@@ -56,11 +56,12 @@ def fresh(raw, folder):
     return arch
 
 
-def ours(folder, cfg, me):
+def ours(folder, cfg, ranks):
+    """A function that runs one step of ours and returns its loss."""
     init = Init(folder)
     with torch.device("meta"):
         model = Model(init.arch)
-    shard(model, me.mesh, midtrain.DTYPES[cfg.dtype]).to_empty(device=me.device)
+    shard(model, ranks.mesh, midtrain.DTYPES[cfg.dtype]).to_empty(device=ranks.device)
     init.fill(model)
     optimizer = midtrain.make_optimizer(model, cfg)
     parameters = list(model.parameters())
@@ -69,7 +70,7 @@ def ours(folder, cfg, me):
         loss = model(tokens, None, targets) / targets.numel()
         loss.backward()
         reduce_vectors(parameters)
-        norm = grad_norm(parameters, me.mesh)
+        norm = grad_norm(parameters, ranks.mesh)
         if norm > cfg.clip:
             for p in parameters:
                 p.grad.mul_(cfg.clip / norm)
@@ -80,6 +81,7 @@ def ours(folder, cfg, me):
 
 
 def theirs(folder, cfg, device):
+    """The same of transformers."""
     from transformers import AutoModelForCausalLM
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32,
                                                  attn_implementation="sdpa").to(device).train()
@@ -98,6 +100,7 @@ def theirs(folder, cfg, device):
 
 
 def clock(f, *args):
+    """(seconds, value) of f(*args)."""
     start = time.perf_counter()
     value = f(*args)
     if torch.cuda.is_available():
@@ -112,23 +115,28 @@ def worker(pipe, side, device):
         import transformers
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
-    with join_ranks(device) as me:
+    with join_ranks(device) as ranks:
         while (message := pipe.recv()) != "end":
             if message != "step":
                 _, folder, dtype = message
                 cfg = midtrain.Config(dtype=dtype, lr=1e-4)
-                step = ours(folder, cfg, me) if side == "ours" else theirs(folder, cfg, me.device)
-                row = torch.randint(0, 4096, (B, T + 1),
-                                    generator=torch.Generator().manual_seed(1)).to(me.device)
+                step = ours(folder, cfg, ranks) if side == "ours" else theirs(folder, cfg, ranks.device)
+                generator = torch.Generator().manual_seed(1)
+                rows = torch.randint(0, 4096, (B, T + 1), generator=generator).to(ranks.device)
+                tokens = rows[:, :-1].contiguous()
+                targets = rows[:, 1:].contiguous()
                 pipe.send("ready")
             else:
-                pipe.send(clock(step, row[:, :-1].contiguous(), row[:, 1:].contiguous()))
+                pipe.send(clock(step, tokens, targets))
 
 
 def compare(name, dtype, pipes, device, repeats=9):
+    """Prints a line of the table. pipes: to ours and to transformers."""
     n = 8192 if device == "cuda" else 1024
     a = torch.randn(n, n, dtype=midtrain.DTYPES[dtype], device=device)
-    times, losses, products = ([], []), ([], []), []
+    seconds = ([], [])                                    # of a step, a list a side
+    losses = ([], [])
+    product_seconds = []
     with tempfile.TemporaryDirectory() as tmp:
         arch: Arch = fresh(CONFIGS[name], os.path.join(tmp, "m"))
         for pipe in pipes:
@@ -137,29 +145,34 @@ def compare(name, dtype, pipes, device, repeats=9):
     for i in range(repeats + 2):                          # two to warm up
         for side, pipe in enumerate(pipes):
             pipe.send("step")
-            took, loss = pipe.recv()
+            step_seconds, loss = pipe.recv()
             losses[side].append(loss)
             if i >= 2:
-                times[side].append(took)
-        products.append(clock(lambda: a @ a)[0])
-    ms = [statistics.median(t) * 1e3 for t in times]
-    rate = 2 * n ** 3 / min(products)
-    share = flops_per_token(arch, T, (T + 1) / 2) * B * T / ms[0] * 1e3 / rate
-    if abs(losses[0][0] - losses[1][0]) > (1e-3 if dtype == "bfloat16" else 1e-5) * losses[1][0]:
-        sys.exit(f"{name} {dtype}: first losses {losses[0][0]} and {losses[1][0]} differ: not the same "
+                seconds[side].append(step_seconds)
+        product_seconds.append(clock(lambda: a @ a)[0])
+    first_ours, first_theirs = losses[0][0], losses[1][0]
+    bound = 1e-3 if dtype == "bfloat16" else 1e-5
+    if abs(first_ours - first_theirs) > bound * first_theirs:
+        sys.exit(f"{name} {dtype}: first losses {first_ours} and {first_theirs} differ: not the same "
                  f"computation")
-    print(f"{name:22s} {dtype:8s}  {ms[0]:6.0f} ms  {ms[1]:6.0f} ms  {ms[1] / ms[0]:5.2f}  "
-          f"{B * T / ms[0] * 1e3:7.0f} tok/s  {share:4.0%} of {rate / 1e12:.2f} TFLOP/s", flush=True)
+    ours_ms, theirs_ms = [statistics.median(s) * 1e3 for s in seconds]
+    tokens_per_second = B * T / ours_ms * 1e3
+    rate = 2 * n ** 3 / min(product_seconds)              # FLOP/s
+    share = flops_per_token(arch, T, (T + 1) / 2) * tokens_per_second / rate
+    print(f"{name:22s} {dtype:8s}  {ours_ms:6.0f} ms  {theirs_ms:6.0f} ms  {theirs_ms / ours_ms:5.2f}  "
+          f"{tokens_per_second:7.0f} tok/s  {share:4.0%} of {rate / 1e12:.2f} TFLOP/s", flush=True)
 
 
 if __name__ == "__main__":
-    device = dict(a.lstrip("-").split("=") for a in sys.argv[1:]).get("device", "cpu")
     import transformers
-    spawn, pipes = multiprocessing.get_context("spawn"), []
+    flags = dict(flag.lstrip("-").split("=") for flag in sys.argv[1:])
+    device = flags.get("device", "cpu")
+    spawn = multiprocessing.get_context("spawn")
+    pipes = []
     for side in ("ours", "transformers"):
-        here, there = spawn.Pipe()
-        spawn.Process(target=worker, args=(there, side, device), daemon=True).start()
-        pipes.append(here)
+        pipe, workers_end = spawn.Pipe()
+        spawn.Process(target=worker, args=(workers_end, side, device), daemon=True).start()
+        pipes.append(pipe)
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.get_num_threads()} "
           f"threads, {B} x {T} tokens a step\n{'':32s}  {'ours':9s}  {'theirs':9s}  ratio")
     for dtype in ("bfloat16", "float32"):
