@@ -9,7 +9,6 @@
 
 from typing import NamedTuple
 
-
 VERDICTS = 1               # version of the graders; raise it when any answer may be judged otherwise
 
 
