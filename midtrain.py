@@ -18,14 +18,15 @@ import os
 import resource
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
 
 import data
 import presets
-from cli import InputError, human, launch, write_atomic
+from cli import InputError, check_bounds, human, launch, write_atomic
 from corpus import tokenizing
 from corpus.tokenizer import load_tokenizer
 from kernels.ssd import chunk_length
@@ -44,12 +45,18 @@ from runtime import Run, grad_norm, join_ranks, peak_tflops, reduce_vectors, sha
 
 # -- config -------------------------------------------------------------------------------------------------
 
+Dtype = Literal["bfloat16", "float32"]
+Packing = Literal["concat", "bfd"]
+Recompute = Literal["off", "full", "selective"]
+Schedule = Literal["cosine", "exponential"]
+Trained = Literal["all", "attention"]
+
 
 @dataclass
 class Config:
     model: str = "toy"                   # preset, folder or hub id: architecture and recipe (presets/)
-    init: str = ""                       # preset, folder, random:NAME[:SEED], 0.15*A + 0.85*B; else --model
-    run: str = "runs/midtrain"           # run folder, also --out (torchrun keeps --run); goes on from it
+    init: str = ""                       # starts from a preset, folder, random:NAME[:SEED], 0.15*A + 0.85*B
+    run: str = "runs/midtrain"           # run folder, also --out (torchrun keeps --run); resumed if it exists
     data: str = "toy"                    # folder of prepared sources; toy = the embedded world, in data/toy
     tokenizer: str = ""                  # folder of a tokenizer; empty = the checkpoint's own
     mixture: str = "math+code+science"   # math, math+code, math+code+science, base, or source:percent,...
@@ -58,11 +65,11 @@ class Config:
     seq_len: int = 8192                  # tokens a row; paper, table 16
     batch: int = 128                     # rows a step over all ranks; paper: 128 devices x 1
     micro_batch: int = 1                 # rows a forward pass of one rank; paper, table 16
-    packing: str = "concat"              # concat: cut anywhere (paper silent); bfd: as data.py pack put them
+    packing: Packing = "concat"          # concat: cut anywhere (paper silent); bfd: as data.py pack put them
     doc_mask: bool = True                # isolate documents in attention, conv and state; paper silent, ours
     lr: float = 5e-5                     # peak learning rate; paper, table 16
     warmup: int = 500                    # steps of linear warm-up; paper, table 16
-    schedule: str = "cosine"             # cosine (paper, table 16), exponential (long context, table 17)
+    schedule: Schedule = "cosine"        # cosine (paper, table 16), exponential (long context, table 17)
     final_lr: float = 0.1                # last learning rate as a fraction of lr; paper, table 16
     weight_decay: float = 0.1            # paper, table 16; on matrices only (ours)
     beta1: float = 0.9                   # paper, table 16
@@ -70,11 +77,11 @@ class Config:
     eps: float = 1e-10                   # paper, table 16
     clip: float = 1.0                    # global gradient norm, after reduction; ours, the paper gives none
     max_skips: int = 5                   # non-finite steps in a row before the run stops; ours
-    train: str = "all"                   # all, or attention only (long-context restoration, section 8.1)
-    dtype: str = "bfloat16"              # compute: bfloat16 (paper), float32; masters, reductions are float32
+    train: Trained = "all"               # all, or attention only (long-context restoration, section 8.1)
+    dtype: Dtype = "bfloat16"            # compute: bfloat16 (paper), float32; masters, reductions are float32
     replicate: int = 1                   # HSDP: copies of the sharded model; paper: 16
     shard: int = 0                       # HSDP: ranks a copy is sharded over; paper: 8; 0 = world / replicate
-    recompute: str = "full"              # a layer's activations: off, full, selective (keeps matrix products)
+    recompute: Recompute = "full"        # a layer's activations: off, full, selective (keeps matrix products)
     kernels: str = "auto"                # auto (Triton on GPUs, torch on CPUs), torch, mamba-ssm (its scan)
     compile: bool = False                # torch.compile each layer, out of the plain formulas
     eval_every: int = 500                # steps between held-out losses; also before, after; 0 = only those
@@ -83,7 +90,7 @@ class Config:
     keep: int = 2                        # checkpoints kept; 0 = all
     log_every: int = 10                  # steps between step lines; every step is in metrics.jsonl
     prefetch: int = 2                    # steps of rows read ahead
-    export_dtype: str = "bfloat16"       # of runs/.../model, the hub-format result
+    export_dtype: Dtype = "bfloat16"     # of runs/.../model, the hub-format result
     device: str = "auto"                 # auto, cpu, cuda
     peak_tflops: float = 0.0             # device rate for MFU; 0 = its data sheet, or a CPU's timed product
     mfu: float = 0.4                     # MFU that --dry_run reckons the days with
@@ -93,10 +100,16 @@ class Config:
 
 TOY = dict(steps=1000, seq_len=256, batch=8, micro_batch=8, lr=3e-3, warmup=30, recompute="off",
            eval_every=200, checkpoint_every=200, log_every=50, eval_rows=4, export_dtype="float32")
-# FREE: cannot change what is trained
+# The flags that may change when a run is resumed: they cannot change what is trained.
 FREE = ("replicate", "shard", "micro_batch", "recompute", "kernels", "compile", "checkpoint_every", "keep",
         "log_every", "prefetch", "device", "peak_tflops", "mfu", "allow_changed", "dry_run", "run")
-FIXED = ("model", "mixture", "seed", "batch", "seq_len", "packing", "train")        # a checkpoint is of these
+# The flags that may not change even with --allow_changed: a checkpoint belongs to these.
+FIXED = ("model", "mixture", "seed", "batch", "seq_len", "packing", "train")
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+# The least values of numbers.
+LEAST = {"steps": 1, "seq_len": 2, "batch": 1, "micro_batch": 1, "warmup": 0, "eval_every": 0, "eval_rows": 1,
+         "checkpoint_every": 0, "keep": 0, "log_every": 1, "prefetch": 1, "max_skips": 0, "lr": 0, "clip": 0,
+         "eps": 0, "weight_decay": 0, "final_lr": 0}
 
 
 def recipe(model):
@@ -105,19 +118,9 @@ def recipe(model):
 
 
 def check(cfg, world):
-    """Refuses what cannot run, naming the flag."""
+    """InputError on what cannot run on `world` ranks; it names the flag."""
     preset(cfg.model)
-    for name, least in (("steps", 1), ("seq_len", 2), ("batch", 1), ("micro_batch", 1), ("warmup", 0),
-                        ("eval_every", 0), ("eval_rows", 1), ("checkpoint_every", 0), ("keep", 0),
-                        ("log_every", 1), ("prefetch", 1), ("max_skips", 0), ("lr", 0), ("clip", 0),
-                        ("eps", 0), ("weight_decay", 0), ("final_lr", 0)):
-        if not least <= getattr(cfg, name) < math.inf:    # refuses nan as well
-            raise InputError(f"--{name}={getattr(cfg, name)} must be a finite number, at least {least}")
-    for name, known in (("dtype", DTYPES), ("export_dtype", DTYPES), ("schedule", ("cosine", "exponential")),
-                        ("recompute", ("off", "full", "selective")), ("train", ("all", "attention")),
-                        ("packing", ("concat", "bfd"))):
-        if getattr(cfg, name) not in known:
-            raise InputError(f"--{name}={getattr(cfg, name)!r} is not one of {', '.join(known)}")
+    check_bounds(cfg, LEAST)
     if cfg.warmup >= cfg.steps:
         raise InputError(f"--warmup={cfg.warmup} leaves nothing of --steps={cfg.steps}; give fewer warm-up "
                          f"steps")
@@ -126,15 +129,22 @@ def check(cfg, world):
             raise InputError(f"--{name}={getattr(cfg, name)} must be in [0, 1)")
     if cfg.batch % world:
         raise InputError(f"--batch={cfg.batch} does not divide by {world} ranks; take a multiple of {world}")
-    if cfg.batch // world % micro_rows(cfg, world):
-        raise InputError(f"--batch={cfg.batch} over {world} ranks is {cfg.batch // world} rows a rank, which "
+    rows_per_rank = cfg.batch // world
+    if rows_per_rank % forward_rows(cfg, world):
+        raise InputError(f"--batch={cfg.batch} over {world} ranks is {rows_per_rank} rows a rank, which "
                          f"does not divide by --micro_batch={cfg.micro_batch}; take a divisor of "
-                         f"{cfg.batch // world}")
+                         f"{rows_per_rank}")
 
 
-def micro_rows(cfg, world):
-    """Rows of one forward pass: --micro_batch, or all a rank has where that is less."""
-    return min(cfg.micro_batch, cfg.batch // world)
+def check_init(cfg, init):
+    """InputError if the weights of --init do not have the sizes of --model."""
+    arch = init.arch
+    if sizes(arch) == sizes(preset(cfg.model)):
+        return
+    fitting = [name for name in presets.names() if sizes(preset(name)) == sizes(arch)]
+    advice = fitting[0] if fitting else init.terms[0].checkpoint.path
+    raise InputError(f"--init={cfg.init} is a {arch.family} model of {len(arch.layers)} layers, not "
+                     f"the {cfg.model} of --model; give --model={advice}")
 
 
 def sizes(arch):
@@ -144,7 +154,9 @@ def sizes(arch):
     return arch.family, arch.layers, arch.C, arch.H, arch.K, arch.D, arch.F, scan
 
 
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+def forward_rows(cfg, world):
+    """Rows of one forward pass: --micro_batch, or all the rows of a rank where those are fewer."""
+    return min(cfg.micro_batch, cfg.batch // world)
 
 
 # -- the recipe as functions -------------------------------------------------------------------------------
@@ -153,23 +165,29 @@ def lr_at(step, cfg):
     """Learning rate of step 0, 1, ...: linear warm-up, then cosine or exponential decay to final_lr * lr."""
     if step < cfg.warmup:
         return cfg.lr * (step + 1) / cfg.warmup
-    t = (step - cfg.warmup) / max(1, cfg.steps - cfg.warmup)
+    decayed = (step - cfg.warmup) / max(1, cfg.steps - cfg.warmup)                    # 0 to 1
     if cfg.schedule == "exponential":                     # factor 0 is out of reach; 1e-3 stands for it, ours
-        return cfg.lr * max(cfg.final_lr, 1e-3) ** t
-    return cfg.lr * (cfg.final_lr + (1 - cfg.final_lr) * 0.5 * (1 + math.cos(math.pi * t)))
+        return cfg.lr * max(cfg.final_lr, 1e-3) ** decayed
+    cosine = 0.5 * (1 + math.cos(math.pi * decayed))                                  # 1 to 0
+    return cfg.lr * (cfg.final_lr + (1 - cfg.final_lr) * cosine)
 
 
 def make_optimizer(model, cfg):
     """AdamW; decay on matrices only. State exists from the start, so that a checkpoint can be loaded into
     it."""
-    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    groups = [{"params": [p for _, p in trained if p.ndim >= 2], "weight_decay": cfg.weight_decay},
-              {"params": [p for _, p in trained if p.ndim < 2], "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=cfg.lr, betas=(cfg.beta1, cfg.beta2),
-                                  eps=cfg.eps, fused=True)
-    for _, p in trained:
-        optimizer.state[p] = {"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p),
-                              "exp_avg_sq": torch.zeros_like(p)}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim >= 2]
+    vectors = [p for p in trained if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": cfg.weight_decay}]
+    if vectors:
+        groups.append({"params": vectors, "weight_decay": 0.0})
+    optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=True)
+    for p in trained:
+        optimizer.state[p] = {
+            "step": torch.zeros((), device=p.device),
+            "exp_avg": torch.zeros_like(p),
+            "exp_avg_sq": torch.zeros_like(p),
+        }
     return optimizer
 
 
@@ -181,95 +199,152 @@ def choose_trained(model, which):
             p.requires_grad_(name.split(".")[-2] in ("q_proj", "k_proj", "v_proj", "o_proj"))
 
 
-def batches(stream, cfg, ranks, start):
-    """This rank's rows of steps start, start + 1, ...; read ahead in a thread, which cannot change their
-    order."""
-    local = cfg.batch // ranks.world
+def batches(stream, cfg, ranks, start, window=None):
+    """This rank's `data.Batch` of steps start, start + 1, ... One thread reads ahead, and counts what the
+    step line says of the rows; it cannot change their order. window: keys that attention sees."""
+    rows_per_rank = cfg.batch // ranks.world
 
     def read(step):
-        return stream.read(step * cfg.batch + ranks.rank * local, local)
+        first_row = step * cfg.batch + ranks.rank * rows_per_rank
+        batch = stream.read(first_row, rows_per_rank)
+        batch.counted = int((batch.targets >= 0).sum())
+        lengths = batch.document_lengths() if cfg.doc_mask else [cfg.seq_len] * rows_per_rank
+        batch.keys_met = keys_met(lengths, window)
+        batch.rows_per_source = np.bincount(batch.source, minlength=len(stream.mixture))
+        return batch
 
     with ThreadPoolExecutor(1) as pool:
-        ahead = collections.deque(pool.submit(read, s)
-                                  for s in range(start, min(start + cfg.prefetch, cfg.steps)))
+        first_steps = range(start, min(start + cfg.prefetch, cfg.steps))
+        ahead = collections.deque(pool.submit(read, step) for step in first_steps)
         for step in range(start, cfg.steps):
             if step + cfg.prefetch < cfg.steps:
                 ahead.append(pool.submit(read, step + cfg.prefetch))
             yield ahead.popleft().result()
 
 
+def on_device(device, *arrays):
+    """The arrays as tensors there."""
+    return [torch.from_numpy(array).to(device, non_blocking=True) for array in arrays]
+
+
 @torch.no_grad()
 def domain_losses(model, held, cfg, ranks):
     """Held-out loss in nats a token by domain: the retention curve. Rows are dealt to the ranks; every rank
     makes the same number of passes (sharded layers are gathered by all), the surplus ones count nothing."""
-    losses, together = {}, ranks.world * micro_rows(cfg, ranks.world)
-    for domain, b in held.items():
-        total, counted, n = 0.0, 0, len(b.tokens)
-        for i in range(0, n, together):
-            mine = np.arange(i + ranks.rank, i + together, ranks.world)
-            tokens, docs, targets = (z[np.minimum(mine, n - 1)] for z in (b.tokens, b.docs, b.targets))
-            targets[mine >= n] = -100
+    losses = {}
+    rows_per_round = ranks.world * forward_rows(cfg, ranks.world)
+    for domain, batch in held.items():
+        rows = len(batch.tokens)
+        loss_sum = 0.0
+        counted = 0
+        for first in range(0, rows, rows_per_round):
+            # This rank's rows of the round; one beyond the last repeats the last, and counts nothing.
+            dealt = np.arange(first + ranks.rank, first + rows_per_round, ranks.world)
+            chosen = np.minimum(dealt, rows - 1)
+            targets = batch.targets[chosen]
+            targets[dealt >= rows] = -100
             counted += int((targets >= 0).sum())
-            tokens, docs, targets = (torch.from_numpy(z).to(ranks.device) for z in (tokens, docs, targets))
-            total += float(model(tokens, docs if cfg.doc_mask else None, targets))
-        total, counted = ranks.sum(total, counted)
-        losses[domain] = total / counted
+            tokens, docs, targets = on_device(ranks.device, batch.tokens[chosen], batch.docs[chosen], targets)
+            loss_sum += float(model(tokens, docs if cfg.doc_mask else None, targets))
+        loss_sum, counted = ranks.sum(loss_sum, counted)
+        losses[domain] = loss_sum / counted
     return losses
 
 
 # -- plan, table, picture ----------------------------------------------------------------------------------
 
-def duration(s):
-    s = int(s)
-    return f"{s // 86400}d{s % 86400 // 3600:02d}h" if s >= 86400 else (
-        f"{s // 3600}h{s % 3600 // 60:02d}m" if s >= 3600 else f"{s // 60}m{s % 60:02d}s")
+def duration(seconds):
+    """1d03h, 2h05m or 3m20s."""
+    seconds = int(seconds)
+    minutes = seconds // 60
+    hours = minutes // 60
+    days = hours // 24
+    if days:
+        return f"{days}d{hours % 24:02d}h"
+    if hours:
+        return f"{hours}h{minutes % 60:02d}m"
+    return f"{minutes}m{seconds % 60:02d}s"
 
 
 def plan(cfg, world):
     """What --dry_run prints: parameters, memory a device by part, tokens and epochs a source, FLOPs, days."""
-    arch, counts = preset(cfg.model), parameter_counts(preset(cfg.model))
-    n, width = sum(counts.values()), (cfg.shard or world // cfg.replicate)
-    bytes_, T, rows = (2 if cfg.dtype == "bfloat16" else 4), cfg.seq_len, micro_rows(cfg, world)
-    whole, table_ = counts["norms"], arch.V * arch.C
-    kinds = {arch.layers.index(k) for k in set(arch.layers)}
-    layer = max(sum(parameter_counts(_only(arch, i)).values()) for i in kinds)
-    inner = max(activations(arch, kinds) for kinds in set(arch.layers)) * T * rows * bytes_
-    stack = sum(activations(arch, kinds) for kinds in arch.layers) * T * rows * bytes_
-    saved = {"full": len(arch.layers) * T * rows * arch.C * bytes_ + inner, "off": stack,
-             "selective": stack / 2}[cfg.recompute]       # about half are products' outputs, which it keeps
-    memory = {
-        "weights, fp32, sharded": 4 * n / width + 4 * whole,
-        "Adam moments, fp32, sharded": 8 * n / width + 8 * whole,
-        "gradients, fp32, sharded": 4 * n / width + 4 * whole,
-        f"gathered in {cfg.dtype}: two layers, embedding, head":
-            bytes_ * (2 * layer + table_ * (2 - arch.tied)),
-        f"activations, recompute={cfg.recompute} (estimate)": saved,
-        "gradients of a layer, and of two in fp32 as they are reduced": layer * (bytes_ + 8),
-        "loss: a chunk of logits, gradients of the head":
-            min(2048, T * rows) * arch.V * (4 + bytes_) + (8 + bytes_) * table_,
-    }
-    tokens = cfg.steps * cfg.batch * T
-    exact, full = (flops_per_token(arch, T, a) * tokens for a in (keys_met([T], arch.window) / T, None))
-    peak = (cfg.peak_tflops or 989) * 1e12
-    lines = [f"{cfg.model}: {n:,} parameters ({', '.join(f'{k} {v:,}' for k, v in counts.items() if v)})",
-             f"{cfg.steps:,} steps x {cfg.batch} rows x {T:,} tokens = {human(tokens)} tokens on {world} "
-             f"devices ({cfg.replicate} x {width}), {cfg.batch // world // rows} micro-batches a step", "",
-             "memory a device:"]
+    arch = preset(cfg.model)
+    counts = parameter_counts(arch)
+    parameters = sum(counts.values())
+    parts = ", ".join(f"{part} {count:,}" for part, count in counts.items() if count)
+    shards = cfg.shard or world // cfg.replicate
+    passes = cfg.batch // world // forward_rows(cfg, world)
+    rows = cfg.steps * cfg.batch
+    tokens = rows * cfg.seq_len
+
+    memory = device_memory(cfg, arch, counts, shards, forward_rows(cfg, world))
     memory["sum"] = sum(memory.values())
-    lines += [f"  {k:63s} {v / 1e9:8.2f} GB" for k, v in memory.items()]
-    lines += [f"a checkpoint: {12 * n / 1e9:.1f} GB on disk (kept: {cfg.keep or 'all'}, and one being "
-              f"written), as much in host memory meanwhile", ""]
-    mixture = data.read_mixture(cfg.mixture)
-    lines += [data.forecast(mixture, cfg.steps * cfg.batch, T, cfg.seed), "",
-              f"{exact:.3e} FLOPs with causal attention halved, {full:.3e} undiscounted "
-              f"(attention over {T:,} keys)",
-              f"{exact / (peak * cfg.mfu * world) / 86400:.2f} days at {cfg.mfu:.0%} of "
-              f"{peak / 1e12:.0f} TFLOP/s a device"
-              + ("" if cfg.peak_tflops else " (H100, bf16; --peak_tflops=... for another)")]
-    return "\n".join(lines)
+
+    # Days at the given MFU, from the work really done: causal attention meets half of the keys.
+    mean_keys = keys_met([cfg.seq_len], arch.window) / cfg.seq_len
+    causal_flops = flops_per_token(arch, cfg.seq_len, mean_keys) * tokens
+    full_flops = flops_per_token(arch, cfg.seq_len) * tokens
+    peak_flops = (cfg.peak_tflops or 989) * 1e12
+    days = causal_flops / (peak_flops * cfg.mfu * world) / 86400
+    whose_peak = "" if cfg.peak_tflops else " (H100, bf16; --peak_tflops=... for another)"
+
+    return "\n".join([
+        f"{cfg.model}: {parameters:,} parameters ({parts})",
+        f"{cfg.steps:,} steps x {cfg.batch} rows x {cfg.seq_len:,} tokens = {human(tokens)} tokens on "
+        f"{world} devices ({cfg.replicate} x {shards}), {passes} micro-batches a step",
+        "",
+        "memory a device:",
+        *(f"  {part:63s} {size / 1e9:8.2f} GB" for part, size in memory.items()),
+        f"a checkpoint: {12 * parameters / 1e9:.1f} GB on disk (kept: {cfg.keep or 'all'}, and one being "
+        f"written), as much in host memory meanwhile",
+        "",
+        data.forecast(data.read_mixture(cfg.mixture), rows, cfg.seq_len, cfg.seed),
+        "",
+        f"{causal_flops:.3e} FLOPs with causal attention halved, {full_flops:.3e} undiscounted "
+        f"(attention over {cfg.seq_len:,} keys)",
+        f"{days:.2f} days at {cfg.mfu:.0%} of {peak_flops / 1e12:.0f} TFLOP/s a device{whose_peak}"])
 
 
-def activations(arch, kinds):
+def device_memory(cfg, arch, counts, shards, rows_per_pass):
+    """Bytes a device by what they hold, {text: bytes}, where matrices are cut into `shards`. counts:
+    `parameter_counts` of arch."""
+    parameters = sum(counts.values())
+    vectors = counts["norms"]                             # whole on every device, see `shard`
+    embedding = arch.V * arch.C
+    number = 2 if cfg.dtype == "bfloat16" else 4          # bytes of one, in the dtype of the passes
+    tokens_per_pass = cfg.seq_len * rows_per_pass
+
+    # The largest layer decides what is gathered at a time, and what a layer recomputes at once.
+    layer_kinds = set(arch.layers)
+    largest_layer = max(layer_parameters(arch, layer) for layer in layer_kinds)
+    largest_activations = max(activations(arch, layer) for layer in layer_kinds) * tokens_per_pass * number
+    all_activations = sum(activations(arch, layer) for layer in arch.layers) * tokens_per_pass * number
+    layer_inputs = len(arch.layers) * tokens_per_pass * arch.C * number
+    saved = {
+        "off": all_activations,
+        "full": layer_inputs + largest_activations,
+        "selective": all_activations / 2,                 # about half are products' outputs, which it keeps
+    }
+
+    logits = min(2048, tokens_per_pass) * arch.V * (4 + number)
+    return {
+        "weights, fp32, sharded": 4 * parameters / shards + 4 * vectors,
+        "Adam moments, fp32, sharded": 8 * parameters / shards + 8 * vectors,
+        "gradients, fp32, sharded": 4 * parameters / shards + 4 * vectors,
+        f"gathered in {cfg.dtype}: two layers, embedding, head":
+            number * (2 * largest_layer + embedding * (2 - arch.tied)),
+        f"activations, recompute={cfg.recompute} (estimate)": saved[cfg.recompute],
+        "gradients of a layer, and of two in fp32 as they are reduced": largest_layer * (number + 8),
+        "loss: a chunk of logits, gradients of the head": logits + (8 + number) * embedding,
+    }
+
+
+def layer_parameters(arch, layer):
+    """Parameters of one layer ("af", "m", ...): those of a model of it alone, its embedding of one row."""
+    return sum(parameter_counts(replace(arch, layers=(layer,), V=1, tied=True)).values())
+
+
+def activations(arch, layer):
     """Numbers a token that the sublayers of one layer keep for their backward pass (an estimate; the scan's
     fp32 counts two)."""
     kept = {"a": 2 * arch.C + 2 * (arch.H + arch.K) * arch.D,
@@ -278,23 +353,21 @@ def activations(arch, kinds):
         mamba = arch.mamba
         chunk = chunk_length(mamba.head_dim, mamba.state)
         kept["m"] = 2 * arch.C + 3 * (mamba.inner + mamba.conv_channels) + 3 * mamba.heads * chunk
-    return sum(kept[kind] for kind in kinds)
-
-
-def _only(arch, i):
-    """The architecture with layer i alone and an embedding of one row: what a gathered layer weighs."""
-    from dataclasses import replace
-    return replace(arch, layers=(arch.layers[i],), V=1, tied=True)
+    return sum(kept[kind] for kind in layer)
 
 
 def table(curve):
     """The retention table of [(step, {domain: loss})]: before, after, change."""
-    (_, before), (step, after) = curve[0], curve[-1]
+    _, before = curve[0]
+    step, after = curve[-1]
     lines = [f"held-out loss, nats a token   before   after {step} steps   change   (kept: within 0.05)"]
-    lines += [
-        f"  {d:26s} {before[d]:7.3f} {after[d]:14.3f} {after[d] - before[d]:+11.3f}   "
-        f"{'kept' if abs(after[d] - before[d]) < 0.05 else 'gained' if after[d] < before[d] else 'lost'}"
-        for d in before]
+    for domain in before:
+        change = after[domain] - before[domain]
+        verdict = "gained" if change < 0 else "lost"
+        if abs(change) < 0.05:
+            verdict = "kept"
+        lines.append(f"  {domain:26s} {before[domain]:7.3f} {after[domain]:14.3f} {change:+11.3f}   "
+                     f"{verdict}")
     return "\n".join(lines)
 
 
@@ -315,6 +388,95 @@ def picture(curve, path, title):
     plt.close(fig)
 
 
+# -- what main is made of ------------------------------------------------------------------------------------
+
+def build_model(arch, cfg, ranks):
+    """The model, sharded over the ranks; its weights are still to be filled in."""
+    with torch.device("meta"):
+        model = Model(arch)
+    for layer in model.trunk[1]:
+        layer.recompute = cfg.recompute
+        if cfg.compile:
+            layer.body = torch.compile(layer.body)
+    choose_trained(model, cfg.train)
+    return shard(model, ranks.mesh, DTYPES[cfg.dtype]).to_empty(device=ranks.device)
+
+
+def resume(run, cfg, state):
+    """Loads the newest checkpoint of the run into `state`. Returns its step; 0 where there is none, and
+    nothing is loaded. InputError if it is beyond --steps, or of other data."""
+    start = run.latest()
+    if start is None:
+        return 0
+    if start > cfg.steps:
+        raise InputError(f"--steps={cfg.steps}: {cfg.run} is at step {start} already; give more, or "
+                         f"another --run")
+    fingerprint = state["progress"]["fingerprint"]
+    run.restore(state, start)
+    if state["progress"]["fingerprint"] != fingerprint and not cfg.allow_changed:
+        raise InputError(f"--data={cfg.data}: the prepared data changed since {cfg.run} was started; "
+                         f"restore it, or give another --run")
+    state["progress"]["fingerprint"] = fingerprint
+    return start
+
+
+def log_start(run, cfg, model, ranks, peak_flops, start):
+    """One line on how the run is computed, one on the sizes of a step."""
+    parameters = sum(p.numel() for p in model.parameters())
+    layout = f"{cfg.replicate} x {ranks.world // cfg.replicate}"
+    words = [f"{cfg.model} {parameters:,} parameters",
+             f"{ranks.world} x {ranks.device.type} ({layout}) {cfg.dtype}",
+             kernels_in_use(ranks.device, DTYPES[cfg.dtype])]
+    if cfg.compile:
+        words.append("layers: torch.compile")
+    words.append("documents masked" if cfg.doc_mask else "documents not masked")
+    words.append(f"peak {peak_flops / 1e12:.3g} TFLOP/s")
+    if start:
+        words.append(f"goes on at step {start}")
+    run.log(" | ".join(words))
+    rows_per_pass = forward_rows(cfg, ranks.world)
+    passes = cfg.batch // ranks.world // rows_per_pass
+    tokens = cfg.batch * cfg.seq_len
+    run.log(f"each step {human(tokens)} tokens: {ranks.world} ranks x {passes} passes x {rows_per_pass} rows "
+            f"x {cfg.seq_len:,} tokens | {cfg.steps:,} steps {human(cfg.steps * tokens)} tokens")
+
+
+def log_step(run, cfg, numbers, seconds_left):
+    """Every step: its numbers to metrics.jsonl. Every --log_every steps, and at the last: its line."""
+    run.metrics(**numbers)
+    step = numbers["step"]
+    if step % cfg.log_every == 0 or step == cfg.steps:
+        run.log(f"step {step:5d}/{cfg.steps} {step / cfg.steps:6.1%} | loss {numbers['loss']:.4f} | "
+                f"gnorm {numbers['gnorm']:.2f} | lr {numbers['lr']:.2e} | {human(numbers['tok_s'])} tok/s | "
+                f"mfu {numbers['mfu']:.1%} | mem {numbers['memory'] / 1e9:.1f}G | "
+                f"eta {duration(seconds_left)}")
+
+
+def log_skip(run, cfg, step, loss, norm, skips):
+    """Says that a step was skipped because its loss or gradient is not finite. InputError when more than
+    --max_skips were in a row."""
+    run.log(f"step {step}: loss {loss}, gradient norm {norm}: skipped ({skips} in a row)")
+    if skips > cfg.max_skips:
+        run.finish()                                      # the checkpoint under way is of an earlier step
+        raise InputError(f"{skips} non-finite steps in a row at step {step} "
+                         f"(--max_skips={cfg.max_skips}); the checkpoints before are kept: lower "
+                         f"--lr and go on from one with --allow_changed=True")
+
+
+def check_rows(rows, mixture, cfg, step):
+    """Rows counted of each source by the end of `step` must be the planned ones."""
+    planned = data.planned_rows(mixture, cfg.seed, step * cfg.batch).tolist()
+    if rows != planned:
+        raise RuntimeError(f"rows counted {rows} are not the rows planned {planned}")
+
+
+def peak_memory(device):
+    """The most bytes this process has held: on its GPU, or, without one, in the host's memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 # -- main --------------------------------------------------------------------------------------------------
 
 def main(cfg):
@@ -328,111 +490,101 @@ def main(cfg):
         return {}
     check(cfg, world)
     mixture = data.read_mixture(cfg.mixture)
-    with join_ranks(cfg.device, cfg.replicate, cfg.shard) as me:
-        run = Run(cfg.run, cfg, me, FREE, FIXED, cfg.allow_changed)
+    with join_ranks(cfg.device, cfg.replicate, cfg.shard) as ranks:
+        run = Run(cfg.run, cfg, ranks, FREE, FIXED, cfg.allow_changed)
+        results = f"model: {run.path('model')}   figure: {run.path('figures', 'retention.png')}"
         result = run.result("retention.json")
         if result and result["curve"][-1][0] >= cfg.steps:
             run.log(f"{cfg.run} is finished (delete the folder to train again)\n{table(result['curve'])}\n"
-                    f"model: {run.path('model')}   figure: {run.path('figures', 'retention.png')}")
+                    f"{results}")
             return result
-
-        choose_kernels(cfg.kernels, me.device, cfg.compile)
-        peak = (cfg.peak_tflops or peak_tflops(me.device, DTYPES[cfg.dtype])) * 1e12
+        choose_kernels(cfg.kernels, ranks.device, cfg.compile)
+        peak_flops = (cfg.peak_tflops or peak_tflops(ranks.device, DTYPES[cfg.dtype])) * 1e12    # of one rank
 
         # -- weights, tokenizer, data -----------------------------------------------------------------------
-        with me.first_on_node():                          # it downloads, the others find it
+        with ranks.first_on_node():                       # the first rank downloads, the others find it
             init = Init(cfg.init or cfg.model)
         arch = init.arch
-        if cfg.init and sizes(arch) != sizes(preset(cfg.model)):
-            same = [name for name in presets.names() if sizes(preset(name)) == sizes(arch)]
-            raise InputError(f"--init={cfg.init} is a {arch.family} model of {len(arch.layers)} layers, not "
-                             f"the {cfg.model} of --model; give "
-                             f"--model={same[0] if same else init.terms[0].checkpoint.path}")
+        if cfg.init:
+            check_init(cfg, init)
         tokenizer = load_tokenizer(cfg.tokenizer, arch.raw) if cfg.tokenizer else init.tokenizer()
         folder = "data/toy" if cfg.data == "toy" else cfg.data
-        if cfg.data == "toy" and me.rank == 0:
+        if cfg.data == "toy" and ranks.rank == 0:
             tokenizing.prepare_toy(folder, tokenizer)
         torch.distributed.barrier()
-        stream = data.Stream(folder, mixture, cfg.seed, cfg.seq_len, tokenizer, arch.V,
-                             not cfg.doc_mask, cfg.packing)
+        across = not cfg.doc_mask                         # a document's first token is a target as well
+        stream = data.Stream(folder, mixture, cfg.seed, cfg.seq_len, tokenizer, arch.V, across, cfg.packing)
         for source in stream.sources:
-            source.verify(me.rank, me.world, splits=("train",))                # heldout verifies its own
-        held = data.heldout(folder, tokenizer, arch.V, cfg.seq_len, cfg.eval_rows, across=not cfg.doc_mask)
+            source.verify(ranks.rank, ranks.world, splits=("train",))          # heldout verifies its own
+        held = data.heldout(folder, tokenizer, arch.V, cfg.seq_len, cfg.eval_rows, across=across)
 
-        # -- model, optimizer, what was done before ---------------------------------------------------------
-        with torch.device("meta"):
-            model = Model(arch)
-        for layer in model.trunk[1]:
-            layer.recompute = cfg.recompute
-            if cfg.compile:
-                layer.body = torch.compile(layer.body)
-        choose_trained(model, cfg.train)
-        shard(model, me.mesh, DTYPES[cfg.dtype]).to_empty(device=me.device)
+        # -- model, optimizer, and what a stopped run has done ----------------------------------------------
+        model = build_model(arch, cfg, ranks)
         model.tokenizer = tokenizer
         optimizer = make_optimizer(model, cfg)
-        parameters = [p for p in model.parameters() if p.requires_grad]
+        weights = dict(model.named_parameters())
+        parameters = [p for p in weights.values() if p.requires_grad]
         fingerprint = stream.fingerprint()
-        progress = {"step": 0, "skips": 0, "rows": [0] * len(mixture), "fingerprint": fingerprint}
-        state = {"model": dict(model.named_parameters()), "progress": progress,
-                 "optimizer": {n: optimizer.state[p] for n, p in model.named_parameters()
-                               if p in optimizer.state}}
-        start = run.latest()
-        if start is None:
+        state = {
+            "model": weights,
+            "progress": {"step": 0, "skips": 0, "rows": [0] * len(mixture), "fingerprint": fingerprint},
+            "optimizer": {name: optimizer.state[p] for name, p in weights.items() if p.requires_grad},
+        }
+        start = resume(run, cfg, state)
+        if start == 0:
             init.fill(model)
-            start = 0
-        elif start > cfg.steps:
-            raise InputError(f"--steps={cfg.steps}: {cfg.run} is at step {start} already; give more, or "
-                             f"another --run")
-        else:
-            progress = run.restore(state, start)["progress"]
-            if progress["fingerprint"] != fingerprint and not cfg.allow_changed:
-                raise InputError(f"--data={cfg.data}: the prepared data changed since {cfg.run} was started; "
-                                 f"restore it, or give another --run")
-            progress["fingerprint"] = fingerprint
+        progress = state["progress"]
         run.prune(cfg.keep)
-        lines = run.rewind(start)
-        run.log(f"{cfg.model} {sum(p.numel() for p in model.parameters()):,} parameters | {me.world} x "
-                f"{me.device.type} ({cfg.replicate} x {me.world // cfg.replicate}) {cfg.dtype} | "
-                f"{kernels_in_use(me.device, DTYPES[cfg.dtype])}{' | layers: torch.compile' * cfg.compile} | "
-                f"documents {'masked' if cfg.doc_mask else 'not masked'} | peak {peak / 1e12:.3g} TFLOP/s"
-                + (f" | goes on at step {start}" if start else ""))
-        curve = [(line["step"], line["eval"]) for line in lines if "eval" in line]
-        loss = ([float("nan")] + [line["loss"] for line in lines if "loss" in line])[-1]
+        past = run.rewind(start)                          # the lines of metrics.jsonl up to here
+        curve = [(line["step"], line["eval"]) for line in past if "eval" in line]
+        past_losses = [line["loss"] for line in past if "loss" in line]
+        loss = past_losses[-1] if past_losses else math.nan
+        log_start(run, cfg, model, ranks, peak_flops, start)
 
-        # -- the loop ---------------------------------------------------------------------------------------
         def evaluate(step):
-            losses = domain_losses(model, held, cfg, me)
+            losses = domain_losses(model, held, cfg, ranks)
             curve.append((step, losses))
             run.metrics(step=step, eval=losses)
-            run.log(f"held-out {step:5d} | " + " | ".join(f"{d} {v:.3f}" for d, v in losses.items()))
+            run.log(f"held-out {step:5d} | " + " | ".join(f"{name} {v:.3f}" for name, v in losses.items()))
 
-        mark, spent, waited = time.perf_counter(), 0.0, 0.0
-        micro, rows = micro_rows(cfg, me.world), batches(stream, cfg, me, start)
+        # -- the loop ---------------------------------------------------------------------------------------
+        rows_per_rank = cfg.batch // ranks.world
+        rows_per_pass = forward_rows(cfg, ranks.world)
+        tokens_per_step = cfg.batch * cfg.seq_len
+        full_flops = tokens_per_step * flops_per_token(arch, cfg.seq_len)          # as if no key were masked
+        reader = batches(stream, cfg, ranks, start, arch.window)
+        loop_began = time.perf_counter()
+        wait_seconds = 0.0
+        train_seconds = 0.0
         for step in range(start, cfg.steps):
+            # Before the first step and every --eval_every steps: held-out losses (all ranks take part).
             if step == 0 or (cfg.eval_every and step % cfg.eval_every == 0):
                 evaluate(step)
-            began = time.perf_counter()
-            batch = next(rows)
-            waited += time.perf_counter() - began
-            tokens, targets, docs = (torch.from_numpy(z).to(me.device, non_blocking=True)
-                                     for z in (batch.tokens, batch.targets, batch.docs))
-            edges = np.diff(np.flatnonzero(np.diff(batch.docs, axis=1, prepend=-1).ravel()),
-                            append=batch.docs.size)
-            attended = keys_met(edges if cfg.doc_mask else [cfg.seq_len] * len(docs), arch.window)
-            counted, attended, *taken = me.sum(int((batch.targets >= 0).sum()), attended,
-                                               *np.bincount(batch.source, minlength=len(mixture)))
-            progress["rows"] = [a + int(b) for a, b in zip(progress["rows"], taken, strict=True)]
 
-            total = torch.zeros((), device=me.device)
-            for i in range(0, len(tokens), micro):
-                part = slice(i, i + micro)
-                model.set_requires_all_reduce(i + micro >= len(tokens))     # reduce-scatter always
-                share = model(tokens[part], docs[part] if cfg.doc_mask else None, targets[part]) / counted
-                share.backward()
-                total += share.detach()
+            # Every step: take this rank's rows, which were read ahead, and sum over the ranks what they hold.
+            step_began = time.perf_counter()
+            batch = next(reader)
+            wait_seconds += time.perf_counter() - step_began
+            tokens, targets, docs = on_device(ranks.device, batch.tokens, batch.targets, batch.docs)
+            counted, keys, *rows = ranks.sum(batch.counted, batch.keys_met, *batch.rows_per_source)
+            progress["rows"] = [n + int(new) for n, new in zip(progress["rows"], rows, strict=True)]
+
+            # Every pass of rows_per_pass rows: forward and backward. Dividing by the tokens of all ranks lets
+            # the parts sum to the mean over the batch, however it is split.
+            loss_sum = torch.zeros((), device=ranks.device)
+            for first in range(0, rows_per_rank, rows_per_pass):
+                part = slice(first, first + rows_per_pass)
+                docs_part = docs[part] if cfg.doc_mask else None
+                model.set_requires_all_reduce(first + rows_per_pass >= rows_per_rank)  # reduce-scatter always
+                loss_part = model(tokens[part], docs_part, targets[part]) / counted
+                loss_part.backward()
+                loss_sum += loss_part.detach()
+
+            # Every step: reduce, clip by the global norm, AdamW. A step that is not finite leaves no trace in
+            # the weights or the moments.
             reduce_vectors(parameters)
-            loss, norm = me.sum(float(total))[0], grad_norm(parameters, me.mesh)
-
+            loss = ranks.sum(float(loss_sum))[0]
+            norm = grad_norm(parameters, ranks.mesh)
             lr = lr_at(step, cfg)
             if math.isfinite(norm) and math.isfinite(loss):
                 if cfg.clip and norm > cfg.clip:
@@ -442,54 +594,41 @@ def main(cfg):
                     group["lr"] = lr
                 optimizer.step()
                 progress["skips"] = 0
-            else:                                         # no trace of it in the weights or the moments
+            else:
                 progress["skips"] += 1
-                run.log(f"step {step + 1}: loss {loss}, gradient norm {norm}: skipped "
-                        f"({progress['skips']} in a row)")
-                if progress["skips"] > cfg.max_skips:
-                    run.finish()                          # the checkpoint under way is of before
-                    raise InputError(f"{progress['skips']} non-finite steps in a row at step {step + 1} "
-                                     f"(--max_skips={cfg.max_skips}); the checkpoints before are kept: lower "
-                                     f"--lr and go on from one with --allow_changed=True")
+                log_skip(run, cfg, step + 1, loss, norm, progress["skips"])
             optimizer.zero_grad()
             progress["step"] = step + 1
 
-            # -- log, save ----------------------------------------------------------------------------------
-            took = time.perf_counter() - began
-            spent += took
-            n = cfg.batch * cfg.seq_len
-            rate = [flops_per_token(arch, cfg.seq_len, a) * n / took / (peak * me.world)
-                    for a in (attended / n, None)]
-            memory = torch.cuda.max_memory_allocated() if me.device.type == "cuda" else \
-                resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-            run.metrics(step=step + 1, loss=loss, gnorm=norm, lr=lr, tokens=(step + 1) * n,
-                        counted=int(counted), tok_s=n / took, mfu=rate[0], mfu_full=rate[1], step_s=took,
-                        memory=memory, skips=progress["skips"])
-            if (step + 1) % cfg.log_every == 0 or step + 1 == cfg.steps:
-                planned = data.planned_rows(mixture, cfg.seed, (step + 1) * cfg.batch).tolist()
-                if progress["rows"] != planned:
-                    raise RuntimeError(f"rows counted {progress['rows']} are not the rows planned {planned}")
-                done, left = (step + 1) / cfg.steps, (cfg.steps - step - 1) * spent / (step + 1 - start)
-                run.log(f"step {step + 1:5d}/{cfg.steps} {done:6.1%} | loss {loss:.4f} | gnorm {norm:.2f} | "
-                        f"lr {lr:.2e} | {human(n / took)} tok/s | mfu {rate[0]:.1%} | "
-                        f"mem {memory / 1e9:.1f}G | eta {duration(left)}")
+            # Every step: log; MFU counts the keys really met, mfu_full all of them.
+            step_seconds = time.perf_counter() - step_began
+            train_seconds += step_seconds
+            flops = tokens_per_step * flops_per_token(arch, cfg.seq_len, keys / tokens_per_step)
+            possible = peak_flops * ranks.world * step_seconds
+            numbers = dict(step=step + 1, loss=loss, gnorm=norm, lr=lr, tokens=(step + 1) * tokens_per_step,
+                           counted=int(counted), tok_s=tokens_per_step / step_seconds, mfu=flops / possible,
+                           mfu_full=full_flops / possible, step_s=step_seconds,
+                           memory=peak_memory(ranks.device), skips=progress["skips"])
+            check_rows(progress["rows"], mixture, cfg, step + 1)
+            log_step(run, cfg, numbers, (cfg.steps - step - 1) * train_seconds / (step + 1 - start))
+
+            # Every --checkpoint_every steps, and at the last: a checkpoint, written while training goes on.
             run.poll()
             if step + 1 == cfg.steps or (cfg.checkpoint_every and (step + 1) % cfg.checkpoint_every == 0):
-                state["progress"] = progress
                 run.save(state, step + 1, cfg.keep)
 
         # -- result: save before evaluating -----------------------------------------------------------------
         run.finish()
         save(model, run.path("model"), DTYPES[cfg.export_dtype])
         evaluate(cfg.steps)
-        taken = [r * cfg.seq_len for r in progress["rows"]]
-        result = {"curve": curve, "loss": loss, "tokens": dict(zip(mixture, taken, strict=True))}
-        if me.rank == 0:
+        tokens_per_source = [rows * cfg.seq_len for rows in progress["rows"]]
+        result = {"curve": curve, "loss": loss, "tokens": dict(zip(mixture, tokens_per_source, strict=True))}
+        if ranks.rank == 0:
             with run.writing("the result"):
                 picture(curve, run.path("figures", "retention.png"), f"{cfg.model}, {cfg.mixture}")
                 write_atomic(run.path("retention.json"), json.dumps(result, indent=1))
-        run.log(f"\n{table(curve)}\nwaited for data {waited:.1f} s of {time.perf_counter() - mark:.0f} s\n"
-                f"model: {run.path('model')}   figure: {run.path('figures', 'retention.png')}")
+        loop_seconds = time.perf_counter() - loop_began
+        run.log(f"\n{table(curve)}\nwaited for data {wait_seconds:.1f} s of {loop_seconds:.0f} s\n{results}")
         return result
 
 
