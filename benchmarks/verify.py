@@ -17,8 +17,8 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from grading.programs import run_code
-from grading.sandbox import bubblewrap
+from grading.programs import run_code  # noqa: E402
+from grading.sandbox import bubblewrap  # noqa: E402
 from verify import grade, grade_batch  # noqa: E402
 
 GOLDS = r"""

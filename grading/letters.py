@@ -6,6 +6,7 @@ from grading import Verdict
 from grading.math_answers import TEXT, boxes_of
 
 # -- science ------------------------------------------------------------------------------------------------
+
 _LETTER = r"\(?(?:\\(?:text|textbf|mathrm|mathbf)\{)?[(\[]?([A-Za-z])(?![A-Za-z0-9'])[)\]}]*"
 
 _CHOSEN = re.compile("|".join((                            # the answer is (C); C is correct; **C) 5 N**; C
@@ -14,6 +15,7 @@ _CHOSEN = re.compile("|".join((                            # the answer is (C); 
     r"\b([A-Z])\)?\**\s+is\s+(?:the\s+)?(?i:correct|right)\b",
     r"\*\*[\s$]*(?:(?i:answer|option|choice)\s*:?\s*)?" + _LETTER + r"(?=[\s$]*[*.:)])",
     r"^[ \t]*\(?([A-Z])\)?[ \t.]*$")), re.M)
+
 
 _ANOTHER = re.compile(r"[\s*.$)]*(?:\b(?:or|and)\b|[,/&+])[\s*$(]*(?:\\text\{)?[(]?[A-HJ]\b")
 

@@ -8,7 +8,8 @@ from fractions import Fraction
 
 from grading import Undecided, Verdict
 
-# -- math: from a response to one line of LaTeX --------------------------------------------------------------
+# -- from a response to one line of LaTeX ----------------------------------------------------------------
+
 LONGEST = 1000             # characters of an answer; a longer one must be the gold, letter by letter
 
 ITEMS = 64                 # of a list, likewise
@@ -36,10 +37,13 @@ def boxes_of(text):
     return boxes
 
 
+END = "(?![A-Za-z])"       # behind a command's name: it ends there
+
+
 def _rules(*pairs):
-    """Substitutions, one after the other; in a pattern, _ behind a command's name ends the name."""
-    return [(re.compile(re.sub(r"(?<=[A-Za-z)?])_(?![A-Za-z^])", "(?![A-Za-z])", pattern)), to)
-            for pattern, to in pairs]
+    """Substitutions, one after the other: [(compiled pattern, what stands in its place)]."""
+    return [(re.compile(pattern), to) for pattern, to in pairs]
+
 
 _SYMBOLS = str.maketrans(
     dict(zip("−–—÷⁄∕′’£€¥\xa0\0", [*"---///''", "", "", "", " ", "?"], strict=True))
@@ -50,46 +54,74 @@ _SYMBOLS = str.maketrans(
     | {"°": r"^\circ ", "ℝ": r"\mathbb{R}", "\u2009": r"\,", "\u202f": r"\,", "½": r"\frac{1}{2}",
        "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"})
 
+
 _RAISED = re.compile("([⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+)|([₀₁₂₃₄₅₆₇₈₉]+)|√ *([0-9]*)")
 
 _SPELLING = _rules(
-    (r"\\\$", ""), (r"\\%", "%"), (r"\\(?:text)?color\s*\{[^{}]*\}|\\(?:bf|rm|it)_", ""),
-    (r"\\[dtc]frac_", r"\\frac"),
+    (r"\\\$", ""),
+    (r"\\%", "%"),
+    (r"\\(?:text)?color\s*\{[^{}]*\}|\\(?:bf|rm|it)" + END, ""),
+    (r"\\[dtc]frac" + END, r"\\frac"),
     (r"\\(?:text[a-z]{2,6}|math(?:rm|bf|it|sf)|mbox|operatorname)\s*\{|\\text\s+\{", r"\\text{"),
-    (r"\\(?:left|right|[bB]igg?[lr]?)_\.?|\\(?:display|text)style_|\\limits_", ""),
-    (r"(\\\\)|\$|\\[()\[\]]|\\q?quad_", lambda m: m[1] or " "),
-    (r"\\l(?:eq|e|eqslant)_|<=", r"\\le "), (r"\\g(?:eq|e|eqslant)_|>=", r"\\ge "), (r"\\neq_", r"\\ne "),
-    (r"\\lt_", "<"), (r"\\gt_", ">"), (r"\\lbrace_", r"\\{"), (r"\\rbrace_", r"\\}"),
-    (r"\\[lr]?vert_|\\mid_", "|"),
-    (r"\\lor_", r"\\text{or}"), (r"\\varnothing_|\\\{\s*\\\}", r"\\emptyset "), (r"\\R_", r"\\mathbb{R}"),
+    (r"\\(?:left|right|[bB]igg?[lr]?)" + END + r"\.?|\\(?:display|text)style" + END + r"|\\limits" + END, ""),
+    (r"(\\\\)|\$|\\[()\[\]]|\\q?quad" + END, lambda m: m[1] or " "),
+    (r"\\l(?:eq|e|eqslant)" + END + r"|<=", r"\\le "),
+    (r"\\g(?:eq|e|eqslant)" + END + r"|>=", r"\\ge "),
+    (r"\\neq" + END, r"\\ne "),
+    (r"\\lt" + END, "<"),
+    (r"\\gt" + END, ">"),
+    (r"\\lbrace" + END, r"\\{"),
+    (r"\\rbrace" + END, r"\\}"),
+    (r"\\[lr]?vert" + END + r"|\\mid" + END, "|"),
+    (r"\\lor" + END, r"\\text{or}"),
+    (r"\\varnothing" + END + r"|\\\{\s*\\\}", r"\\emptyset "),
+    (r"\\R" + END, r"\\mathbb{R}"),
     (r"(?<=[)\]])\s*U\s*(?=[(\[])", r"\\cup "),
-    (r"\\degree_|\^\s*\{?\s*\\circ\s*\}?(?:\s*[CF](?![A-Za-z]))?", r"^\\circ "), (r"\*\*", "^"),
+    (r"\\degree" + END + r"|\^\s*\{?\s*\\circ\s*\}?(?:\s*[CF](?![A-Za-z]))?", r"^\\circ "),
+    (r"\*\*", "^"),
     (r"\*", r"\\cdot "),
-    (r"\\bar\s*\{", r"\\overline{"), (r"\\log[_]\{?e\}?(?![a-z])", r"\\ln "),
-    (r"\\frac\s*\{\\text\{([^{}]*)\}\}\s*\{\\text\{([^{}]*)\}[\^{}0-9]*\}", r"\\text{\1/\2}"),       # m/s
+    (r"\\bar\s*\{", r"\\overline{"),
+    (r"\\log[_]\{?e\}?(?![a-z])", r"\\ln "),
+    # m/s
+    (r"\\frac\s*\{\\text\{([^{}]*)\}\}\s*\{\\text\{([^{}]*)\}[\^{}0-9]*\}", r"\\text{\1/\2}"),
     (r"\\text\{([^{}]*)\}", lambda m: m[0] if _prose(m[1]) else m[1]),
-    (r"(?<![0-9.])[0-9]{1,3}(?:(?:\{,\}|\\!,|,\\!|\\[,;:! ]|~|\s)[0-9]{3})+(?![0-9])",               # 10\,000
+    # 10\,000
+    (r"(?<![0-9.])[0-9]{1,3}(?:(?:\{,\}|\\!,|,\\!|\\[,;:! ]|~|\s)[0-9]{3})+(?![0-9])",
      lambda m: re.sub("[^0-9]", "", m[0])),
     (r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])", lambda m: _thousands(m)),
-    (r"\{,\}", ","), (r"(\\\\)|\\[,;:! ]|~", lambda m: m[1] or " "),
-    (r"(?<![0-9.])([0-9]+)\s+([0-9]+)\s*/\s*([0-9]+)", r"\1\\frac{\2}{\3}"),                 # 1 1/2
-    (r"([_^])\s*([0-9])\s+(?=[0-9])", r"\1{\2}"), (r"(?<=[0-9])\s+(?=[0-9])", "?"))      # "1 2" is not 12
+    (r"\{,\}", ","),
+    (r"(\\\\)|\\[,;:! ]|~", lambda m: m[1] or " "),
+    # 1 1/2
+    (r"(?<![0-9.])([0-9]+)\s+([0-9]+)\s*/\s*([0-9]+)", r"\1\\frac{\2}{\3}"),
+    (r"([_^])\s*([0-9])\s+(?=[0-9])", r"\1{\2}"),
+    # "1 2" is not 12
+    (r"(?<=[0-9])\s+(?=[0-9])", "?"))
+
 
 _OUTSIDE_TEXT = _rules(
     (r"(?:(?<=\s)|(?<=[0-9]))(or|and)(?=\s|$)", r"\\text{\1}"),
-    (r"(?<=[0-9)}])\s*([A-Za-z]+(?:(?:\s+|/|\^\{?[0-9]\}?)[A-Za-z]*)*)",                     # 5 cm, 5 km/h
+    # 5 cm, 5 km/h
+    (r"(?<=[0-9)}])\s*([A-Za-z]+(?:(?:\s+|/|\^\{?[0-9]\}?)[A-Za-z]*)*)",
      lambda m: r"\text{" + "\0".join(m[1].split()) + "}" if _BARE.match(m[1]) and _is_unit(m[1]) else m[0]),
-    (r"(?<![\\A-Za-z])((?:arc)?(?:sin|cos|tan)|sqrt|log|ln|exp|pi|infty|infinity)_",
+    (r"(?<![\\A-Za-z])((?:arc)?(?:sin|cos|tan)|sqrt|log|ln|exp|pi|infty|infinity)" + END,
      lambda m: "\\" + m[1].replace("infinity", "infty") + " "),
-    (r"(\\[A-Za-z]+)\s+(?=[A-Za-z])", "\\1\0"), (r"\s+", ""), ("\0", " "))
+    (r"(\\[A-Za-z]+)\s+(?=[A-Za-z])", "\\1\0"),
+    (r"\s+", ""),
+    ("\0", " "))
+
 
 _BRACES = _rules(
     (r"\\(frac|sqrt) ?([0-9A-Za-z])", r"\\\1{\2}"),
     (r"(\\frac\{(?:[^{}]|\{[^{}]*\})*\})([0-9A-Za-z])", r"\1{\2}"),
-    (r"\\sqrt\(([^()]*)\)", r"\\sqrt{\1}"), (r"([\^_])\{([0-9A-Za-z])\}(?![0-9])", r"\1\2"),
-    (r"([\^_])(-?[0-9]{2,}|-[0-9])", r"\1{\2}"), (r"(?<![A-Za-z])\\text\{([A-Za-z])\}(?=[-+=^_])", r"\1"),
-    (r"(^|[-+/=(,|])\{([0-9.]+)\}", r"\1\2"), (r"(?<![0-9.])(?=\.[0-9])", "0"), (r"\+(?=\\infty)", ""),
+    (r"\\sqrt\(([^()]*)\)", r"\\sqrt{\1}"),
+    (r"([\^_])\{([0-9A-Za-z])\}(?![0-9])", r"\1\2"),
+    (r"([\^_])(-?[0-9]{2,}|-[0-9])", r"\1{\2}"),
+    (r"(?<![A-Za-z])\\text\{([A-Za-z])\}(?=[-+=^_])", r"\1"),
+    (r"(^|[-+/=(,|])\{([0-9.]+)\}", r"\1\2"),
+    (r"(?<![0-9.])(?=\.[0-9])", "0"),
+    (r"\+(?=\\infty)", ""),
     (r"^[.,;:]+|[.,;:]+$", ""))
+
 
 _UNITS = frozenset("""
     m cm mm km nm in ft mi yd g kg mg lb lbs oz t s ms h hr hrs min sec l ml n j kj w kw v a k c f pa kpa
@@ -154,13 +186,16 @@ def _thousands(match):
     inside = len(re.findall(r"[(\[]|\\\{", before)) > len(re.findall(r"[)\]]|\\\}", before))
     return match[0].replace(",", "") if not inside or ",0" in match[0] else match[0]
 
-# -- math: the structure of an answer ------------------------------------------------------------------------
+
+# -- the structure of an answer --------------------------------------------------------------------------
+
 _BRACKET = r"\\[{}]|\\(?:begin|end|[lr]angle)(?![a-z])|[()\[\]{}]"
 
 _OPEN = ("(", "[", "{", r"\{", r"\begin", r"\langle")
 
 _NAME = (r"(?:\\(?:angle|triangle)\s?)?(?:[A-Za-z]{1,3}|\\text\{[^{}]*\}|\\[a-z]+|\([A-Za-z](?:,[A-Za-z])+\))"
          r"(?:_\{?[A-Za-z0-9]+\}?)?'*(?:\([A-Za-z0-9,]*\))?")
+
 
 _LIST = r",|;|\\cup(?![a-z])|\\text\{(?:or|and)\}"
 
@@ -263,27 +298,51 @@ def same(gold, answer, leaf):
 
 
 def _same_item(gold, answer, leaf):
+    """Whether two items of a list are the same: intervals, then what is ordered in brackets, then the sides
+    of equations, then scalars."""
     gold, answer = _unparenthesised(gold), _unparenthesised(answer)
     if gold == answer:
         return gold != ""
-    (gold_name, gold_range), (name, range_) = _interval(gold) or ("", gold), _interval(answer) or ("", answer)
+    gold_name, gold_range = _interval(gold) or ("", gold)
+    name, range_ = _interval(answer) or ("", answer)
     if gold_name and name and gold_name != name:
         return False
-    a, b = _ordered(gold_range), _ordered(range_)
-    if a or b:
-        return (bool(a and b) and a[0] == b[0] and [len(row) for row in a[1]] == [len(row) for row in b[1]]
-                and all(same(tidy(x), tidy(y), leaf) for rows in zip(a[1], b[1], strict=True)
-                        for x, y in zip(*rows, strict=True)))
-    gold_sides, sides = (
-        x[::-1] if len(x) == 2 and re.fullmatch("[A-Za-z]", x[1]) and not re.fullmatch(_NAME, x[0]) else x
-        for x in (_cut(gold, "=")[::2], _cut(answer, "=")[::2]))                                 # 5 = x
-    gold_named, named = (len(x) > 1 and re.fullmatch(_NAME, x[0]) is not None for x in (gold_sides, sides))
+    gold_ordered, ordered = _ordered(gold_range), _ordered(range_)
+    if gold_ordered and ordered:
+        return _same_rows(gold_ordered, ordered, leaf)
+    if gold_ordered or ordered:
+        return False
+    gold_sides, sides = _sides(gold), _sides(answer)
     if len(gold_sides) == len(sides) == 1:
         return _same_scalar(gold, answer, leaf)
-    if len(gold_sides) == 1 or gold_named and len(gold_sides) == 2 and (
-            len(sides) == 1 or named and sides[0] == gold_sides[0]):
+    gold_named, named = _named(gold_sides), _named(sides)
+    is_value = gold_named and len(gold_sides) == 2        # the gold is x = 5: 5 will do, and x = 5, not y = 5
+    if len(gold_sides) == 1 or is_value and (len(sides) == 1 or named and sides[0] == gold_sides[0]):
         return all(same(gold_sides[-1], side, leaf) for side in (sides[1:] if named else sides))
     return len(sides) > 1 and leaf(gold, answer)
+
+
+def _same_rows(gold, answer, leaf):
+    """Whether two results of _ordered have the same brackets, shape and items."""
+    gold_brackets, gold_rows = gold
+    brackets, rows = answer
+    if gold_brackets != brackets or [len(row) for row in gold_rows] != [len(row) for row in rows]:
+        return False
+    golds = [item for row in gold_rows for item in row]
+    answers = [item for row in rows for item in row]
+    return all(same(tidy(a), tidy(b), leaf) for a, b in zip(golds, answers, strict=True))
+
+
+def _sides(s):
+    """The sides of an equation, or [s]; the name first, also of 5 = x."""
+    sides = _cut(s, "=")[::2]
+    turned = len(sides) == 2 and re.fullmatch("[A-Za-z]", sides[1]) and not re.fullmatch(_NAME, sides[0])
+    return sides[::-1] if turned else sides
+
+
+def _named(sides):
+    return len(sides) > 1 and re.fullmatch(_NAME, sides[0]) is not None
+
 
 _TAIL = re.compile(r"(?:\\text\{[^{}]*\}(?:\^\{?-?[0-9]\}?)?(?:/|\\cdot)?|\^\\circ|%)+$")
 
@@ -320,6 +379,7 @@ def _words(s, fold):
     plain = re.sub("[().,']", "", plain)
     return plain.casefold() if len(plain) > 1 else plain
 
+
 _DIGITS = r"[0-9]+(?:\.[0-9]*)?"
 
 _DECIMALS, _MIXED, _REPEATING, _POWER = (re.compile(rf"([-+]?){pattern}") for pattern in (
@@ -350,14 +410,18 @@ def number(s):
         return None
     return (-value if m[1] == "-" else value) / under if under else None
 
-# -- math: scalars, by sympy ---------------------------------------------------------------------------------
+
+# -- scalars, by sympy -----------------------------------------------------------------------------------
+
 SILENT = """frac sqrt pi cdot times div sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln
     exp binom infty circ lfloor rfloor lceil rceil le ge""".split()
+
 
 _GREEK = "alpha beta gamma delta epsilon theta lambda mu rho sigma tau phi omega".split()
 
 _READABLE = re.compile(rf"(?:\\(?:{'|'.join(SILENT + _GREEK)})(?![A-Za-z])|"
                        r"[-0-9A-Za-z+*/^_{}()\[\]|!.=<> ])*")
+
 
 _UNREADABLE = re.compile(                                 # words, x2, 12_5, (x)2; 10^{99999}, 9^{9^9}; 9!!
     r"(?<![\\A-Za-z])(?:[A-Za-z]{4}|[A-Za-z][0-9])|[0-9]_|\)[0-9]|(?<!_)\{[^{}]*\}[0-9]"

@@ -20,7 +20,9 @@ class Run(NamedTuple):
     stderr: str
     seconds: float         # wall, all tests
 
-# -- code: the verdict ---------------------------------------------------------------------------------------
+
+# -- the verdict -----------------------------------------------------------------------------------------
+
 LATE = (124, 128 + signal.SIGPROF, 128 + signal.SIGXCPU)
 
 CHECK_S, CHECK_MEMORY = 10, 1 << 30                       # CPU and memory of a checker, a test; ours
@@ -44,8 +46,8 @@ def _refused(program, test, stdout, unsafe):
     """Why the program that checks a problem does not accept what a submission wrote, "" where it does. What
     was written is data to it, hostile or not; one that evaluates its files could be talked into a 1."""
     texts = [program, test["input"], test["output"], stdout.decode("utf-8", "surrogateescape")]
-    status, out, err = run_program(_CHECK.encode(), "stdio", "", json.dumps(texts).encode(), CHECK_S, CHECK_MEMORY,
-                            unsafe)
+    status, out, err = run_program(_CHECK.encode(), "stdio", "", json.dumps(texts).encode(), CHECK_S,
+                                   CHECK_MEMORY, unsafe)
     if status:
         return "checker: " + (f"over {CHECK_S} s" if status in LATE else
                               f"exit status {status}: {_last_line(err)}")
@@ -54,6 +56,7 @@ def _refused(program, test, stdout, unsafe):
 
 def _last_line(err):
     return err[-2000:].decode("utf-8", "replace").strip().rpartition("\n")[2][:200]
+
 
 _DECIMAL = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,4})?")
 
@@ -192,7 +195,8 @@ def run_code(code, truth, unsafe_sandbox=False) -> Run:
     for i, test in enumerate(task.tests):
         given = test["input"] if task.kind == "stdio" else json.dumps(test["input"])
         given = given.encode("utf-8", "surrogatepass")
-        status, out, err = run_program(code, task.kind, task.name, given, task.seconds, task.memory, unsafe_sandbox)
+        status, out, err = run_program(code, task.kind, task.name, given, task.seconds, task.memory,
+                                       unsafe_sandbox)
         last = _last_line(err)
         if max(len(out), len(err)) >= OUTPUT:
             return run("OLE", i, f"over {OUTPUT >> 20} MB of output")

@@ -16,7 +16,9 @@ import warnings
 class SandboxMissing(RuntimeError):
     """There is no bubblewrap that works here: the message says what to install."""
 
-# -- code: the sandbox ---------------------------------------------------------------------------------------
+
+# -- the sandbox -----------------------------------------------------------------------------------------
+
 OUTPUT = 16 << 20          # bytes a program may write, to stdout or to one file
 
 SCRATCH = 32 << 20         # bytes of /tmp and of /dev/shm
@@ -93,6 +95,13 @@ except MemoryError:
 """
 
 
+# System calls that get memory past the limits, or reach far into the kernel: numbers on x86_64, on aarch64.
+REFUSED = {
+    "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186), "ptrace": (101, 117), "add_key": (248, 217),
+    "keyctl": (250, 219), "perf_event_open": (298, 241), "memfd_create": (319, 279), "bpf": (321, 280),
+    "userfaultfd": (323, 282), "io_uring_setup": (425, 425), "memfd_secret": (447, 447)}
+
+
 @functools.cache
 def bubblewrap():
     """((arguments of bubblewrap, a Python for the sandbox), "") or (None, why there is none)."""
@@ -136,16 +145,25 @@ def check_sandbox(unsafe_sandbox=False):
 
 
 def _seccomp():
-    """A filter, as bytes for bwrap, of calls that get memory past the limits (memfd, System V, io_uring) or
-    reach far into the kernel; b"" on a machine whose numbers are not listed."""
-    arch, calls = {"x86_64": (0xC000003E, (29, 64, 68, 101, 248, 250, 298, 319, 321, 323, 425, 447)),
-                   "aarch64": (0xC00000B7, (194, 190, 186, 117, 217, 219, 241, 279, 280, 282, 425, 447)),
-                   }.get(platform.machine(), (0, ()))
-    code = [(0x20, 0, 0, 4), (0x15, 1, 0, arch), (0x06, 0, 0, 0x80000000), (0x20, 0, 0, 0),
-            (0x35, len(calls) + 1, 0, 0x40000000)]        # arch: another one kills; number: x32 is refused
-    code += [(0x15, len(calls) - i, 0, number) for i, number in enumerate(calls)]
-    code += [(0x06, 0, 0, 0x7FFF0000), (0x06, 0, 0, 0x00050001)]                          # allow; EPERM
-    return b"".join(struct.pack("HBBI", *line) for line in code) if calls else b""
+    """A filter, as bytes for bwrap, of the system calls REFUSED; b"" on a machine whose numbers are not
+    listed. It is a classic BPF program (man 2 seccomp): lines of (operation, jump if true, jump if false,
+    value)."""
+    machines = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}
+    if platform.machine() not in machines:
+        return b""
+    architecture, column = machines[platform.machine()]
+    calls = [numbers[column] for numbers in REFUSED.values()]
+    load, equal, at_least, answer = 0x20, 0x15, 0x35, 0x06
+    allow, refuse, kill = 0x7FFF0000, 0x00050001, 0x80000000             # refuse: with EPERM
+    program = [(load, 0, 0, 4),                           # the architecture: another one kills
+               (equal, 1, 0, architecture),
+               (answer, 0, 0, kill),
+               (load, 0, 0, 0),                           # the call's number: x32's are refused
+               (at_least, len(calls) + 1, 0, 0x40000000)]
+    for i, number in enumerate(calls):
+        program.append((equal, len(calls) - i, 0, number))
+    program += [(answer, 0, 0, allow), (answer, 0, 0, refuse)]
+    return b"".join(struct.pack("HBBI", *line) for line in program)
 
 
 def _run_once(code, kind, name, stdin, seconds, memory, unsafe):

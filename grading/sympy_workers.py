@@ -70,7 +70,9 @@ def _equal_scalars(gold, answer):
             agreed += 1
     return agreed >= min(points, 2) or agreed == 0 and math_verify.verify(a, b, timeout_seconds=None)
 
-# -- math: the worker processes ------------------------------------------------------------------------------
+
+# -- the worker processes --------------------------------------------------------------------------------
+
 THINK, ALL = 4.0, 5.5      # seconds sympy may take for an answer, and an answer with the wait for a worker
 
 MEMORY = 2 << 30           # bytes of address space of a worker

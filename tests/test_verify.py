@@ -25,7 +25,7 @@ from verify import grade, grade_batch, repetition, stop_penalty, think_format
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LIMIT = 6.0                # seconds: no verdict on mathematics may take longer
 
-sandbox = pytest.mark.skipif(
+needs_sandbox = pytest.mark.skipif(
     sandbox.bubblewrap()[0] is None and os.environ.get("SANDBOX") != "required",
     reason=f"no sandbox: {sandbox.bubblewrap()[1]} (apt-get install bubblewrap; SANDBOX=required: a failure)")
 
@@ -245,7 +245,7 @@ def host(tmp_path_factory):
     assert not any(os.path.exists(f"{folder}/prism-was-here") for folder in ("", "/usr/bin", "/tmp"))
 
 
-def programs():
+def graders_programs():
     """Processes of the user whose programs the sandbox runs."""
     return [pid for pid in os.listdir("/proc") if pid.isdigit() and (
         b"program.py" in read(f"/proc/{pid}/cmdline") or b"bwrap" in read(f"/proc/{pid}/comm"))]
@@ -259,7 +259,7 @@ def read(path):
         return b""
 
 
-@sandbox
+@needs_sandbox
 def test_code(host):
     assert len(CODE) >= 60
     descriptors, memory, wrong = len(os.listdir("/proc/self/fd")), resident(), []
@@ -273,7 +273,7 @@ def test_code(host):
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(check, *zip(*CODE, strict=True)))
     assert not wrong, "\n".join(wrong)
-    assert not programs() and len(os.listdir("/proc/self/fd")) <= descriptors + 2
+    assert not graders_programs() and len(os.listdir("/proc/self/fd")) <= descriptors + 2
     assert resident() < memory + 200e6
 
 
@@ -282,9 +282,9 @@ def resident():
     return int(read("/proc/self/statm").split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
-@sandbox
+@needs_sandbox
 def test_the_verdict_says_that_it_was_the_checker(monkeypatch):
-    monkeypatch.setattr(verify, "CHECK_S", 0.5)
+    monkeypatch.setattr(programs, "CHECK_S", 0.5)
     for program, detail in (("print(0)", "checker: said b'0\\n'"), ("1/0", "ZeroDivisionError"),
                             ("raise SystemExit(3)", "checker: exit status 3"),
                             ("import time\ntime.sleep(60)", "checker: over 0.5 s"),
@@ -299,36 +299,35 @@ def test_the_verdict_says_that_it_was_the_checker(monkeypatch):
     assert run_code("print('x' * 10**7)", large).verdict == "AC"
 
 
-@sandbox
+@needs_sandbox
 def test_no_program_outlives_its_grader():
     sleep = "import time\\ntime.sleep(60)"
     grader = subprocess.Popen([sys.executable, "-c", f"from verify import run_code\nrun_code('{sleep}', "
                                "{'kind': 'stdio', 'tests': [{'input': '', 'output': ''}]})"], cwd=ROOT)
     until = time.monotonic() + 10
-    while not any(b"program.py" in read(f"/proc/{p}/cmdline") for p in programs()):
+    while not any(b"program.py" in read(f"/proc/{p}/cmdline") for p in graders_programs()):
         assert time.monotonic() < until
         time.sleep(0.02)
-    assert programs()
+    assert graders_programs()
     grader.kill()
     grader.wait()
-    while programs() and time.monotonic() < until:
+    while graders_programs() and time.monotonic() < until:
         time.sleep(0.02)
-    assert not programs()
+    assert not graders_programs()
 
 
-@sandbox
+@needs_sandbox
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_code_as_an_ordinary_user():
     """The same table under a user without rights (in a copy that the user can read)."""
     import tempfile
     with tempfile.TemporaryDirectory(prefix="verify") as folder:
-        for name in "verify.py", "tests/verify_cases.py":
-            shutil.copy(os.path.join(ROOT, name), folder)
+        shutil.copytree(os.path.join(ROOT, "grading"), os.path.join(folder, "grading"))
+        shutil.copy(os.path.join(ROOT, "tests", "verify_cases.py"), folder)
         os.chmod(folder, 0o755)
         program = f"""
 import sys; sys.path[:0] = [{folder!r}]
-import types; sys.modules["numpy"] = types.ModuleType("numpy")          # root's, and not needed here
-from verify import run_code
+from grading.programs import run_code
 from verify_cases import CODE
 from concurrent.futures import ThreadPoolExecutor
 def check(verdict, why, program, truth):
@@ -342,7 +341,7 @@ list(ThreadPoolExecutor(2).map(check, *zip(*CODE)))
     assert done.returncode == 0 and done.stdout == "", done.stdout + done.stderr
 
 
-@sandbox
+@needs_sandbox
 def test_hostile_programs_at_once():
     """Bombs side by side with right programs: each has its own limits."""
     bomb = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
@@ -352,7 +351,7 @@ def test_hostile_programs_at_once():
     assert [v.correct for v in verdicts] == [False, True] * 8, verdicts
 
 
-@sandbox
+@needs_sandbox
 def test_grade_code():
     def correct(response):
         return grade("code", response, TWO)
