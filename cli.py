@@ -158,9 +158,8 @@ def appending(path):
 
 
 def read_lines(path):
-    """The objects of a .jsonl file; a last line cut short by a kill is left out."""
-    with open(path) as f:
-        return [json.loads(line) for line in f if line.endswith("\n")]
+    """The objects of a run's own .jsonl file, as read_jsonl() has them."""
+    return [value for _, _, value in read_jsonl(path)]
 
 
 def digest(*what):
@@ -176,19 +175,29 @@ def human(n):
     return f"{n:.3g}"
 
 
-def read_jsonl(path, flag):
-    """(line number, byte offset, object) of each line; InputError names a line that is no JSON object."""
+def read_jsonl(path, flag=""):
+    """(line number, byte offset, object) of each line; InputError names a line that is no JSON object.
+
+    flag: the one that named the file, whose messages begin with it. Without one the file is a run's own: of
+    it a last line that a kill cut short is left out, and an OSError is raised as it is."""
     try:
         with open(path, "rb") as f:
             at = 0
             for n, line in enumerate(f, 1):
+                if not flag and not line.endswith(b"\n"):
+                    return
                 try:
                     value = json.loads(line)
                 except ValueError:
                     value = None
                 if not isinstance(value, dict):
-                    raise InputError(f"--{flag}: {path}, line {n} is no JSON object; write one a line")
+                    if flag:
+                        raise InputError(f"--{flag}: {path}, line {n} is no JSON object; write one a line")
+                    raise InputError(f"{path}, line {n} is damaged: remove the line, the same command makes "
+                                     f"again what it held")
                 yield n, at, value
                 at += len(line)
     except OSError as e:
+        if not flag:
+            raise
         raise InputError(f"--{flag}: {path} cannot be read ({e.strerror})") from None

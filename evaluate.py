@@ -47,7 +47,7 @@ from reporting.figures import bars, heat, lengths, picture
 from runtime import Run, join_ranks
 from suite import ruler
 from suite.benchmarks import DEVIATIONS, FLAWS
-from suite.intervals import combined, interval, limits, pass_at_k, percent
+from suite.intervals import Score, combined, interval, pass_at_k, percent
 from suite.tasks import BOARDS, averages, make_task, source, task_names
 from verify import grade_batch, timed_out, transient
 
@@ -290,8 +290,9 @@ def leaderboards(names, weights, init, cfg, me, run):
         results = harness.evaluate(adapter, harness.TASKS[name.replace("-", "_")], cfg.problems or None, kept)
         scores = getattr(harness, name.replace("-", "_"))(results["results"])
         error = {of: e and 1.959964 * e / 100 for of, e in scores.pop("stderr").items()}
-        found[name] = {of: limits((x / 100, *(
-            None if error[of] is None else min(1, max(0, x / 100 + side * error[of])) for side in (-1, 1))))
+        found[name] = {of: Score(x / 100, *(
+            None if error[of] is None else min(1, max(0, x / 100 + side * error[of]))
+            for side in (-1, 1)))._asdict()
             for of, x in scores.items()}
         made[name] = {k: results[k] for k in ("versions", "n-shot", "n-samples")}
     door.close()
@@ -312,7 +313,7 @@ def estimate(problems):
     """{"score", "low", "high"} of {id: scores of its samples}."""
     whole = all(s in (0, 1) for own in problems.values() for s in own)
     draws = min(map(len, problems.values())) if whole else None
-    return limits(interval([np.mean(own) for own in problems.values()], draws))
+    return interval([np.mean(own) for own in problems.values()], draws)._asdict()
 
 
 def summary(task, rows, seen, cfg):
@@ -365,7 +366,7 @@ def summed_up(tasks, rows, seen, ungraded, weights, cfg):
     found = {t.name: summary(t, rows[t.name], seen.get(t.name), cfg) if t.name in rows else
              {"problems": len(t.problems), "why": ungraded} for t in tasks}
     scores = {name: (r["score"], r["low"], r["high"]) for name, r in found.items() if "score" in r}
-    means = {name: limits(combined([(w, scores[task]) for task, w in own.items()])) | {"of": own}
+    means = {name: combined([(w, scores[task]) for task, w in own.items()])._asdict() | {"of": own}
              for name, own in averages(scores).items()}
     return {"init": cfg.init or cfg.model, "weights": weights, "protocol": cfg.protocol,
             "versions": versions(), "config": dataclasses.asdict(cfg),

@@ -1,79 +1,111 @@
-"""Scores with their intervals, paired gains, pass@k, and the tables they are printed in."""
+"""Scores with their intervals, paired gains, pass@k, and figures and tables as text.
+
+Intervals are of 95 %. P problems; a weight is what a part counts in a mean over parts.
+"""
 
 import json
 import math
 import os
+from typing import NamedTuple
 
 import numpy as np
 
 from cli import InputError, read_jsonl
 
+NORMAL = 1.959964                        # the normal distribution leaves 2.5 % beyond it
+# Student's t of 1 to 9 degrees of freedom leaves as much beyond it
+STUDENT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
 
-def percent(x):
-    return "-" if x is None else f"{100 * x:.1f}"
+
+class Score(NamedTuple):
+    """A mean in 0..1 with its interval."""
+    score: float
+    low: float
+    high: float
 
 
-def student(P):
-    """How much wider than the normal's a 95 % interval of P observations is: Student's t over its limit, to
-    the first order of Cornish and Fisher."""
-    return 1 + (1.959964 ** 2 + 1) / (4 * (P - 1))
+class Gain(NamedTuple):
+    """A difference of two means with its interval; p: how often chance alone gives one as large."""
+    gain: float
+    low: float
+    high: float
+    p: float
+
+
+# -- intervals -----------------------------------------------------------------------------------------------
+
+def student_t(n):
+    """The limit of Student's t for n observations, n >= 2: 2.5 % lie beyond it. Exact for n <= 10; for more
+    to the first order of Cornish and Fisher, which is at most 1.4 % too small."""
+    degrees = n - 1
+    if degrees <= len(STUDENT):
+        return STUDENT[degrees - 1]
+    return NORMAL * (1 + (NORMAL ** 2 + 1) / (4 * degrees))
 
 
 def interval(scores, draws=None):
-    """(mean, low, high) of P problems' scores in [0, 1]: a 95 % interval for other problems of the kind.
-    Wilson's, with as many independent draws as the spread over problems speaks for, mean (1 - mean) /
-    (variance / P), and P where there is no spread; and Student's t for few problems. draws: a score is the
-    mean of so many zeros and ones, so there are P x draws at most. Simulated coverage at the sizes of the
-    paper's benchmarks: 95 to 96 %; 83 % for 30 problems of which only one or two are ever solved."""
-    P, p = len(scores), float(np.mean(scores))
-    if P < 2:
-        return p, 0.0, 1.0
-    z = 1.959964 * student(P)
-    spread = float(np.var(scores, ddof=1)) / P
-    n = P * (draws if draws and 0 < p < 1 else 1) if spread < 1e-12 else p * (1 - p) / spread
-    n = min(n, P * draws) if draws else n
-    middle, half = (p + z * z / (2 * n)), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return p, max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+    """The Score of P problems' scores in 0..1; its interval is for other problems of the same kind.
+
+    draws: each score is the mean of so many zeros and ones; None: it is any number. Wilson's interval, with
+    as many independent draws as the spread over problems speaks for, mean (1 - mean) / (variance / P), but
+    not more than P x draws, and Student's t for few problems. One problem tells nothing of others: 0 to 1.
+    Simulated coverage at the sizes of the paper's benchmarks: 95 to 96 %; 83 % for 30 problems of which only
+    one or two are ever solved."""
+    problems = len(scores)
+    mean = float(np.mean(scores))
+    if problems < 2:
+        return Score(mean, 0.0, 1.0)
+    variance = float(np.var(scores, ddof=1)) / problems            # of the mean
+    if variance >= 1e-12:
+        n = mean * (1 - mean) / variance
+    elif draws and 0 < mean < 1:
+        n = problems * draws
+    else:
+        n = problems
+    if draws:
+        n = min(n, problems * draws)
+    z = student_t(problems)
+    scale = 1 + z * z / n
+    centre = mean + z * z / (2 * n)
+    half = z * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
+    return Score(mean, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale))
 
 
 def combined(parts):
-    """(mean, low, high) of sum w x over independent (w, (x, low, high)), w >= 0: limits by recovered
-    variances, which keep the skew of the parts' (Zou and Donner 2008)."""
-    x = sum(w * p for w, (p, _, _) in parts)
-    low = math.sqrt(sum((w * (p - lo)) ** 2 for w, (p, lo, _) in parts))
-    high = math.sqrt(sum((w * (hi - p)) ** 2 for w, (p, _, hi) in parts))
-    return x, x - low, x + high
+    """The Score of a weighted sum of independent scores, parts: [(weight, Score)], weights >= 0. Limits by
+    recovered variances, which keep the skew of the parts' (Zou and Donner 2008)."""
+    total = sum(weight * score for weight, (score, _, _) in parts)
+    below = math.sqrt(sum((weight * (score - low)) ** 2 for weight, (score, low, _) in parts))
+    above = math.sqrt(sum((weight * (high - score)) ** 2 for weight, (score, _, high) in parts))
+    return Score(total, total - below, total + above)
 
 
 def paired(parts, resamples=10_000, seed=0):
-    """(gain, low, high, p) of sum w (mean of d) over (w, d): d (P,), what each problem gained from one run to
-    another. A bootstrap over problems within each part, its deviations widened for small P (by Student's t
-    and the P - 1 of a variance): 95 %, p two-sided. No p is below what chance alone would give the problems
-    that differ, 2^(1 - their number)."""
-    rng, total, differ = np.random.default_rng(seed), np.zeros(resamples), 0
-    gain = sum(w * float(np.mean(d)) for w, d in parts)
-    if min(len(d) for _, d in parts) < 2:
-        return gain, -1.0, 1.0, 1.0
-    for w, d in parts:
-        d = np.asarray(d, dtype=float)
-        P, differ = len(d), differ + np.count_nonzero(d)
-        wider = w * math.sqrt(P / (P - 1)) * student(P)
-        for part in np.array_split(total, max(1, resamples // 500)):       # MATH500 alone is 5M numbers
-            part += wider * (d[rng.integers(0, P, (len(part), P))].mean(1) - d.mean())
-    low, high = np.quantile(gain + total, [0.025, 0.975])
-    p = 2 * (1 + min((gain + total <= 0).sum(), (gain + total >= 0).sum())) / (1 + resamples)
-    return gain, float(low), float(high), min(1.0, max(float(p), 2.0 ** (1 - differ)))
+    """The Gain of one run over another on the same problems, parts: [(weight, gains of its problems (P,))].
 
-
-def limits(found):
-    return dict(zip(("score", "low", "high"), found, strict=True))
-
-
-def aligned(rows, first="<", rest=">"):
-    """Rows of texts, of as many cells each, as lines with columns of one width."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(f"{cell:{rest if i else first}{width}}" for i, (cell, width)
-                      in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
+    A bootstrap over problems within each part; its deviations are widened for small P, by Student's t and the
+    P - 1 of a variance. p is two-sided, and not below what chance alone would give the problems that differ,
+    2^(1 - their number). One problem tells nothing: -1 to 1."""
+    gain = sum(weight * float(np.mean(gains)) for weight, gains in parts)
+    if min(len(gains) for _, gains in parts) < 2:
+        return Gain(gain, -1.0, 1.0, 1.0)
+    rng = np.random.default_rng(seed)
+    deviations = np.zeros(resamples)                               # of the resampled gains from this one
+    differing = 0                                                  # problems
+    for weight, gains in parts:
+        gains = np.asarray(gains, dtype=float)
+        problems = len(gains)
+        differing += np.count_nonzero(gains)
+        widening = weight * math.sqrt(problems / (problems - 1)) * (student_t(problems) / NORMAL)
+        chunks = max(1, resamples // 500)                          # MATH500 alone is 5M draws
+        for chunk in np.array_split(deviations, chunks):           # views
+            drawn = rng.integers(0, problems, (len(chunk), problems))
+            chunk += widening * (gains[drawn].mean(1) - gains.mean())
+    resampled = gain + deviations
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    opposite = min((resampled <= 0).sum(), (resampled >= 0).sum())
+    p = float(2 * (1 + opposite) / (1 + resamples))
+    return Gain(gain, float(low), float(high), min(1.0, max(p, 2.0 ** (1 - differing))))
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -84,6 +116,41 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1 - math.comb(n - c, k) / math.comb(n, k)
 
 
+# -- figures as text ---------------------------------------------------------------------------------------
+
+def number(x, form="{:.3g}", by=1):
+    """by * x as text; a dash where there is none (None or nan)."""
+    return "-" if x is None or math.isnan(x) else form.format(by * x)
+
+
+def percent(x):
+    """A share as text: 0.4963 is 49.6."""
+    return number(x, "{:.1f}", 100)
+
+
+def with_interval(found, name="score", form="{:.1f}", by=100):
+    """found[name] with found["low"] and found["high"] as text: 49.6 [43.7, 55.5]; a dash where it is not
+    there."""
+    if found.get(name) is None:
+        return "-"
+    x, low, high = (number(found[key], form, by) for key in (name, "low", "high"))
+    return f"{x} [{low}, {high}]"
+
+
+def aligned(rows, first="<", rest=">"):
+    """Rows of texts, of as many cells each, as lines with columns of one width. first, rest: to which side
+    the first column and the others are set."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sides = [first] + [rest] * (len(widths) - 1)
+    lines = []
+    for row in rows:
+        cells = [f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
+# -- results -------------------------------------------------------------------------------------------------
+
 def read_results(folder):
     """({"tasks", "averages", "leaderboards"}, {task: {(id, hash of prompt and truth): scores}}) of a run."""
     try:
@@ -92,7 +159,8 @@ def read_results(folder):
         results = {part: dict(results[part]) for part in ("tasks", "averages", "leaderboards")}
         problems = {}
         for _, _, line in read_jsonl(os.path.join(folder, "problems.jsonl"), "compare"):
-            problems.setdefault(line["task"], {})[line["id"], line["what"]] = line["scores"]
+            problem = line["id"], line["what"]
+            problems.setdefault(line["task"], {})[problem] = line["scores"]
         return results, problems
     except FileNotFoundError:
         raise InputError(f"--compare: {folder} has no results.json; give folders of finished evaluations "
