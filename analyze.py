@@ -47,7 +47,7 @@ from generate import make_engine
 from model import Folder, Init, Model, load, save
 from reporting.page import report
 from runtime import Run, join_ranks
-from suite.intervals import aligned, interval, limits, read_results
+from suite.intervals import aligned, interval, read_results
 from verify import grade_batch, transient
 
 # -- weights: the change of one tensor ---------------------------------------------------------------------
@@ -619,7 +619,7 @@ def landscape(base, mt, rl, out, **how):
                 start = time.monotonic()
                 shares, lost = pass_rates(door, Init(at(alpha, beta, *names)), records, cfg, me)
                 line = {"key": points[alpha, beta], "alpha": alpha, "beta": beta}
-                line |= limits(interval(shares, cfg.samples)) | {"seconds": time.monotonic() - start}
+                line |= interval(shares, cfg.samples)._asdict() | {"seconds": time.monotonic() - start}
                 there[line["key"]] = line
                 if me.rank == 0 and not lost:
                     with run.writing("landscape.jsonl"):
