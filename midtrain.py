@@ -41,6 +41,7 @@ from model import (
     preset,
     save,
 )
+from reporting.figures import line, lines, picture
 from runtime import Run, grad_norm, join_ranks, peak_tflops, reduce_vectors, shard
 
 # -- config -------------------------------------------------------------------------------------------------
@@ -228,12 +229,12 @@ def on_device(device, *arrays):
 
 
 @torch.no_grad()
-def domain_losses(model, held, cfg, ranks):
+def domain_losses(model, heldout, cfg, ranks):
     """Held-out loss in nats a token by domain: the retention curve. Rows are dealt to the ranks; every rank
     makes the same number of passes (sharded layers are gathered by all), the surplus ones count nothing."""
     losses = {}
     rows_per_round = ranks.world * forward_rows(cfg, ranks.world)
-    for domain, batch in held.items():
+    for domain, batch in heldout.items():
         rows = len(batch.tokens)
         loss_sum = 0.0
         counted = 0
@@ -371,21 +372,21 @@ def table(curve):
     return "\n".join(lines)
 
 
-def picture(curve, path, title):
-    """Loss by domain over steps."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    fig, ax = plt.subplots(figsize=(7, 4))
-    for domain in curve[0][1]:
-        ax.plot([s for s, _ in curve], [losses[domain] for _, losses in curve], marker="o", markersize=3,
-                linestyle="--" if domain in ("general", "chat") else "-", label=domain)
-    ax.set(xlabel="step", ylabel="held-out loss, nats a token", title=title)
-    ax.legend(frameon=False)
-    ax.spines[["top", "right"]].set_visible(False)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    fig.savefig(path, dpi=150, bbox_inches="tight")
-    plt.close(fig)
+def last_step(curve):
+    """The step of the last held-out losses in [(step, {domain: loss})]."""
+    step, _ = curve[-1]
+    return step
+
+
+def retention(curve, title):
+    """The panel of [(step, {domain: loss})]: a line a domain over the steps, general text and chat dashed."""
+    _, first_losses = curve[0]
+    series = []
+    for i, domain in enumerate(first_losses):
+        points = [(step, losses[domain]) for step, losses in curve]
+        dashes = "--" if domain in ("general", "chat") else "-"
+        series.append((domain, points, line(i + 1) | {"linestyle": dashes}))
+    return lines(title, "step", "held-out loss, nats a token", series, 7, yscale="linear")
 
 
 # -- what main is made of ------------------------------------------------------------------------------------
@@ -442,14 +443,11 @@ def log_start(run, cfg, model, ranks, peak_flops, start):
 
 
 def log_step(run, cfg, numbers, seconds_left):
-    """Every step: its numbers to metrics.jsonl. Every --log_every steps, and at the last: its line."""
-    run.metrics(**numbers)
+    """One line of at most 115 columns on a step; its numbers are those of its line of metrics.jsonl."""
     step = numbers["step"]
-    if step % cfg.log_every == 0 or step == cfg.steps:
-        run.log(f"step {step:5d}/{cfg.steps} {step / cfg.steps:6.1%} | loss {numbers['loss']:.4f} | "
-                f"gnorm {numbers['gnorm']:.2f} | lr {numbers['lr']:.2e} | {human(numbers['tok_s'])} tok/s | "
-                f"mfu {numbers['mfu']:.1%} | mem {numbers['memory'] / 1e9:.1f}G | "
-                f"eta {duration(seconds_left)}")
+    run.log(f"step {step:5d}/{cfg.steps} {step / cfg.steps:6.1%} | loss {numbers['loss']:.4f} | "
+            f"gnorm {numbers['gnorm']:.2f} | lr {numbers['lr']:.2e} | {human(numbers['tok_s'])} tok/s | "
+            f"mfu {numbers['mfu']:.1%} | mem {numbers['memory'] / 1e9:.1f}G | eta {duration(seconds_left)}")
 
 
 def log_skip(run, cfg, step, loss, norm, skips):
@@ -468,6 +466,16 @@ def check_rows(rows, mixture, cfg, step):
     planned = data.planned_rows(mixture, cfg.seed, step * cfg.batch).tolist()
     if rows != planned:
         raise RuntimeError(f"rows counted {rows} are not the rows planned {planned}")
+
+
+def speed(cfg, arch, keys, seconds, peak_flops):
+    """What metrics.jsonl says of the speed of a step of so many seconds, on devices of peak_flops a second
+    together. keys: those that its queries met; mfu counts them, mfu_full all keys of a row."""
+    tokens = cfg.batch * cfg.seq_len
+    flops = tokens * flops_per_token(arch, cfg.seq_len, keys / tokens)
+    full_flops = tokens * flops_per_token(arch, cfg.seq_len)
+    possible = peak_flops * seconds
+    return dict(tok_s=tokens / seconds, mfu=flops / possible, mfu_full=full_flops / possible, step_s=seconds)
 
 
 def peak_memory(device):
@@ -492,16 +500,17 @@ def main(cfg):
     mixture = data.read_mixture(cfg.mixture)
     with join_ranks(cfg.device, cfg.replicate, cfg.shard) as ranks:
         run = Run(cfg.run, cfg, ranks, FREE, FIXED, cfg.allow_changed)
-        results = f"model: {run.path('model')}   figure: {run.path('figures', 'retention.png')}"
+        files = f"model: {run.path('model')}   figure: {run.path('figures', 'retention.png')}"
         result = run.result("retention.json")
-        if result and result["curve"][-1][0] >= cfg.steps:
+        if result and last_step(result["curve"]) >= cfg.steps:
             run.log(f"{cfg.run} is finished (delete the folder to train again)\n{table(result['curve'])}\n"
-                    f"{results}")
+                    f"{files}")
             return result
         choose_kernels(cfg.kernels, ranks.device, cfg.compile)
         peak_flops = (cfg.peak_tflops or peak_tflops(ranks.device, DTYPES[cfg.dtype])) * 1e12    # of one rank
 
         # -- weights, tokenizer, data -----------------------------------------------------------------------
+        # Opens the checkpoint (its tensors are read later), then the prepared sources, comparing checksums.
         with ranks.first_on_node():                       # the first rank downloads, the others find it
             init = Init(cfg.init or cfg.model)
         arch = init.arch
@@ -516,9 +525,10 @@ def main(cfg):
         stream = data.Stream(folder, mixture, cfg.seed, cfg.seq_len, tokenizer, arch.V, across, cfg.packing)
         for source in stream.sources:
             source.verify(ranks.rank, ranks.world, splits=("train",))          # heldout verifies its own
-        held = data.heldout(folder, tokenizer, arch.V, cfg.seq_len, cfg.eval_rows, across=across)
+        heldout = data.heldout(folder, tokenizer, arch.V, cfg.seq_len, cfg.eval_rows, across=across)
 
         # -- model, optimizer, and what a stopped run has done ----------------------------------------------
+        # A checkpoint holds the three parts of `state`; weights are filled in only where there is none.
         model = build_model(arch, cfg, ranks)
         model.tokenizer = tokenizer
         optimizer = make_optimizer(model, cfg)
@@ -535,23 +545,23 @@ def main(cfg):
             init.fill(model)
         progress = state["progress"]
         run.prune(cfg.keep)
-        past = run.rewind(start)                          # the lines of metrics.jsonl up to here
-        curve = [(line["step"], line["eval"]) for line in past if "eval" in line]
-        past_losses = [line["loss"] for line in past if "loss" in line]
+        metrics = run.rewind(start)                       # the lines of metrics.jsonl up to here
+        curve = [(line["step"], line["eval"]) for line in metrics if "eval" in line]
+        past_losses = [line["loss"] for line in metrics if "loss" in line]
         loss = past_losses[-1] if past_losses else math.nan
         log_start(run, cfg, model, ranks, peak_flops, start)
 
         def evaluate(step):
-            losses = domain_losses(model, held, cfg, ranks)
+            losses = domain_losses(model, heldout, cfg, ranks)
             curve.append((step, losses))
             run.metrics(step=step, eval=losses)
             run.log(f"held-out {step:5d} | " + " | ".join(f"{name} {v:.3f}" for name, v in losses.items()))
 
         # -- the loop ---------------------------------------------------------------------------------------
+        # A step is rows_per_rank rows on every rank, rows_per_pass at a time.
         rows_per_rank = cfg.batch // ranks.world
         rows_per_pass = forward_rows(cfg, ranks.world)
         tokens_per_step = cfg.batch * cfg.seq_len
-        full_flops = tokens_per_step * flops_per_token(arch, cfg.seq_len)          # as if no key were masked
         reader = batches(stream, cfg, ranks, start, arch.window)
         loop_began = time.perf_counter()
         wait_seconds = 0.0
@@ -600,17 +610,16 @@ def main(cfg):
             optimizer.zero_grad()
             progress["step"] = step + 1
 
-            # Every step: log; MFU counts the keys really met, mfu_full all of them.
+            # Every step: its numbers go to metrics.jsonl. Every --log_every steps, and at the last: its line.
             step_seconds = time.perf_counter() - step_began
             train_seconds += step_seconds
-            flops = tokens_per_step * flops_per_token(arch, cfg.seq_len, keys / tokens_per_step)
-            possible = peak_flops * ranks.world * step_seconds
             numbers = dict(step=step + 1, loss=loss, gnorm=norm, lr=lr, tokens=(step + 1) * tokens_per_step,
-                           counted=int(counted), tok_s=tokens_per_step / step_seconds, mfu=flops / possible,
-                           mfu_full=full_flops / possible, step_s=step_seconds,
+                           counted=int(counted), **speed(cfg, arch, keys, step_seconds, peak_flops * world),
                            memory=peak_memory(ranks.device), skips=progress["skips"])
-            check_rows(progress["rows"], mixture, cfg, step + 1)
-            log_step(run, cfg, numbers, (cfg.steps - step - 1) * train_seconds / (step + 1 - start))
+            run.metrics(**numbers)
+            if (step + 1) % cfg.log_every == 0 or step + 1 == cfg.steps:
+                check_rows(progress["rows"], mixture, cfg, step + 1)
+                log_step(run, cfg, numbers, (cfg.steps - step - 1) * train_seconds / (step + 1 - start))
 
             # Every --checkpoint_every steps, and at the last: a checkpoint, written while training goes on.
             run.poll()
@@ -618,6 +627,7 @@ def main(cfg):
                 run.save(state, step + 1, cfg.keep)
 
         # -- result: save before evaluating -----------------------------------------------------------------
+        # The model is exported first, so that nothing is lost if what follows fails.
         run.finish()
         save(model, run.path("model"), DTYPES[cfg.export_dtype])
         evaluate(cfg.steps)
@@ -625,10 +635,11 @@ def main(cfg):
         result = {"curve": curve, "loss": loss, "tokens": dict(zip(mixture, tokens_per_source, strict=True))}
         if ranks.rank == 0:
             with run.writing("the result"):
-                picture(curve, run.path("figures", "retention.png"), f"{cfg.model}, {cfg.mixture}")
+                os.makedirs(run.path("figures"), exist_ok=True)
+                picture(run.path("figures", "retention"), [retention(curve, f"{cfg.model}, {cfg.mixture}")])
                 write_atomic(run.path("retention.json"), json.dumps(result, indent=1))
         loop_seconds = time.perf_counter() - loop_began
-        run.log(f"\n{table(curve)}\nwaited for data {wait_seconds:.1f} s of {loop_seconds:.0f} s\n{results}")
+        run.log(f"\n{table(curve)}\nwaited for data {wait_seconds:.1f} s of {loop_seconds:.0f} s\n{files}")
         return result
 
 

@@ -22,13 +22,54 @@ def picture(path, panels):
         plt.close(figure)
 
 
-HATCHES, MARKERS = ("", "", "///", "...", "\\\\\\", "xxx", "---"), "osD^v<>"
+HATCHES = ("", "", "///", "...", "\\\\\\", "xxx", "---")
+MARKERS = "osD^v<>"
+DASHES = ("-", "--", ":", "-.")
 COLOURS = ("#c4c4c4", "#4878a8", "#c8553d", "#5b8c5a", "#8e6c8a", "#c9a227", "#3f3f3f")
 
 
 def colour(run):
     """Of the run-th run in every picture; a print in grey keeps runs apart by HATCHES and MARKERS."""
     return COLOURS[run % len(COLOURS)]
+
+
+def label(name, most=42):
+    """A name as matplotlib may draw it: one line, not too long, no formula; a legend would leave out what
+    begins with _."""
+    name = "".join(c if c.isprintable() else "?" for c in str(name))
+    if len(name) > most:
+        name = f"{name[:most // 2 - 1]}...{name[2 - most // 2:]}"
+    if name.startswith("_"):
+        name = " " + name
+    return name.replace("$", r"\$")
+
+
+def line(i):
+    """How the i-th line of a picture looks: a grey print keeps markers and dashes apart."""
+    return dict(color=colour(i), marker=MARKERS[i % len(MARKERS)], linestyle=DASHES[i % len(DASHES)],
+                markersize=4, linewidth=1.3)
+
+
+def lines(title, x, y, series, inches=4.4, **settings):
+    """The panel of [(name, [(x, y or None)], style)], labels x and y under and beside it. settings: those of
+    the axes; unless they give yscale, the y axis begins at 0 or below."""
+    def draw(axes):
+        lowest = highest = 0
+        for name, points, style in series:
+            points = [(a, b) for a, b in points if b is not None]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=label(name), **style)
+                heights = [b for _, b in points]
+                lowest = min(lowest, *heights, 0)
+                highest = max(highest, *heights, 0)
+        axes.set(xlabel=x, ylabel=y, title=title, **settings)
+        if "xscale" not in settings:
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        if "yscale" not in settings:
+            axes.set_ylim(lowest, lowest + 1.06 * (highest - lowest) or 1)
+        if len(series) > 1:
+            axes.legend()
+    return inches, draw
 
 
 def bars(names, runs):

@@ -21,13 +21,25 @@ from typing import NamedTuple
 import numpy as np
 
 from cli import InputError, human, read_lines, write_atomic
-from reporting.figures import HATCHES, MARKERS, bars, colour, gained, heat, picture, solved
+from reporting.figures import (
+    HATCHES,
+    MARKERS,
+    bars,
+    colour,
+    gained,
+    heat,
+    label,
+    line,
+    lines,
+    picture,
+    solved,
+)
 
 FILES = {"metrics.jsonl": (), "config.json": (), "results.json": ("tasks", "averages"),         # their keys
          "compare.json": ("runs", "gains", "frontier"), "weights.json": ("pairs",),
          "cka.json": (), "landscape.json": ("problems", "samples"),
          "trajectory.json": ("runs",), "study.json": ("chains", "estimates", "tables", "claims")}
-LINES, FLOOR, CHANGED = ("-", "--", ":", "-."), 2 ** -8, 0.01       # bf16's smallest relative change; paper
+FLOOR, CHANGED = 2 ** -8, 0.01       # bf16's smallest relative change; paper
 
 
 class Section(NamedTuple):
@@ -84,14 +96,6 @@ def short(paths):
     return {path: "/".join(p[-n:]) for path, p in zip(paths, parts, strict=True)}
 
 
-def label(name, most=42):
-    """A name as matplotlib may draw it: one line, not too long, no formula; a legend would leave out what
-    begins with _."""
-    name = "".join(c if c.isprintable() else "?" for c in str(name))
-    name = name if len(name) <= most else f"{name[:most // 2 - 1]}...{name[2 - most // 2:]}"
-    return (" " if name[:1] == "_" else "") + name.replace("$", r"\$")
-
-
 def labels(of):
     """{name: x} for a picture: two names that look the same there are numbered."""
     drawn = [label(name) for name in of]
@@ -117,30 +121,6 @@ def between(r, form="{:.1f}", by=100, of="score"):
 def at(shares, t):
     """The entry of {threshold as text: share} at t."""
     return next((share for key, share in shares.items() if float(key) == t), None)
-
-
-def line(i):
-    """How the i-th line of a picture looks: a grey print keeps markers and dashes apart."""
-    return dict(color=colour(i), marker=MARKERS[i % 7], linestyle=LINES[i % 4], markersize=4, linewidth=1.3)
-
-
-def lines(title, x, y, series, inches=4.4, **settings):
-    """A panel of [(label, [(x, y or None)], style)]; a linear axis begins at 0 or below."""
-    def draw(axes):
-        least = most = 0
-        for name, points, style in series:
-            points = [(a, b) for a, b in points if b is not None]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=label(name), **style)
-                least, most = min(least, *(b for _, b in points), 0), max(most, *(b for _, b in points), 0)
-        axes.set(xlabel=x, ylabel=y, title=title, **settings)
-        if "xscale" not in settings:
-            axes.xaxis.get_major_locator().set_params(integer=True)
-        if "yscale" not in settings:
-            axes.set_ylim(least, least + 1.06 * (most - least) or 1)
-        if len(series) > 1:
-            axes.legend()
-    return inches, draw
 
 
 # -- training ----------------------------------------------------------------------------------------------
