@@ -97,9 +97,10 @@ except MemoryError:
 
 # System calls that get memory past the limits, or reach far into the kernel: numbers on x86_64, on aarch64.
 REFUSED = {
-    "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186), "ptrace": (101, 117), "add_key": (248, 217),
-    "keyctl": (250, 219), "perf_event_open": (298, 241), "memfd_create": (319, 279), "bpf": (321, 280),
-    "userfaultfd": (323, 282), "io_uring_setup": (425, 425), "memfd_secret": (447, 447)}
+    "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186), "ptrace": (101, 117),
+    "add_key": (248, 217), "keyctl": (250, 219), "perf_event_open": (298, 241), "memfd_create": (319, 279),
+    "bpf": (321, 280), "userfaultfd": (323, 282), "io_uring_setup": (425, 425),
+    "memfd_secret": (447, 447)}
 
 
 @functools.cache

@@ -245,10 +245,17 @@ def host(tmp_path_factory):
     assert not any(os.path.exists(f"{folder}/prism-was-here") for folder in ("", "/usr/bin", "/tmp"))
 
 
+TAG = f"# of test process {os.getpid()}\n"                # in the command line of every sandbox started here
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tagged():
+    sandbox._HARNESS += TAG
+
+
 def graders_programs():
-    """Processes of the user whose programs the sandbox runs."""
-    return [pid for pid in os.listdir("/proc") if pid.isdigit() and (
-        b"program.py" in read(f"/proc/{pid}/cmdline") or b"bwrap" in read(f"/proc/{pid}/comm"))]
+    """Processes of the sandboxes of this test process: others may run beside it."""
+    return [pid for pid in os.listdir("/proc") if pid.isdigit() and TAG.encode() in read(f"/proc/{pid}/cmdline")]
 
 
 def read(path):
@@ -302,7 +309,8 @@ def test_the_verdict_says_that_it_was_the_checker(monkeypatch):
 @needs_sandbox
 def test_no_program_outlives_its_grader():
     sleep = "import time\\ntime.sleep(60)"
-    grader = subprocess.Popen([sys.executable, "-c", f"from verify import run_code\nrun_code('{sleep}', "
+    grader = subprocess.Popen([sys.executable, "-c", "from grading import sandbox\nfrom verify import run_code\n"
+                               f"sandbox._HARNESS += {TAG!r}\nrun_code('{sleep}', "
                                "{'kind': 'stdio', 'tests': [{'input': '', 'output': ''}]})"], cwd=ROOT)
     until = time.monotonic() + 10
     while not any(b"program.py" in read(f"/proc/{p}/cmdline") for p in graders_programs()):
