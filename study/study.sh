@@ -2,7 +2,7 @@
 # The paper on a laptop: two toys (dense, hybrid) x three seeds, each a base that is mid-trained on the paper's
 # three mixtures, RL on two mixes from each and from the base, all evaluated and analysed; then one report.
 #
-#     make study             # all six chains, two at a time; the same command goes on where it was killed
+#     make study               # all six chains, two at a time; the same command goes on where it was killed
 #     study/study.sh toy 1       # one chain: model and seed
 #
 # A cell is a folder of runs/study/MODEL-SEED: base; m, mc, mcs: the base, mid-trained on math, + code,

@@ -1,4 +1,4 @@
-"""The page of report.py: what is on it, that it needs nothing from outside, and what it refuses."""
+"""The page of reporting/page.py: what is on it, that it needs nothing from outside, and what it refuses."""
 
 import base64
 import json
@@ -8,8 +8,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+import reporting.page
 from cli import InputError
-from reporting import page
+from reporting.page import report
 
 HOSTILE = '<script>alert(1)</script>"\'&$\\frac{_'
 TASKS = ("toy-math", "toy-code")
@@ -173,7 +174,7 @@ class Page(HTMLParser):
 def page(tmp_path_factory):
     """Of everything, three stages."""
     folder = tmp_path_factory.mktemp("all")
-    return Page(page.report(write(folder / "runs"), str(folder / "out"))), folder
+    return Page(report(write(folder / "runs"), str(folder / "out"))), folder
 
 
 # -- tests -------------------------------------------------------------------------------------------------
@@ -208,13 +209,13 @@ def test_pictures_are_files_too(page):
 
 @pytest.mark.parametrize("kind", DATA)
 def test_a_section_is_there_when_its_data_is(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(page, "drawn", lambda *_: "")                    # the pictures are drawn elsewhere
-    everything = Page(page.report(write(tmp_path / "all"), str(tmp_path / "out")))
+    monkeypatch.setattr(reporting.page, "drawn", lambda *_: "")      # the pictures are drawn elsewhere
+    everything = Page(report(write(tmp_path / "all"), str(tmp_path / "out")))
     assert sorted(everything.sections()) == sorted(name for own in DATA.values() for name in own)
     without = write(tmp_path / "without", [other for other in DATA if other != kind])
-    assert sorted(Page(page.report(without, str(tmp_path / "out"))).sections()) == sorted(
+    assert sorted(Page(report(without, str(tmp_path / "out"))).sections()) == sorted(
         name for other, own in DATA.items() if other != kind for name in own)
-    alone = Page(page.report(write(tmp_path / "alone", [kind]), str(tmp_path / "out")))
+    alone = Page(report(write(tmp_path / "alone", [kind]), str(tmp_path / "out")))
     assert alone.sections() == DATA[kind]
 
 
@@ -254,7 +255,7 @@ def test_tables_hold_the_numbers_of_the_files(page):
 
 def test_the_same_files_give_the_same_bytes(tmp_path):
     folders = write(tmp_path / "runs", ["cka.json"])
-    pages = [open(page.report(folders, str(tmp_path / out)), "rb").read() for out in ("a", "b")]
+    pages = [open(report(folders, str(tmp_path / out)), "rb").read() for out in ("a", "b")]
     assert pages[0] == pages[1]
     for path in (tmp_path / "a" / "figures").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / "figures" / path.name).read_bytes()
@@ -264,10 +265,10 @@ def test_the_same_files_give_the_same_bytes(tmp_path):
 def test_two_and_seven_stages(tmp_path, count):
     names = [f"stage-{i}" for i in range(count)]
     kinds = ["results.json", "compare.json", "cka.json"]
-    page = Page(page.report(write(tmp_path / "runs", kinds, names), str(tmp_path / "out")))
-    tables = dict(zip(page.sections(), page.tables, strict=True))
+    found = Page(report(write(tmp_path / "runs", kinds, names), str(tmp_path / "out")))
+    tables = dict(zip(found.sections(), found.tables, strict=True))
     assert tables["scores"][0][2:] == [f"{name}, %" for name in names]
-    assert len(tables["similarity"]) == count and len(page.source) < 5e6
+    assert len(tables["similarity"]) == count and len(found.source) < 5e6
 
 
 def test_hostile_names_are_text(tmp_path):
@@ -281,7 +282,7 @@ def test_hostile_names_are_text(tmp_path):
         (tmp_path / "runs" / name).write_text(text)
     (tmp_path / "runs" / "metrics.jsonl").write_text("".join(
         json.dumps(line).replace('"math"', json.dumps(HOSTILE)) + "\n" for line in metrics("mt")))
-    page = Page(page.report([str(tmp_path / "runs")], str(tmp_path / "out")))
+    page = Page(report([str(tmp_path / "runs")], str(tmp_path / "out")))
     assert not {"script"} & {tag for tag, _ in page.tags} and "<script" not in page.source
     assert page.text.count(HOSTILE) > 10 and "a" * 300 in page.text
 
@@ -291,7 +292,7 @@ def test_weights_in_float32_have_no_floor_and_perhaps_no_null(tmp_path):
     own["pairs"][0] |= {"bf16": False, "null": None}
     own["pairs"][1] |= {"bf16": False, "null": own["pairs"][1]["null"] | {"float32": change(0.00777)}}
     (tmp_path / "weights.json").write_text(json.dumps(own))
-    page = Page(page.report([str(tmp_path)], str(tmp_path / "out")))
+    page = Page(report([str(tmp_path)], str(tmp_path / "out")))
     assert "the floor does not apply" in page.text and "No null: base to mt" in page.text
     drawn = (tmp_path / "out" / "figures" / "02-unchanged-1.svg").read_text()
     assert "0.39 %" not in drawn and "dashed: noise alone" in drawn
@@ -300,7 +301,7 @@ def test_weights_in_float32_have_no_floor_and_perhaps_no_null(tmp_path):
 def test_two_folders_of_one_name(tmp_path):
     """They are told apart by the folder above."""
     a, b = write(tmp_path / "a", ["results.json"], ["rl"]), write(tmp_path / "b", ["results.json"], ["rl"])
-    page = Page(page.report([*a, *b, *a], str(tmp_path / "out")))
+    page = Page(report([*a, *b, *a], str(tmp_path / "out")))
     assert page.tables[0][0][2:] == ["a/rl, %", "b/rl, %"]
 
 
@@ -312,7 +313,7 @@ def test_damaged_files_are_named(tmp_path, name, text):
     folder.mkdir()
     (folder / name).write_text(text, encoding="latin-1")
     with pytest.raises(InputError, match=f"damaged-run/{re.escape(name)}"):
-        page.report([str(folder)], str(tmp_path / "out"))
+        report([str(folder)], str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("text", ['{"step"\n{"step": 1}\n', "[]\n", '{"step": 0, "eval": 3}\n',
@@ -320,7 +321,7 @@ def test_damaged_files_are_named(tmp_path, name, text):
 def test_damaged_metrics_are_named(tmp_path, text):
     (tmp_path / "metrics.jsonl").write_text(text)
     with pytest.raises(InputError, match="metrics.jsonl"):
-        page.report([str(tmp_path)], str(tmp_path / "out"))
+        report([str(tmp_path)], str(tmp_path / "out"))
 
 
 def test_numbers_that_are_none(tmp_path):
@@ -329,17 +330,17 @@ def test_numbers_that_are_none(tmp_path):
     bad["path"][0]["score"] = "high"
     (tmp_path / "landscape.json").write_text(json.dumps(bad))
     with pytest.raises(InputError, match="landscape.json"):
-        page.report([str(tmp_path)], str(tmp_path / "out"))
+        report([str(tmp_path)], str(tmp_path / "out"))
     (tmp_path / "landscape.json").unlink()
     (tmp_path / "metrics.jsonl").write_text(json.dumps(metrics("rl")[1]) + '\n{"step": 2, "rew')
-    assert Page(page.report([str(tmp_path)], str(tmp_path / "out"))).sections() == ["reinforcement"]
+    assert Page(report([str(tmp_path)], str(tmp_path / "out"))).sections() == ["reinforcement"]
 
 
 def test_nothing_to_show(tmp_path):
     with pytest.raises(InputError, match="nothing to show"):
-        page.report([str(tmp_path)], str(tmp_path / "out"))
+        report([str(tmp_path)], str(tmp_path / "out"))
     with pytest.raises(InputError, match="no-such"):
-        page.report([str(tmp_path / "no-such")], str(tmp_path / "out"))
+        report([str(tmp_path / "no-such")], str(tmp_path / "out"))
     (tmp_path / "out").write_text("a file")
     with pytest.raises(InputError, match="--out"):
-        page.report(write(tmp_path / "runs", ["cka.json"]), str(tmp_path / "out"))
+        report(write(tmp_path / "runs", ["cka.json"]), str(tmp_path / "out"))

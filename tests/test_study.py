@@ -1,4 +1,5 @@
-"""study.py on made-up chains: known numbers in, intervals by hand, verdicts that flip when the numbers do."""
+"""The claims of study/claims.py on made-up chains: known numbers in, intervals by hand, verdicts that flip with
+the numbers."""
 
 import json
 import os
@@ -14,7 +15,7 @@ import evaluate
 import midtrain
 import rl
 from cli import InputError, parse
-from reporting import page
+from reporting.page import report
 from study.claims import CELLS, CLAIMS, DOMAINS, VERDICTS, study
 from suite.intervals import paired
 
@@ -297,7 +298,7 @@ def test_the_command(tmp_path):
     for folder, what in ((tmp_path / "no-such", "no-such"), (tmp_path, "no chain")):
         with pytest.raises(InputError, match=what):
             study(str(folder))
-    done = subprocess.run([sys.executable, Path(__file__).parents[1] / "study.py", tmp_path],
+    done = subprocess.run([sys.executable, "-m", "study.claims", tmp_path], cwd=ROOT,
                           capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: study: ") and "toy-1" in done.stderr
 
@@ -306,7 +307,7 @@ def test_the_page_shows_the_study(tmp_path, capsys):
     result = write_study(tmp_path / "study", models=("toy", "toy-h"))
     said = capsys.readouterr().out
     assert "Mid-training gains in math, toy-h: reproduced" in said and "toy: 3 chains, seed 1, 2, 3" in said
-    with open(page.report([str(tmp_path / "study")], str(tmp_path / "out"))) as f:
+    with open(report([str(tmp_path / "study")], str(tmp_path / "out"))) as f:
         page = f.read()
     assert page.count("<section") == 1 + len(result["tables"])
     assert "toy: 19 reproduced, 1 reproduced, and by noise alone, 2 not testable at this scale" in page
@@ -326,7 +327,9 @@ def commands(folder, script, *words, fails=""):
     note.write_text('#!/bin/sh\nline=$(printf "%s\\037" "$@")\necho "$line" >>commands\n'
                     f'for word in "$@"; do [ "$word" != "{fails}" ] || exit 1; done\n')
     note.chmod(0o755)
-    done = subprocess.run(["bash", ROOT / script, *words], capture_output=True, text=True, cwd=folder,
+    (folder / script).parent.mkdir(exist_ok=True)
+    shutil.copy(ROOT / script, folder / script)           # study.sh runs in the folder that it stands in
+    done = subprocess.run(["bash", folder / script, *words], capture_output=True, text=True, cwd=folder,
                           env={**os.environ, "PYTHON": str(note)}, timeout=60)
     asked = [line.split("\037")[:-1] for line in (folder / "commands").read_text().splitlines()]
     return [own for own in asked if own[0] != "-c"], done
@@ -356,7 +359,7 @@ def checked(asked, made):
 
 
 def test_every_command_of_a_chain_parses(tmp_path):
-    made, (asked, done) = {}, commands(tmp_path, "study.sh", "toy", "3")
+    made, (asked, done) = {}, commands(tmp_path, "study/study.sh", "toy", "3")
     assert done.returncode == 0 and done.stdout.endswith("done\n"), done.stderr
     assert checked(asked, made) == ["--compare", *["weights"] * 3, "cka", *["trajectory"] * 2, "landscape"]
     cells = {*CELLS, "mcs@350"}
@@ -366,9 +369,9 @@ def test_every_command_of_a_chain_parses(tmp_path):
 
 def test_a_failed_chain_is_not_lost(tmp_path):
     """The others go on, tables and page are made, and the study's end says that something failed."""
-    asked, done = commands(tmp_path, "study.sh", fails="--init=random:toy-h:2")
+    asked, done = commands(tmp_path, "study/study.sh", fails="--init=random:toy-h:2")
     assert done.returncode not in (0, 2)
-    assert [own[0] for own in asked][-2:] == ["study.py", "analyze.py"] and "report" in asked[-1]
+    assert [own[:2] for own in asked][-2:] == [["-m", "study.claims"], ["analyze.py", "report"]]
     assert [path for path in asked[-1] if path.startswith("runs/")] == ["runs/study", *(
         f"runs/study/toy-1/{name}" for name in ("mcs", "mcs+mcs", "eval/base", "eval/mcs", "eval/mcs+mcs",
                                                 "analysis"))]
