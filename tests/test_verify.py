@@ -190,8 +190,9 @@ def alive(pids):
 
 def test_no_worker_outlives_its_parent():
     """Whether it ends by itself, by an exception or by SIGKILL."""
-    ask = ("import os, sys; from verify import grade, _pool; grade('math', r'\\boxed{x+y}', 'y+x')\n"
-           "print(_pool.server[0].pid, *[w[0] for w in _pool.idle], flush=True)\n")
+    ask = ("import os, sys; from verify import grade; from grading.sympy_workers import workers\n"
+           "grade('math', r'\\boxed{x+y}', 'y+x')\n"
+           "print(workers.server[0].pid, *[w[0] for w in workers.idle], flush=True)\n")
     ends = ("", "raise SystemExit(3)", "os._exit(0)", "os.kill(os.getpid(), 9)")
     with ThreadPoolExecutor(2) as pool:
         done = list(pool.map(lambda end: script(ask + end), ends))
@@ -310,11 +311,12 @@ def test_the_verdict_says_that_it_was_the_checker(monkeypatch):
 @needs_sandbox
 def test_no_program_outlives_its_grader():
     sleep = "import time\\ntime.sleep(60)"
-    grader = subprocess.Popen([sys.executable, "-c", "from grading import sandbox\nfrom verify import run_code\n"
-                               f"sandbox._HARNESS += {TAG!r}\nrun_code('{sleep}', "
-                               "{'kind': 'stdio', 'tests': [{'input': '', 'output': ''}]})"], cwd=ROOT)
+    truth = {"kind": "stdio", "tests": [{"input": "", "output": ""}]}
+    code = ("from grading import sandbox\nfrom verify import run_code\n"
+            f"sandbox._HARNESS += {TAG!r}\nrun_code('{sleep}', {truth})")
+    grader = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     until = time.monotonic() + 10
-    while not any(b"python" in read(f"/proc/{p}/comm") for p in graders_programs()):    # bwrap has handed over
+    while not any(b"python" in read(f"/proc/{p}/comm") for p in graders_programs()):  # it runs, bwrap is done
         assert time.monotonic() < until
         time.sleep(0.02)
     grader.kill()
