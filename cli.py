@@ -80,12 +80,20 @@ def refuse_flags(Config, argv):
         except ValueError:
             given = flag if value is None else f"{flag}={value}"
             raise InputError(f"{given}: give {wanted[kind]}") from None
-        if choices and parsed not in choices:
-            raise InputError(f"{flag}={parsed!r} is not one of {', '.join(map(str, choices))}")
+        refuse_choice(flag, parsed, choices)
+
+
+def refuse_choice(flag, value, choices):
+    """InputError unless the value is one of the choices, if there are any."""
+    if choices and value not in choices:
+        raise InputError(f"{flag}={value!r} is not one of {', '.join(map(str, choices))}")
 
 
 def check_bounds(cfg, least):
-    """InputError unless every field of {name: least value} is a finite number, at least that."""
+    """InputError unless every field of {name: least value} is a finite number, at least that, and every Literal
+    field one of its values: what parse() refuses on the command line, a notebook's Config is refused for too."""
+    for field in dataclasses.fields(cfg):
+        refuse_choice(f"--{field.name}", getattr(cfg, field.name), typing.get_args(field.type))
     for name, bound in least.items():
         value = getattr(cfg, name)
         if not bound <= value < math.inf:                 # refuses nan as well
