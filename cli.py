@@ -90,8 +90,8 @@ def refuse_choice(flag, value, choices):
 
 
 def check_bounds(cfg, least):
-    """InputError unless every field of {name: least value} is a finite number, at least that, and every Literal
-    field one of its values: what parse() refuses on the command line, a notebook's Config is refused for too."""
+    """InputError unless every field of {name: least value} is a finite number, at least that, and every
+    field of type Literal one of its values (parse() did so for flags; a notebook makes its own Config)."""
     for field in dataclasses.fields(cfg):
         refuse_choice(f"--{field.name}", getattr(cfg, field.name), typing.get_args(field.type))
     for name, bound in least.items():
@@ -131,6 +131,8 @@ def commands(*functions):
         sys.exit(130)
 
 
+# -- small files -------------------------------------------------------------------------------------------
+
 @contextlib.contextmanager
 def appearing(path):
     """A file open for writing that takes its name when it is whole."""
@@ -165,24 +167,6 @@ def appending(path):
     f.close()
 
 
-def read_lines(path):
-    """The objects of a run's own .jsonl file, as read_jsonl() has them."""
-    return [value for _, _, value in read_jsonl(path)]
-
-
-def digest(*what):
-    """16 hex digits that stand for values of plain types."""
-    return hashlib.blake2b(repr(what).encode(), digest_size=8).hexdigest()
-
-
-def human(n):
-    """A count in three digits: 26.2B, 786M, 16.5k."""
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(n) >= size:
-            return f"{n / size:.3g}{letter}"
-    return f"{n:.3g}"
-
-
 def read_jsonl(path, flag=""):
     """(line number, byte offset, object) of each line; InputError names a line that is no JSON object.
 
@@ -209,3 +193,23 @@ def read_jsonl(path, flag=""):
         if not flag:
             raise
         raise InputError(f"--{flag}: {path} cannot be read ({e.strerror})") from None
+
+
+def read_lines(path):
+    """The objects of a run's own .jsonl file, as read_jsonl() has them."""
+    return [value for _, _, value in read_jsonl(path)]
+
+
+# -- values as text ----------------------------------------------------------------------------------------
+
+def digest(*what):
+    """16 hex digits that stand for values of plain types."""
+    return hashlib.blake2b(repr(what).encode(), digest_size=8).hexdigest()
+
+
+def human(n):
+    """A count in three digits: 26.2B, 786M, 16.5k."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(n) >= size:
+            return f"{n / size:.3g}{letter}"
+    return f"{n:.3g}"
