@@ -442,7 +442,7 @@ def main(cfg):
 
         # -- sample, grade, sum up ---------------------------------------------------------------------------
         sample(tasks, weights, init, tokenizer, cfg, me, run)
-        dist.barrier(group=me.side)                       # rank 0 reads what all have written
+        dist.barrier(group=me.cpu_group)                       # rank 0 reads what all have written
         results = None
         if me.rank == 0:
             seen = trained_on(tasks, tokenizer, cfg, run)
@@ -453,7 +453,7 @@ def main(cfg):
                 results |= leaderboards(boards, weights, init, cfg, me, run)
                 write_results(results, tasks, rows, cfg, run)
             run.log("\n" + table(results) + f"\n\n{run.path('results.json')}   {run.path('results.png')}")
-        dist.barrier(group=me.side)                       # programs take their time to grade
+        dist.barrier(group=me.cpu_group)                       # programs take their time to grade
         return me.agree(results)
 
 

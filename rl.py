@@ -443,7 +443,7 @@ def sample(door, records, asked, n, cfg, me):
 def everyone(mine, me):
     """Lists of all ranks, joined in their order, on every rank."""
     parts = [None] * me.world
-    dist.all_gather_object(parts, mine, group=me.side)
+    dist.all_gather_object(parts, mine, group=me.cpu_group)
     return [item for part in parts for item in part]
 
 
@@ -734,7 +734,7 @@ def main(cfg):
         # -- model, optimizer, reference, engine, what was done before --------------------------------------
         with torch.device("meta"):
             model = Model(init.arch)
-        for layer in model.trunk[1]:
+        for layer in model.trunk.layers:
             layer.recompute = cfg.recompute
         shard(model, me.mesh, DTYPES[cfg.dtype]).to_empty(device=me.device)
         model.tokenizer = tokenizer

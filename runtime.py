@@ -1,9 +1,9 @@
-"""What a run is: its flags, its ranks and mesh, its folder, its log, its checkpoints.
+"""What a run is: its ranks and mesh, its folder, its log, its checkpoints.
 
 A run folder holds config.json, source.zip (the scripts as they were run), log.txt, metrics.jsonl and
-checkpoints/step_000500/. A checkpoint appears under its name only when complete; a killed run started again
-with the same command goes on from the newest one, and its metrics.jsonl ends up the same as an uninterrupted
-run's.
+checkpoints/step_000500/. A checkpoint appears under its name only when complete. A killed run that is started
+again with the same command goes on from the newest one, and its metrics.jsonl ends up the same as that of a
+run that nothing stopped.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import time
 import zipfile
 import zlib
 from datetime import timedelta
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -33,57 +34,67 @@ from cli import InputError, read_lines, write_atomic
 class Ranks:
     """This process among the others. mesh is (replicate, shard): HSDP by two integers, the paper's 16 x 8."""
     rank: int
-    world: int
+    world: int                                            # processes in all
     device: torch.device
-    mesh: object
-    side: object                                          # a gloo group for checkpoints in the background
+    mesh: dist.DeviceMesh
+    cpu_group: dist.ProcessGroup                          # gloo, for what is slow: downloads, checkpoints
 
     def sum(self, *numbers):
-        """Numbers summed over all ranks, in float64."""
-        t = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        dist.all_reduce(t)
-        return t.tolist()
+        """The numbers, each summed over all ranks in float64: a list of floats."""
+        sums = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        dist.all_reduce(sums)
+        return sums.tolist()
 
     @contextlib.contextmanager
     def first_on_node(self):
         """The first rank of each node goes through the body before the others."""
         first = int(os.environ.get("LOCAL_RANK", 0)) == 0
         if not first:
-            dist.barrier(group=self.side)
+            dist.barrier(group=self.cpu_group)
         yield
         if first:
-            dist.barrier(group=self.side)
+            dist.barrier(group=self.cpu_group)
 
     def agree(self, value):
         """Rank 0's value, on every rank."""
-        box = [value]
-        dist.broadcast_object_list(box, 0, device=torch.device("cpu"))
-        return box[0]
+        values = [value]
+        dist.broadcast_object_list(values, 0, device=torch.device("cpu"))
+        return values[0]
 
 
 @contextlib.contextmanager
 def join_ranks(device="auto", replicate=1, shard=0, timeout_s=1800):
-    """Joins the processes torchrun started, or makes a group of one. shard = 0 takes world / replicate."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    """Joins the processes torchrun started, or makes a group of one, and gives its `Ranks`. shard = 0 takes
+    world / replicate. InputError on a device that is not there, or a mesh that the processes do not fill."""
+    rank = int(os.environ.get("RANK", 0))
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+
+    kind = device
+    if device == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
     if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
-        raise InputError(f"--device={device}: give auto, cpu or cuda"
-                         + (" (no GPU is visible)" if kind == "cuda" else ""))
+        why = " (no GPU is visible)" if kind == "cuda" else ""
+        raise InputError(f"--device={device}: give auto, cpu or cuda{why}")
     if replicate < 1 or shard < 0 or world % replicate or (shard or world // replicate) * replicate != world:
         raise InputError(f"--replicate={replicate} x --shard={shard or 'rest'} does not make {world} "
                          f"processes; replicate * shard must be the number torchrun starts")
-    where = (torch.device(kind, int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else
-             torch.device("cpu"))
+
+    backend = "gloo"
+    torch_device = torch.device("cpu")
     if kind == "cuda":
-        torch.cuda.set_device(where)
-    one = {} if "RANK" in os.environ else dict(store=dist.HashStore(), rank=0, world_size=1)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo",
-                            timeout=timedelta(seconds=timeout_s), **one)
+        backend = "cpu:gloo,cuda:nccl"
+        torch_device = torch.device(kind, local_rank)
+        torch.cuda.set_device(torch_device)
+    alone = {}
+    if "RANK" not in os.environ:                          # not started by torchrun: a group of one
+        alone = dict(store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s), **alone)
     try:
         mesh = dist.init_device_mesh(kind, (replicate, world // replicate),
                                      mesh_dim_names=("replicate", "shard"))
-        side = dist.new_group(backend="gloo", timeout=timedelta(hours=12))   # downloads and disks are slow
-        yield Ranks(rank, world, where, mesh, side)
+        cpu_group = dist.new_group(backend="gloo", timeout=timedelta(hours=12))
+        yield Ranks(rank, world, torch_device, mesh, cpu_group)
         dist.barrier()                                    # gloo aborts at exit when a rank leaves early
     finally:
         if world == 1 or sys.exc_info()[0] is None:       # else others may still wait in a collective
@@ -97,12 +108,14 @@ def shard(model, mesh, dtype):
     never rounded; `reduce_vectors` sums their gradients. Gradients are sums over ranks, not means: divide the
     loss by the global token count."""
     embed, layers, _, head = model.trunk
+    vectors = {p for p in model.parameters() if p.ndim < 2}
     policy = MixedPrecisionPolicy(None if dtype == torch.float32 else dtype, torch.float32,
                                   cast_forward_inputs=False)
-    common = dict(mesh=mesh, mp_policy=policy, ignored_params={p for p in model.parameters() if p.ndim < 2})
-    for unit in layers + ([embed, head] if head is not None else []):
-        fully_shard(unit, **common)
-    fully_shard(model, **common)
+    units = list(layers)
+    if head is not None:
+        units += [embed, head]
+    for unit in [*units, model]:                          # the model last: it takes what is left
+        fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=vectors)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -121,35 +134,43 @@ def reshard(model):
 
 def reduce_vectors(parameters):
     """Sums the gradients of the unsharded vectors over all ranks, in one collective."""
-    grads = [p.grad for p in parameters if p.ndim < 2 and p.grad is not None]
-    if grads and dist.get_world_size() > 1:
-        flat = torch.cat(grads)
+    gradients = [p.grad for p in parameters if p.ndim < 2 and p.grad is not None]
+    if gradients and dist.get_world_size() > 1:
+        flat = torch.cat(gradients)
         dist.all_reduce(flat)
-        for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-            grad.copy_(part)
+        sizes = [gradient.numel() for gradient in gradients]
+        for gradient, summed in zip(gradients, flat.split(sizes), strict=True):
+            gradient.copy_(summed)
 
 
 def grad_norm(parameters, mesh):
     """The global L2 norm of reduced gradients, a Python float, the same on every rank to the last bit
     (replicas that clip by an ulp more or less would drift apart)."""
-    def local(p):
-        return p.grad.to_local() if p.ndim >= 2 else p.grad
-
-    def squares(which):
-        return sum((torch.linalg.vector_norm(local(p)).double() ** 2 for p in which),
-                   torch.zeros((), dtype=torch.float64, device=mesh.device_type))
+    def sum_of_squares(gradients):
+        total = torch.zeros((), dtype=torch.float64, device=mesh.device_type)
+        for gradient in gradients:
+            total = total + torch.linalg.vector_norm(gradient).double() ** 2
+        return total
 
     parameters = [p for p in parameters if p.grad is not None]
-    total = squares([p for p in parameters if p.ndim >= 2])
-    dist.all_reduce(total)                                # every shard is there once a replica
-    return float((total / mesh.size(0) + squares([p for p in parameters if p.ndim < 2])).sqrt())
+    matrices = sum_of_squares(p.grad.to_local() for p in parameters if p.ndim >= 2)      # this rank's shards
+    vectors = sum_of_squares(p.grad for p in parameters if p.ndim < 2)                   # the same everywhere
+    dist.all_reduce(matrices)                             # every replica adds each shard once
+    return float((matrices / mesh.size(0) + vectors).sqrt())
 
 
-# folders whose files go into source.zip: all that a run is made by
+# The folders whose files go into source.zip: all that a run is made by.
 ROOMS = ("", "presets", "kernels", "engines", "corpus", "grading", "suite", "reporting")
 
 
 # -- the run folder ----------------------------------------------------------------------------------------
+
+class Pending(NamedTuple):
+    """A checkpoint that is being written."""
+    future: object                                        # done() when this rank's part is on the disk
+    step: int
+    keep: int                                             # complete checkpoints that stay; 0 = all
+
 
 class Run:
     """The folder of one run. Only rank 0 writes (checkpoints apart); every method may be called on all
@@ -157,55 +178,72 @@ class Run:
 
     def __init__(self, folder, cfg, ranks, free=(), fixed=(), allow_changed=False):
         """free: keys of cfg that may differ when a run goes on (they cannot change its results); fixed: keys
-        that may not even with allow_changed (the checkpoint, or the order of rows, would make no sense)."""
-        self.folder, self.ranks, self.pending = folder, ranks, None
-        self.checkpoints, self._metrics, self._log = os.path.join(folder, "checkpoints"), None, None
-        config = dataclasses.asdict(cfg)
-        problem = self._claim(config, free, fixed, allow_changed) if ranks.rank == 0 else None
+        that may not even with allow_changed (the checkpoint, or the order of rows, would make no sense).
+        InputError, on every rank, if the folder cannot be written or is another config's run."""
+        self.folder = folder
+        self.ranks = ranks
+        self.checkpoints = os.path.join(folder, "checkpoints")
+        self._pending = None                              # the checkpoint under way
+        self._metrics = None                              # metrics.jsonl, open from its first line on
+        self._log = None                                  # log.txt, open on rank 0
+        problem = None
+        if ranks.rank == 0:
+            problem = self._claim(dataclasses.asdict(cfg), free, fixed, allow_changed)
         problem = ranks.agree(problem)
         if problem:
             raise InputError(problem)
 
     def _claim(self, config, free, fixed, allow_changed):
-        path = os.path.join(self.folder, "config.json")
+        """Makes the folder this run's: config.json, source.zip, no half-written checkpoint. Returns what
+        speaks against it, or None."""
+        path = self.path("config.json")
         try:
             os.makedirs(self.folder, exist_ok=True)
             if os.path.exists(path):
                 with open(path) as f:
                     old = dict(json.load(f))
-                changed = {k: f"--{k}={config[k]!r} (was {old.get(k)!r})" for k in config
-                           if k not in free and old.get(k) != config[k]}
-                if not self._steps():                     # before the first checkpoint all may change
-                    changed = {}
-                stuck = [text for k, text in changed.items() if k in fixed]
-                if stuck:
-                    return (f"--run={self.folder} was started with another config: {', '.join(stuck)} cannot "
-                            f"change within a run. Take the old values, or another --run "
-                            f"(--init={self.folder}/model starts from this one)")
-                if changed and not allow_changed:
-                    return (f"--run={self.folder} was started with another config: "
-                            f"{', '.join(changed.values())}. Take the old values, another --run, or "
-                            f"--allow_changed=True to go on with the new ones")
-            for name in self._saved():                    # what a killed run left half-written
+                problem = self._other_config(config, old, free, fixed, allow_changed)
+                if problem:
+                    return problem
+            for name in self._checkpoint_names():         # what a killed run left half-written
                 if ".tmp" in name:
                     shutil.rmtree(os.path.join(self.checkpoints, name))
             write_atomic(path, json.dumps(config, indent=2))
             self._save_source()
-            self._log = open(os.path.join(self.folder, "log.txt"), "a")
+            self._log = open(self.path("log.txt"), "a")
         except (ValueError, TypeError) as e:
             return (f"--run={self.folder}: {path} is not a saved config ({e}); delete the folder or give "
                     f"another --run")
         except OSError as e:
             return f"--run={self.folder}: cannot write there ({e.strerror}); give another --run"
 
+    def _other_config(self, config, old, free, fixed, allow_changed):
+        """What keeps a run of the config `old` from going on with `config`, or None. Before the first
+        checkpoint everything may change."""
+        if not self._steps():
+            return None
+        changed = [key for key in config if key not in free and old.get(key) != config[key]]
+        changes = {key: f"--{key}={config[key]!r} (was {old.get(key)!r})" for key in changed}
+        impossible = [change for key, change in changes.items() if key in fixed]
+        if impossible:
+            return (f"--run={self.folder} was started with another config: {', '.join(impossible)} cannot "
+                    f"change within a run. Take the old values, or another --run "
+                    f"(--init={self.folder}/model starts from this one)")
+        if changes and not allow_changed:
+            return (f"--run={self.folder} was started with another config: "
+                    f"{', '.join(changes.values())}. Take the old values, another --run, or "
+                    f"--allow_changed=True to go on with the new ones")
+
     def _save_source(self):
-        here = os.path.dirname(os.path.abspath(__file__))
-        with zipfile.ZipFile(os.path.join(self.folder, "source.zip.tmp"), "w", zipfile.ZIP_DEFLATED) as z:
+        """source.zip: every file of ROOMS, so that the run says by which code it was made."""
+        home = os.path.dirname(os.path.abspath(__file__))
+        path = self.path("source.zip")
+        with zipfile.ZipFile(path + ".tmp", "w", zipfile.ZIP_DEFLATED) as archive:
             for room in ROOMS:
-                for name in sorted(os.listdir(os.path.join(here, room))):
+                for name in sorted(os.listdir(os.path.join(home, room))):
                     if name.endswith((".py", ".json")):
-                        z.write(os.path.join(here, room, name), os.path.join(room, name))
-        os.replace(os.path.join(self.folder, "source.zip.tmp"), os.path.join(self.folder, "source.zip"))
+                        archive.write(os.path.join(home, room, name), os.path.join(room, name))
+        os.replace(path + ".tmp", path)
 
     def result(self, name):
         """A finished run's result, a JSON file of its folder, or None."""
@@ -214,10 +252,11 @@ class Run:
                 return json.load(f)
 
     def path(self, *names):
+        """The path of a file of the folder."""
         return os.path.join(self.folder, *names)
 
     def log(self, text):
-        """To the terminal and log.txt."""
+        """Text to the terminal and to log.txt."""
         if self.ranks.rank == 0:
             print(text, flush=True)
             with self.writing("log.txt"):
@@ -225,25 +264,29 @@ class Run:
                 self._log.flush()
 
     def metrics(self, **values):
-        """One line of metrics.jsonl: the raw numbers behind the step line."""
+        """One line of metrics.jsonl: the raw numbers behind the step line. JSON has no nan: it becomes
+        null."""
         if self.ranks.rank == 0:
+            for name, value in values.items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    values[name] = None
             with self.writing("metrics.jsonl"):
                 if self._metrics is None:
                     self._metrics = open(self.path("metrics.jsonl"), "a")
-                values = {k: None if isinstance(v, float) and not math.isfinite(v) else v
-                          for k, v in values.items()}
                 self._metrics.write(json.dumps(values) + "\n")
                 self._metrics.flush()
 
     def rewind(self, step):
         """Drops what metrics.jsonl says of later than `step` (and that step's evaluation, which is made
         again). Returns the lines that stay, on every rank."""
+        path = self.path("metrics.jsonl")
         kept = []
-        if self.ranks.rank == 0 and os.path.exists(self.path("metrics.jsonl")):
-            kept = [line for line in read_lines(self.path("metrics.jsonl"))
-                    if line["step"] < step or (line["step"] == step and "eval" not in line)]
+        if self.ranks.rank == 0 and os.path.exists(path):
+            for line in read_lines(path):
+                if line["step"] < step or (line["step"] == step and "eval" not in line):
+                    kept.append(line)
             with self.writing("metrics.jsonl"):
-                write_atomic(self.path("metrics.jsonl"), "".join(json.dumps(line) + "\n" for line in kept))
+                write_atomic(path, "".join(json.dumps(line) + "\n" for line in kept))
         return self.ranks.agree(kept)
 
     @contextlib.contextmanager
@@ -254,48 +297,56 @@ class Run:
         except (torch.OutOfMemoryError, dist.DistError):
             raise
         except (dcp.api.CheckpointException, OSError, RuntimeError) as e:  # torch's zip writer: RuntimeError
-            free = shutil.disk_usage(self.folder).free / 1e6
+            free_mb = shutil.disk_usage(self.folder).free / 1e6
+            reason = str(e).strip().splitlines()[-1]
             raise InputError(f"--run={self.folder}: {what} could not be written "
-                             f"({str(e).strip().splitlines()[-1]}; {free:,.0f} MB are free); make room and "
+                             f"({reason}; {free_mb:,.0f} MB are free); make room and "
                              f"start the run again, it goes on from the last complete checkpoint") from None
 
     # -- checkpoints ----------------------------------------------------------------------------------------
 
     def latest(self):
         """The step of the newest complete checkpoint, or None; agreed on by all ranks."""
-        return self.ranks.agree(max(self._steps(), default=None) if self.ranks.rank == 0 else None)
+        newest = None
+        if self.ranks.rank == 0:
+            newest = max(self._steps(), default=None)
+        return self.ranks.agree(newest)
 
-    def _saved(self):
+    def _checkpoint_names(self):
         return os.listdir(self.checkpoints) if os.path.isdir(self.checkpoints) else []
 
     def _steps(self):
-        return sorted(int(n[5:]) for n in self._saved() if re.fullmatch(r"step_\d+", n))
+        """The steps of the complete checkpoints, oldest first."""
+        complete = [name for name in self._checkpoint_names() if re.fullmatch(r"step_\d+", name)]
+        return sorted(int(name.removeprefix("step_")) for name in complete)
 
-    def _at(self, step):
+    def _checkpoint(self, step):
         return os.path.join(self.checkpoints, f"step_{step:06d}")
 
     def restore(self, state, step):
         """Loads checkpoint `step` into the tensors of `state`; any number of ranks may have written it.
-        Returns state."""
+        Returns state. InputError if it is damaged."""
+        folder = self._checkpoint(step)
         try:
-            self._verify(self._at(step))
-            dcp.load(state, checkpoint_id=self._at(step))
+            self._verify(folder)
+            dcp.load(state, checkpoint_id=folder)
         except (dcp.api.CheckpointException, OSError, EOFError, ValueError, RuntimeError,
                 zipfile.BadZipFile) as e:
-            raise InputError(f"--run={self.folder}: checkpoint {self._at(step)} cannot be read "
-                             f"({(str(e).strip() or repr(e)).splitlines()[-1]}); delete it to go on from the "
-                             f"one before") from None
+            reason = str(e).strip() or repr(e)
+            raise InputError(f"--run={self.folder}: checkpoint {folder} cannot be read "
+                             f"({reason.splitlines()[-1]}); delete it to go on from the one before") from None
         return state
 
     def _verify(self, folder):
         """Every byte against the checksums written with it; the ranks share the work. Of a checkpoint's
         pieces, each a zip of torch.save, torch.load does not look at the checksums."""
-        with (open(os.path.join(folder, ".metadata"), "rb") as f,
-              open(os.path.join(folder, "metadata.crc32")) as g):
-            if zlib.crc32(f.read()) != int(g.read()):
+        with open(os.path.join(folder, ".metadata"), "rb") as f:
+            checksum = zlib.crc32(f.read())
+        with open(os.path.join(folder, "metadata.crc32")) as f:
+            if checksum != int(f.read()):
                 raise ValueError(".metadata is damaged")
-        pieces = dcp.FileSystemReader(folder).read_metadata().storage_data.values()
-        pieces = sorted((p.relative_path, p.offset, p.length) for p in pieces)
+        stored = dcp.FileSystemReader(folder).read_metadata().storage_data.values()
+        pieces = sorted((piece.relative_path, piece.offset, piece.length) for piece in stored)
         for file, offset, length in pieces[self.ranks.rank::self.ranks.world]:
             with open(os.path.join(folder, file), "rb") as f:
                 f.seek(offset)
@@ -307,40 +358,44 @@ class Run:
         and appears as step_NNNNNN when every rank is done. keep: how many complete checkpoints stay (0 =
         all)."""
         self.finish()
-        temporary = self._at(step) + ".tmp"
         with self.writing(f"the checkpoint of step {step}"):
-            self.pending = (dcp.async_save(state, checkpoint_id=temporary, process_group=self.ranks.side),
-                            step, keep)
+            future = dcp.async_save(state, checkpoint_id=self._checkpoint(step) + ".tmp",
+                                    process_group=self.ranks.cpu_group)
+            self._pending = Pending(future, step, keep)
 
     def poll(self):
         """Makes a checkpoint visible once it is complete; never waits."""
-        if self.pending is not None and self.pending[0].done():
+        if self._pending is not None and self._pending.future.done():
             self.finish()
 
     def finish(self):
         """Waits for the checkpoint under way, if any, and makes it visible."""
-        if self.pending is None:
+        if self._pending is None:
             return
-        (future, step, keep), self.pending = self.pending, None
+        future, step, keep = self._pending
+        self._pending = None
+        folder = self._checkpoint(step)
         with self.writing(f"the checkpoint of step {step}"):
             future.result()
             if self.ranks.rank == 0:                      # the metadata comes last, after every rank's data
-                with open(os.path.join(self._at(step) + ".tmp", ".metadata"), "rb") as f:
-                    write_atomic(os.path.join(self._at(step) + ".tmp", "metadata.crc32"),
-                                 str(zlib.crc32(f.read())))
-                os.rename(self._at(step) + ".tmp", self._at(step))
+                with open(os.path.join(folder + ".tmp", ".metadata"), "rb") as f:
+                    checksum = zlib.crc32(f.read())
+                write_atomic(os.path.join(folder + ".tmp", "metadata.crc32"), str(checksum))
+                os.rename(folder + ".tmp", folder)
                 self.prune(keep)
 
     def prune(self, keep):
         """Deletes all but the newest `keep` complete checkpoints (0 = keeps all)."""
         if keep and self.ranks.rank == 0:
             for step in self._steps()[:-keep]:
-                os.rename(self._at(step), self._at(step) + ".tmp")  # half-deleted is never taken for complete
-                shutil.rmtree(self._at(step) + ".tmp")
+                folder = self._checkpoint(step)
+                os.rename(folder, folder + ".tmp")        # half-deleted is never taken for complete
+                shutil.rmtree(folder + ".tmp")
+
 
 # -- hardware ----------------------------------------------------------------------------------------------
 
-# bf16 dense, data sheets
+# TFLOP/s of dense bf16 products, from the data sheets.
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "B200": 2250, "L40S": 362, "4090": 165}
 
 
@@ -356,9 +411,10 @@ def peak_tflops(device, dtype):
                 return float(value)
         raise InputError(f"no peak rate known for {name!r}; give --peak_tflops=...")
     n = 1024
-    a, best = torch.randn(n, n, dtype=dtype), float("inf")
+    matrix = torch.randn(n, n, dtype=dtype)
+    fastest = math.inf
     for _ in range(6):
         start = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - start)
-    return 2 * n ** 3 / best / 1e12
+        matrix @ matrix
+        fastest = min(fastest, time.perf_counter() - start)
+    return 2 * n ** 3 / fastest / 1e12
