@@ -35,11 +35,11 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import presets
-import verify
 from cli import InputError, appending, digest, human, launch, split_flags, write_atomic
 from corpus.overlap import seen_in_training, training_sources
 from engines.contract import context_of
 from generate import make_engine
+from grading import VERDICTS
 from grading.sandbox import SandboxMissing, check_sandbox
 from model import Init, load, preset
 from reporting.comparison import compare
@@ -48,7 +48,7 @@ from runtime import Run, join_ranks
 from suite import ruler
 from suite.benchmarks import DEVIATIONS, FLAWS
 from suite.intervals import Score, combined, interval, pass_at_k, percent
-from suite.tasks import BOARDS, averages, make_task, source, task_names
+from suite.tasks import BOARDS, averages, make_task, task_names
 from verify import grade_batch, timed_out, transient
 
 # -- config --------------------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ def grade(tasks, weights, cfg, run):
     engine, tokens, finish, nll, score, answer, reason."""
     asked = {sample_key(weights, t, p, j, cfg): (t, p, j)
              for t in tasks for p in t.problems for j in range(t.samples)}
-    by = digest(source(verify), source(ruler), versions(GRADERS), cfg.unsafe_sandbox, cfg.protocol)
+    by = digest(VERDICTS, ruler.SCORES, versions(GRADERS), cfg.unsafe_sandbox, cfg.protocol)
     told = {v["key"]: v for v in records(run, "verdicts")}
     rows, waiting = {t.name: [] for t in tasks}, []
     with contextlib.ExitStack() as stack:

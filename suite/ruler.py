@@ -33,31 +33,40 @@ from typing import NamedTuple
 from cli import InputError, did_you_mean
 from corpus import world
 
-# prompt, prefix of the answer: data of github.com/NVIDIA/RULER at c3f5e3b (Apache-2.0), file
-# scripts/data/synthetic/constants.py. They decide scores, slips of grammar and spacing included: keep them.
+EXAMPLES = 1               # version of example(); raise it when any example changes: they are sampled again
+SCORES = 1                 # version of score(); raise it when any response may count otherwise
+
+
+class Template(NamedTuple):
+    prompt: str
+    prefix: str            # of the answer
+
+
+# Data of github.com/NVIDIA/RULER at c3f5e3b (Apache-2.0), file scripts/data/synthetic/constants.py. They
+# decide scores, slips of grammar and spacing included: keep them.
 TEMPLATES = {
-    "niah": (
+    "niah": Template(
         "Some special magic {what} are hidden within the following text. Make sure to memorize it. I "
         "will quiz you about the {what} afterwards.\n{context}\nWhat are all the special magic {what} for "
         "{query} mentioned in the provided text?",
         " The special magic {what} for {query} mentioned in the provided text are"),
-    "vt": (
+    "vt": Template(
         "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n{context}"
         "\nQuestion: Find all variables that are assigned the value {query} in the text above.",
         " Answer: According to the chain(s) of variable assignment in the text above, {num_v} variables are "
         "assigned the value {query}, they are: "),
-    "cwe": (
+    "cwe": Template(
         "Below is a numbered list of words. In these words, some appear more often than others. Memorize "
         "the ones that appear most often.\n{context}\nQuestion: What are the 10 most common words in the "
         "above list?",
         " Answer: The top 10 words that appear most often in the list are:"),
-    "fwe": (
+    "fwe": Template(
         "Read the following coded text and track the frequency of each coded word. Find the three most "
         "frequently appeared coded words. {context}\nQuestion: Do not provide any explanation. Please "
         "ignore the dots '....'. What are the three most frequently appeared words in the above coded "
         "text?",
         " Answer: According to the coded text above, the three most frequently appeared words are:"),
-    "qa": (
+    "qa": Template(
         "Answer the question based on the given documents. Only give me the answer and do not output any "
         "other words.\n\nThe following are given documents.\n\n{context}\n\nAnswer the question based on "
         "the given documents. Only give me the answer and do not output any other words.\n\nQuestion: "
@@ -67,19 +76,36 @@ TEMPLATES = {
 NEW = {"niah": 128, "vt": 30, "cwe": 120, "fwe": 50, "qa": 32}     # max_new_tokens, there too
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 
-NIAH = {                   # haystack, keys, values, number of keys, of values a key, of keys asked for
-    "niah_single_1":   ("noise",  "words", "numbers", 1, 1, 1),
-    "niah_single_2":   ("essay",  "words", "numbers", 1, 1, 1),
-    "niah_single_3":   ("essay",  "words", "uuids",   1, 1, 1),
-    "niah_multikey_1": ("essay",  "words", "numbers", 4, 1, 1),
-    "niah_multikey_2": ("needle", "words", "numbers", 1, 1, 1),    # all other lines are needles too
-    "niah_multikey_3": ("needle", "uuids", "uuids",   1, 1, 1),
-    "niah_multivalue": ("essay",  "words", "numbers", 1, 4, 1),
-    "niah_multiquery": ("essay",  "words", "numbers", 4, 1, 4),
+
+class Needles(NamedTuple):
+    haystack: str          # noise, essay, or needle: all other lines are needles too
+    keys: str              # words, uuids
+    values: str            # numbers, uuids
+    n_keys: int = 1
+    values_per_key: int = 1
+    n_queries: int = 1     # keys that are asked for
+
+
+NIAH = {
+    "niah_single_1": Needles("noise", "words", "numbers"),
+    "niah_single_2": Needles("essay", "words", "numbers"),
+    "niah_single_3": Needles("essay", "words", "uuids"),
+    "niah_multikey_1": Needles("essay", "words", "numbers", n_keys=4),
+    "niah_multikey_2": Needles("needle", "words", "numbers"),
+    "niah_multikey_3": Needles("needle", "uuids", "uuids"),
+    "niah_multivalue": Needles("essay", "words", "numbers", values_per_key=4),
+    "niah_multiquery": Needles("essay", "words", "numbers", n_keys=4, n_queries=4),
 }
-QA = {                     # file in the folder of texts, data set of the hub whose columns its rows have
-    "qa_1": ("squad.jsonl", "rajpurkar/squad_v2, validation"),
-    "qa_2": ("hotpotqa.jsonl", "hotpotqa/hotpot_qa, distractor, validation"),
+
+
+class Rows(NamedTuple):
+    file: str              # in the folder of texts
+    dataset: str           # of the hub, whose columns its rows have
+
+
+QA = {
+    "qa_1": Rows("squad.jsonl", "rajpurkar/squad_v2, validation"),
+    "qa_2": Rows("hotpotqa.jsonl", "hotpotqa/hotpot_qa, distractor, validation"),
 }
 TASKS = (*NIAH, "vt", "cwe", "fwe", *QA)
 HOPS = 4                   # of vt's one chain
@@ -101,18 +127,20 @@ def score(task: str, response: str, answers: list[str]) -> float:
     """0..1, NVIDIA's per sample: a reference counts if it is in the response, case aside. Its
     string_match_all, the share of the references found, for all tasks but qa_1 and qa_2; string_match_part,
     1 if any is found, for these. Its figure of a task is 100 times the mean over samples."""
-    _known(task)
+    check_task(task)
     response = re.sub(r"[\x00-\x1f]", "\n", response.strip()).strip().lower()      # as NVIDIA's evaluate.py
-    found = [answer.lower() in response for answer in answers]
-    return float(any(found)) if task in QA else sum(found) / len(found)
+    hits = [answer.lower() in response for answer in answers]
+    return float(any(hits)) if task in QA else sum(hits) / len(hits)
 
 
 def family(task: str) -> str:
     """The key of a task in TEMPLATES and NEW."""
-    return "niah" if task in NIAH else "qa" if task in QA else task
+    if task in NIAH:
+        return "niah"
+    return "qa" if task in QA else task
 
 
-def _known(task):
+def check_task(task):
     if task not in TASKS:
         raise InputError(f"{task!r} is no RULER task{did_you_mean(task, TASKS)} (known: {', '.join(TASKS)})")
 
@@ -140,32 +168,40 @@ def read_texts(path: str | None = None) -> Texts:
     of the data sets named at QA) may be there. None: the standard library's prose, 1.3 million characters.
     Read once a process. InputError names the file that is amiss."""
     if path is None:
-        return Texts("(none)", _line(world.documents("dclm-edu", "train")), (), {})
+        return Texts("(none)", one_line(world.documents("dclm-edu", "train")), (), {})
     names = sorted(os.listdir(path)) if os.path.isdir(path) else []
     files = {name: os.path.join(path, name) for name in names}
-    essays = [file for name, file in files.items() if name.endswith(".txt") and name != "words.txt"]
-    essay = _line(map(_read, essays if os.path.isdir(path) else [path]))
+    essays = [path]
+    if os.path.isdir(path):
+        essays = [files[name] for name in names if name.endswith(".txt") and name != "words.txt"]
+    essay = one_line(map(read_text, essays))
     if len(essay) < LEAST:
         raise InputError(f"--texts={path}: {len(essay)} characters of essay; give *.txt of {LEAST} or more "
                          f"(the more the better: a short text is repeated)")
-    words, qa = (), {}
+    words = ()
     if "words.txt" in files:
-        words = tuple(sorted(set(_read(files["words.txt"]).split())))
+        words = tuple(sorted(set(read_text(files["words.txt"]).split())))
         if len(words) < 1000:                                      # their pairs are needles' keys
             raise InputError(f"{files['words.txt']}: {len(words)} words; give 1000 or more, or remove it")
-    for (task, (name, hub)), parse in zip(QA.items(), (_squad, _hotpotqa), strict=True):
-        if name in files:
-            try:
-                rows = [json.loads(line) for line in _read(files[name]).split("\n") if line.strip()]
-                qa[task] = parse(rows)
-            except (ValueError, KeyError, TypeError) as e:
-                raise InputError(f"{files[name]}: not one JSON row of {hub} a line ({e!r})") from None
-            if not qa[task][0]:
-                raise InputError(f"{files[name]}: no question has an answer; give rows of {hub}")
+    parsers = {"qa_1": parse_squad, "qa_2": parse_hotpotqa}
+    qa = {task: read_questions(files[file], parsers[task], dataset) for task, (file, dataset) in QA.items()
+          if file in files}
     return Texts(path, essay, words, qa)
 
 
-def _read(file):
+def read_questions(file, parse, dataset):
+    """(questions, documents) of a file of rows, one JSON object a line."""
+    lines = read_text(file).split("\n")
+    try:
+        questions, documents = parse([json.loads(line) for line in lines if line.strip()])
+    except (ValueError, KeyError, TypeError) as e:
+        raise InputError(f"{file}: not one JSON row of {dataset} a line ({e!r})") from None
+    if not questions:
+        raise InputError(f"{file}: no question has an answer; give rows of {dataset}")
+    return questions, documents
+
+
+def read_text(file):
     try:
         with open(file, encoding="utf-8") as f:
             return f.read()
@@ -173,30 +209,53 @@ def _read(file):
         raise InputError(f"--texts: {file} cannot be read ({e}); give UTF-8 text") from None
 
 
-def _line(texts):
+def one_line(texts):
     return " ".join(" ".join(texts).split())
 
 
-def _squad(rows):
+def parse_squad(rows):
+    """(questions, documents): the paragraphs are the documents. Questions without an answer, which SQuAD 2
+    has, are left out."""
     documents = sorted({row["context"] for row in rows})
-    number, article = {text: i for i, text in enumerate(documents)}, {}
-    for row in rows:
-        article.setdefault(row["title"], {})[number[row["context"]]] = None
-    return [Question(row["question"], row["answers"]["text"], [number[row["context"]]],
-                     [i for i in article[row["title"]] if i != number[row["context"]]])
-            for row in rows if row["answers"]["text"]], documents  # SQuAD 2 has questions without an answer
-
-
-def _hotpotqa(rows):
-    own = [[f"{title}\n{''.join(sentences)}" for title, sentences in
-            zip(row["context"]["title"], row["context"]["sentences"], strict=True)] for row in rows]
-    documents = sorted({text for texts in own for text in texts})
     number = {text: i for i, text in enumerate(documents)}
-    return [Question(row["question"], [row["answer"]], [number[text] for text in dict.fromkeys(texts)], [])
-            for row, texts in zip(rows, own, strict=True)], documents
+    articles = {}                                                  # {title: {document: None}}, in order
+    for row in rows:
+        articles.setdefault(row["title"], {})[number[row["context"]]] = None
+    questions = []
+    for row in rows:
+        if row["answers"]["text"]:
+            gold = number[row["context"]]
+            near = [document for document in articles[row["title"]] if document != gold]
+            questions.append(Question(row["question"], row["answers"]["text"], [gold], near))
+    return questions, documents
+
+
+def parse_hotpotqa(rows):
+    """(questions, documents): each row has ten documents, which are all there whenever it is asked."""
+    texts_of_row = []
+    for row in rows:
+        pages = zip(row["context"]["title"], row["context"]["sentences"], strict=True)
+        texts_of_row.append([f"{title}\n{''.join(sentences)}" for title, sentences in pages])
+    documents = sorted(set(itertools.chain.from_iterable(texts_of_row)))
+    number = {text: i for i, text in enumerate(documents)}
+    questions = []
+    for row, texts in zip(rows, texts_of_row, strict=True):
+        gold = [number[text] for text in dict.fromkeys(texts)]
+        questions.append(Question(row["question"], [row["answer"]], gold, []))
+    return questions, documents
 
 
 # -- one example -------------------------------------------------------------------------------------------
+
+class Draw(NamedTuple):
+    """Which example is drawn, and from what."""
+    rng: random.Random
+    texts: Texts
+    task: str
+    length: int
+    index: int
+    seed: int
+
 
 class Draft(NamedTuple):
     """An example but for its size: context(n) grows with n, which is a number of characters or of words."""
@@ -206,7 +265,12 @@ class Draft(NamedTuple):
     least: int             # the smallest n that is still the task
     most: float = math.inf                                         # the largest that there is material for
     solved: str = ""       # an example with its answers, in front
-    template: tuple | None = None                                  # where it is not the family's
+    template: Template | None = None                               # where it is not the family's
+
+
+class Fit(NamedTuple):
+    n: int
+    tokens: int            # of the prompt and prefix with context(n)
 
 
 def example(task: str, length: int, index: int, tokenizer, texts: Texts | None = None, seed: int = 0,
@@ -219,211 +283,284 @@ def example(task: str, length: int, index: int, tokenizer, texts: Texts | None =
     each question once before they start again, the same ones at every length. A fraction of a second.
     InputError on an unknown task, a length too short for it, or material that is missing or too little.
     """
-    _known(task)
+    check_task(task)
     texts = texts or read_texts()
     kind = family(task)
-    draw = {"niah": _niah, "vt": _vt, "cwe": _cwe, "fwe": _fwe, "qa": _qa}[kind]
-    draft = draw(random.Random(f"ruler/{seed}/{task}/{length}/{index}"), texts, task, length, index, seed)
-    template, prefix = draft.template or TEMPLATES[kind]
-    new, prefix = NEW[kind], prefix.format(**draft.fields)
+    rng = random.Random(f"ruler/{seed}/{task}/{length}/{index}")
+    draft = DRAFTS[kind](Draw(rng, texts, task, length, index, seed))
+    template = draft.template or TEMPLATES[kind]
+    prefix = template.prefix.format(**draft.fields)
 
     def prompt(n):
-        return draft.solved + template.format(context=draft.context(n), **draft.fields)
+        return draft.solved + template.prompt.format(context=draft.context(n), **draft.fields)
 
-    room = length - new - reserve - len(tokenizer.before)
-    n, size, needed = _fit(lambda n: len(tokenizer.encode(prompt(n) + prefix)), room, draft.least, draft.most)
-    if n is None:
+    def tokens(n):
+        return len(tokenizer.encode(prompt(n) + prefix))
+
+    besides = NEW[kind] + reserve + len(tokenizer.before)          # tokens
+    smallest = Fit(draft.least, tokens(draft.least))
+    if draft.least > draft.most or smallest.tokens > length - besides:
         raise InputError(f"length {length} is too short for {task}: with this tokenizer its smallest prompt "
-                         f"and {new} new tokens take about {needed + length - room}; give a greater length")
-    if n == draft.most and length - room + size < 0.99 * length:
+                         f"and {NEW[kind]} new tokens take about {smallest.tokens + besides}; give a greater "
+                         f"length")
+    fit = largest_fit(tokens, length - besides, smallest, draft.most)
+    total = fit.tokens + besides
+    if fit.n == draft.most and total < 0.99 * length:
         raise InputError(f"length {length} is too long for {task} with --texts={texts.where}: all of it "
-                         f"makes {length - room + size} tokens; give more, or a smaller length")
-    return Example(prompt(n), prefix, draft.answers, new)
+                         f"makes {total} tokens; give more, or a smaller length")
+    return Example(prompt(fit.n), prefix, draft.answers, NEW[kind])
 
 
-def _fit(tokens, room, least, most):
-    """(n, tokens(n), tokens(least)): the largest n, but for room / CLOSE or one unit, with tokens(n) <= room;
-    n is None if not even `least` is such. By the rule of three, or by halves where that is slow."""
-    first = tokens(least)
-    if first > room or least > most:
-        return None, None, first
-    low, high, n = (least, first), None, max(room // 16, least + 1)
+def largest_fit(tokens, room, smallest, most):
+    """The Fit of the largest n <= most, but for room / CLOSE or one unit, with tokens(n) <= room: by the rule
+    of three, or by halves where that is slow. smallest: a Fit that is within the room."""
+    low, high = smallest, None                                     # what fits, what does not
+    n = max(room // 16, smallest.n + 1)
     for step in itertools.count():
-        if room - low[1] <= room // CLOSE or low[0] == most or high and high[0] - low[0] == 1:
-            return *low, first
-        n = min(max(n, low[0] + 1), high[0] - 1 if high else most)
-        size = tokens(n)
-        if size <= room:
-            low = n, size
+        if room - low.tokens <= room // CLOSE or low.n == most or high and high.n - low.n == 1:
+            return low
+        n = max(n, low.n + 1)
+        n = min(n, high.n - 1 if high else most)
+        tried = Fit(n, tokens(n))
+        if tried.tokens <= room:
+            low = tried
         else:
-            high = n, size
+            high = tried
         if high and step > 5:
-            n = (low[0] + high[0]) // 2
-        else:                                                      # aims at the middle of what is accepted
-            left = room - room // CLOSE / 2 - size
-            n = min(n + round(left * (n - least) / max(size - first, 1)), 99 * n)
+            n = (low.n + high.n) // 2
+        else:
+            target = room - room // CLOSE / 2                      # the middle of what is accepted
+            grown = max(tried.tokens - smallest.tokens, 1)
+            step_up = round((target - tried.tokens) * (n - smallest.n) / grown)
+            n = min(n + step_up, 99 * n)
 
 
 # -- needles -----------------------------------------------------------------------------------------------
 
-def _word(rng, texts):
-    """Three syllables (of 512,000), or one of words.txt. Words of one length are never parts of another."""
-    return rng.choice(texts.words) if texts.words else "".join(
-        rng.choice("bdfghklmnprstvwz") + rng.choice("aeiou") for _ in range(3))
+def new_word(rng, texts):
+    """One of words.txt, or three syllables (of 512,000). Words of one length are never parts of another."""
+    if texts.words:
+        return rng.choice(texts.words)
+    return "".join(rng.choice("bdfghklmnprstvwz") + rng.choice("aeiou") for _ in range(3))
 
 
-def _fresh(rng, kind, texts, seen, text):
+def fresh_name(rng, kind, texts, seen, text):
     """A key or value that is neither in the text nor in `seen`, where it is put."""
     while True:
-        name = (f"{_word(rng, texts)}-{_word(rng, texts)}" if kind == "words" else
-                str(rng.randint(10**6, 10**7 - 1)) if kind == "numbers" else
-                str(uuid.UUID(int=rng.getrandbits(128), version=4)))
+        if kind == "words":
+            name = f"{new_word(rng, texts)}-{new_word(rng, texts)}"
+        elif kind == "numbers":
+            name = str(rng.randint(10**6, 10**7 - 1))
+        else:
+            name = str(uuid.UUID(int=rng.getrandbits(128), version=4))
         if name not in seen and name not in text:
             seen.add(name)
             return name
 
 
-def _cut(text, n):
+def cut_words(text, n):
     """The words that lie in the first n characters, or else the beginning of the first word."""
-    return text if n >= len(text) else (text[:n + 1].rsplit(None, 1) or [""])[0]
+    if n >= len(text):
+        return text
+    whole_words = text[:n + 1].rsplit(None, 1)
+    return whole_words[0] if whole_words else ""
 
 
-def _noise(n):
-    return _cut((NOISE + "\n") * (n // len(NOISE) + 1), n).split("\n")
+def noise_lines(n):
+    """Lines of noise of n characters."""
+    return cut_words((NOISE + "\n") * (n // len(NOISE) + 1), n).split("\n")
 
 
-def _insert(pieces, needles, depths):
+def insert_needles(pieces, needles, depths):
     """The pieces with each needle at its depth, 0..1, between two of them; depths ascend."""
-    pieces, slots = list(pieces), len(pieces) + 1
+    pieces = list(pieces)
+    slots = len(pieces) + 1
     for needle, depth in zip(needles[::-1], depths[::-1], strict=True):
         pieces.insert(int(depth * slots), needle)
     return pieces
 
 
-def _niah(rng, texts, task, length, index, seed):
-    haystack, of_keys, of_values, n_keys, n_values, n_asked = NIAH[task]
-    essay, lines, start = "", [], rng.randrange(len(texts.essay))
-    if haystack == "essay":                                        # from some sentence on, around to it
+def draft_niah(draw):
+    spec, rng, texts = NIAH[draw.task], draw.rng, draw.texts
+    start = rng.randrange(len(texts.essay))
+    essay = ""
+    if spec.haystack == "essay":                                   # from some sentence on, around to it
         start = texts.essay.find(". ", start) + 1
         essay = f"{texts.essay[start:]} {texts.essay[:start]}".strip() + " "
-    new_key, new_value = (functools.partial(_fresh, rng, kind, texts, set(), essay)
-                          for kind in (of_keys, of_values))
+    new_key = functools.partial(fresh_name, rng, spec.keys, texts, set(), essay)
+    new_value = functools.partial(fresh_name, rng, spec.values, texts, set(), essay)
 
     def needle(key, value):
-        return f"One of the special magic {of_values} for {key} is: {value}."
+        return f"One of the special magic {spec.values} for {key} is: {value}."
 
-    values = {new_key(): [new_value() for _ in range(n_values)] for _ in range(n_keys)}
-    asked = rng.sample(list(values), n_asked)
+    values = {}                                                    # {key: its values}
+    for _ in range(spec.n_keys):
+        key = new_key()
+        values[key] = [new_value() for _ in range(spec.values_per_key)]
+    queries = rng.sample(list(values), spec.n_queries)
     needles = [needle(key, value) for key in values for value in values[key]]
     rng.shuffle(needles)
     depths = sorted(rng.random() for _ in needles)
+    distractors = []                                               # needles nobody asks for
 
     def context(n):
-        if haystack == "essay":
-            text = _cut(essay * (n // len(essay) + 1), n)
-            return " ".join(_insert(re.split(r"(?<=[.!?]) ", text), needles, depths))
-        while haystack == "needle" and len(lines) * 40 < n:        # a line has more than 40 characters
-            lines.append(needle(new_key(), new_value()))
-        pieces = _cut("\n".join(lines), n).split("\n") if lines else _noise(n)
-        return "\n".join(_insert(pieces, needles, depths))
+        if spec.haystack == "essay":
+            text = cut_words(essay * (n // len(essay) + 1), n)
+            return " ".join(insert_needles(re.split(r"(?<=[.!?]) ", text), needles, depths))
+        if spec.haystack == "noise":
+            return "\n".join(insert_needles(noise_lines(n), needles, depths))
+        while len(distractors) * 40 < n:                           # a line has more than 40 characters
+            distractors.append(needle(new_key(), new_value()))
+        pieces = cut_words("\n".join(distractors), n).split("\n")
+        return "\n".join(insert_needles(pieces, needles, depths))
 
-    template, what = TEMPLATES["niah"], of_values
-    if n_asked * n_values == 1:                                    # NVIDIA's way to the singular
-        template = [text.replace("Some", "A").replace("are all", "is").replace("are", "is")
-                    for text in template]
-        what = of_values.removesuffix("s")
-    query = asked[0] if n_asked == 1 else ", ".join(asked[:-1]) + ", and " + asked[-1]
-    answers = [value for key in asked for value in values[key]]
+    template, what = TEMPLATES["niah"], spec.values
+    if spec.n_queries * spec.values_per_key == 1:                  # NVIDIA's way to the singular
+        template = Template(*(text.replace("Some", "A").replace("are all", "is").replace("are", "is")
+                              for text in template))
+        what = spec.values.removesuffix("s")
+    query = queries[0]
+    if spec.n_queries > 1:
+        query = ", ".join(queries[:-1]) + ", and " + queries[-1]
+    answers = [value for key in queries for value in values[key]]
     return Draft(context, answers, dict(what=what, query=query), LEAST, template=template)
 
 
 # -- chains, counts, documents -----------------------------------------------------------------------------
 
-def _vt(rng, texts, task, length, index, seed):
-    values = rng.sample(range(10000, 99999), 2)
-
-    def chain(value, letters):
-        names = []
-        while len(names) <= HOPS:
-            name = "".join(rng.choices(string.ascii_uppercase, k=letters))
-            names += [] if name in names else [name]
-        lines = [f"VAR {names[0]} = {value}"]                      # NVIDIA's lines end with a space, but one
-        lines += [f"VAR {b} = VAR {a} " for a, b in itertools.pairwise(names)]
-        return names, lines, sorted(rng.random() for _ in lines)
-
-    names, lines, depths = chain(values[0], 3)
-    template, prefix = TEMPLATES["vt"]
-    noise = "\n".join(_insert([NOISE] * ICL_NOISE, lines, depths))
-    solved = (template + prefix).format(context=noise, query=values[0], num_v=HOPS + 1)
-    solved += f" {' '.join(names)}\n\n"
-    names, lines, depths = chain(values[1], 5)
-    return Draft(lambda n: "\n".join(_insert(_noise(n), lines, depths)), names,
-                 dict(query=values[1], num_v=HOPS + 1), LEAST, solved=solved)
+class Chain(NamedTuple):
+    """Variables that are assigned to each other."""
+    names: list[str]
+    lines: list[str]
+    depths: list[float]    # of the lines in the text
 
 
-def _cwe(rng, texts, task, length, index, seed):
-    # repeats of common words and of others; in the solved example its words, and repeats of both
-    often, seldom, icl, icl_often, icl_seldom = (30, 3, 40, 10, 3) if length >= 4096 else (6, 1, 20, 3, 1)
+def draw_chain(rng, value, letters):
+    names = []
+    while len(names) <= HOPS:
+        name = "".join(rng.choices(string.ascii_uppercase, k=letters))
+        if name not in names:
+            names.append(name)
+    lines = [f"VAR {names[0]} = {value}"]                          # NVIDIA's lines end with a space, but one
+    lines += [f"VAR {name} = VAR {before} " for before, name in itertools.pairwise(names)]
+    return Chain(names, lines, sorted(rng.random() for _ in lines))
+
+
+def draft_vt(draw):
+    solved_value, value = draw.rng.sample(range(10000, 99999), 2)
+    solved_chain = draw_chain(draw.rng, solved_value, letters=3)
+    template = TEMPLATES["vt"]
+    lines = insert_needles([NOISE] * ICL_NOISE, solved_chain.lines, solved_chain.depths)
+    solved = (template.prompt + template.prefix).format(
+        context="\n".join(lines), query=solved_value, num_v=HOPS + 1)
+    solved += f" {' '.join(solved_chain.names)}\n\n"
+    chain = draw_chain(draw.rng, value, letters=5)
+
+    def context(n):
+        return "\n".join(insert_needles(noise_lines(n), chain.lines, chain.depths))
+
+    return Draft(context, chain.names, dict(query=value, num_v=HOPS + 1), LEAST, solved=solved)
+
+
+class Repeats(NamedTuple):
+    """How often words are in a list of cwe: common ones and others; solved_: those of the solved example."""
+    common: int
+    others: int
+    solved_words: int
+    solved_common: int
+    solved_others: int
+
+
+LONG_LISTS = Repeats(common=30, others=3, solved_words=40, solved_common=10, solved_others=3)
+SHORT_LISTS = Repeats(common=6, others=1, solved_words=20, solved_common=3, solved_others=1)
+
+
+def numbered(words):
+    return " ".join(f"{i}. {word}" for i, word in enumerate(words, 1))
+
+
+def draft_cwe(draw):
+    repeats = LONG_LISTS if draw.length >= 4096 else SHORT_LISTS
+    rng, texts = draw.rng, draw.texts
     pool = rng.sample(texts.words, len(texts.words))               # no word is in both lists
-    seen, order, most = set(pool), rng.random(), len(pool) - icl - 10 if pool else math.inf
+    seen = set(pool)
+    order = rng.random()                                           # of the lists' words
+    first_other = repeats.solved_words + 10                        # in the pool
+    most = len(pool) - first_other if pool else math.inf
 
     def words(start, stop):
         while len(pool) < stop:
-            word = _word(rng, texts)
-            pool.extend({word} - seen)
-            seen.add(word)
+            new = new_word(rng, texts)
+            if new not in seen:
+                pool.append(new)
+                seen.add(new)
         return pool[start:stop]
 
-    def listed(common, others, often, seldom):
-        entries = common * often + others * seldom
+    def shuffled(common, n_common, others, n_others):
+        entries = common * n_common + others * n_others
         random.Random(order).shuffle(entries)
-        return " ".join(f"{i}. {word}" for i, word in enumerate(entries, 1))
+        return numbered(entries)
 
-    shown, common = words(0, icl), words(icl, icl + 10)
-    template, prefix = TEMPLATES["cwe"]
-    solved = template.format(context=listed(shown[:10], shown[10:], icl_often, icl_seldom)) + prefix + " "
-    solved += " ".join(f"{i}. {word}" for i, word in enumerate(shown[:10], 1)) + "\n"
-    return Draft(lambda n: listed(common, words(icl + 10, icl + 10 + n), often, seldom), common, {}, 10, most,
-                 solved)
+    shown = words(0, repeats.solved_words)
+    common = words(repeats.solved_words, first_other)
+    template = TEMPLATES["cwe"]
+    solved = template.prompt.format(
+        context=shuffled(shown[:10], repeats.solved_common, shown[10:], repeats.solved_others))
+    solved += template.prefix + " " + numbered(shown[:10]) + "\n"
+
+    def context(n):
+        return shuffled(common, repeats.common, words(first_other, first_other + n), repeats.others)
+
+    return Draft(context, common, {}, 10, most, solved)
 
 
-def _fwe(rng, texts, task, length, index, seed):
-    size = max((length - NEW["fwe"]) // 50, 10)                    # as NVIDIA
-    coded, order = {"...": None}, rng.random()                     # the dots have rank 1
-    while len(coded) < size:
-        coded["".join(rng.choices(string.ascii_lowercase, k=6))] = None
+def draft_fwe(draw):
+    n_words = max((draw.length - NEW["fwe"]) // 50, 10)            # as NVIDIA
+    coded = {"...": None}                                          # in order; the dots have rank 1
+    order = draw.rng.random()
+    while len(coded) < n_words:
+        coded["".join(draw.rng.choices(string.ascii_lowercase, k=6))] = None
     coded = list(coded)
     zeta = math.pi**2 / 6                                          # of ALPHA
 
     def context(n):
-        entries = [word for k, word in enumerate(coded, 1) for _ in range(int(n * k**-ALPHA / zeta))]
+        entries = []
+        for rank, name in enumerate(coded, 1):
+            entries += [name] * int(n * rank**-ALPHA / zeta)
         random.Random(order).shuffle(entries)
         return " ".join(entries)
 
     return Draft(context, coded[1:4], {}, 100)                     # from 100 on, ranks 4 and 5 differ
 
 
-def _qa(rng, texts, task, length, index, seed):
+def draft_qa(draw):
+    task, texts = draw.task, draw.texts
     if task not in texts.qa:
-        file, hub = QA[task]
-        raise InputError(f"{task} needs questions, and --texts={texts.where} has none: put {file}, rows of "
-                         f"{hub} (one JSON object a line), into the folder --texts=..., or leave {task} out")
+        raise InputError(f"{task} needs questions, and --texts={texts.where} has none: put {QA[task].file}, "
+                         f"rows of {QA[task].dataset} (one JSON object a line), into the folder --texts=..., "
+                         f"or leave {task} out")
     questions, documents = texts.qa[task]
-    turn, place = divmod(index, len(questions))
-    q = random.Random(f"ruler/{seed}/{task}/{turn}").sample(questions, len(questions))[place]
-    near = rng.sample(q.near, len(q.near))
-    taken = {*near, *q.gold}
-    others = near + [i for i in rng.sample(range(len(documents)), len(documents)) if i not in taken]
-    order = rng.random()
+    turn, place = divmod(draw.index, len(questions))
+    order_of_turn = random.Random(f"ruler/{draw.seed}/{task}/{turn}")
+    question = order_of_turn.sample(questions, len(questions))[place]
+    near = draw.rng.sample(question.near, len(question.near))
+    first = {*near, *question.gold}
+    anywhere = draw.rng.sample(range(len(documents)), len(documents))
+    distractors = near + [i for i in anywhere if i not in first]
+    order = draw.rng.random()
 
     def context(n):
-        chosen = [documents[i] for i in q.gold]
-        for i in others:
+        chosen = [documents[i] for i in question.gold]
+        for i in distractors:
             if n <= 0:
                 break
-            chosen.append(_cut(documents[i], n))                   # the last one is cut to fill the budget
+            chosen.append(cut_words(documents[i], n))              # the last one is cut to fill the budget
             n -= len(documents[i])
         random.Random(order).shuffle(chosen)
         return "\n\n".join(f"Document {i}:\n{text}" for i, text in enumerate(chosen, 1))
 
-    return Draft(context, q.answers, dict(query=q.query), 0, sum(len(documents[i]) for i in others))
+    most = sum(len(documents[i]) for i in distractors)
+    return Draft(context, question.answers, dict(query=question.query), 0, most)
+
+
+DRAFTS = {"niah": draft_niah, "vt": draft_vt, "cwe": draft_cwe, "fwe": draft_fwe, "qa": draft_qa}

@@ -69,8 +69,9 @@ def tokenizers(folder, tmp_path_factory):
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
+    templates = str({kind: tuple(template) for kind, template in ruler.TEMPLATES.items()})
     backend.train_from_iterator(
-        [(folder / "b.txt").read_text(), ruler.NOISE, str(ruler.TEMPLATES), Path(os.__file__).read_text()],
+        [(folder / "b.txt").read_text(), ruler.NOISE, templates, Path(os.__file__).read_text()],
         trainers.BpeTrainer(vocab_size=2000, special_tokens=["<s>", "</s>"], show_progress=False,
                             initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     out = tmp_path_factory.mktemp("bpe")
@@ -188,7 +189,7 @@ def test_wording(texts, tokenizers):
 def test_solved_example_tells_nothing(task, texts, tokenizers):
     """It is in front, solved, and shares no name, value or word with the question."""
     e = example(task, 8192, 0, tokenizers["bpe"], texts)
-    start = e.prompt.rindex(ruler.TEMPLATES[task][0][:20])
+    start = e.prompt.rindex(ruler.TEMPLATES[task].prompt[:20])
     solved, asked = e.prompt[:start], e.prompt[start:]
     body, answers = solved.split("they are: " if task == "vt" else "in the list are:")
     if task == "vt":
@@ -367,6 +368,9 @@ GOLDEN = {
 
 
 def test_golden_records(tokenizers, tmp_path):
+    """Where this fails, examples have changed: raise ruler.EXAMPLES, else samples of old ones are taken for
+    samples of new ones, and give GOLDEN what the new ones are."""
+    assert ruler.EXAMPLES == 1
     (tmp_path / "essay.txt").write_text(ESSAY)
     texts = read_texts(str(tmp_path / "essay.txt"))
     question = ruler.Question("Where is it?", ["here"], [1], [0])
@@ -398,6 +402,18 @@ def test_golden_records(tokenizers, tmp_path):
 ])
 def test_score(task, response, answers, want):
     assert score(task, response, answers) == pytest.approx(want)
+
+
+def test_scores_and_their_version():
+    """Where this fails, responses count otherwise: raise ruler.SCORES, else verdicts of before are kept, and
+    write the new digest here."""
+    rng, scores = random.Random(1), []
+    for _ in range(500):
+        answers = ["".join(rng.choices("abAB ", k=rng.randrange(1, 4))) for _ in range(rng.randrange(1, 5))]
+        response = "".join(rng.choices("abAB \n\t", k=rng.randrange(12)))
+        scores.append(score(rng.choice(TASKS), response, answers))
+    digest = hashlib.sha256(repr(scores).encode()).hexdigest()[:16]
+    assert (ruler.SCORES, digest) == (1, "c1876db4981815ec")
 
 
 def test_score_equals_the_definition():
