@@ -395,7 +395,7 @@ def build_model(arch, cfg, ranks):
     """The model, sharded over the ranks; its weights are still to be filled in."""
     with torch.device("meta"):
         model = Model(arch)
-    for layer in model.trunk[1]:
+    for layer in model.trunk.layers:
         layer.recompute = cfg.recompute
         if cfg.compile:
             layer.body = torch.compile(layer.body)

@@ -1,11 +1,11 @@
-"""The seven base models of PRISM (arXiv 2603.17074, section 3) as one residual stack, and checkpoint
-arithmetic.
+"""The seven base models of PRISM (arXiv 2603.17074, section 3), and any other size of their families, as one
+residual stack; and checkpoint arithmetic.
 
 Every model is a flat list of residual sublayers  x = x + m * f(norm(x))  with f one of attention (a), MLP
-(f), Mamba-2 (m). A layer of Llama is "af", of Granite-4-H "mf" or "af", of Nemotron-H one of "m", "f", "a". A
-family is a table of numbers (read from the hub's config.json) and a table of names: parameters carry their
-hub names, so a checkpoint is loaded and saved without any renaming, and transformers and vLLM read what
-`save` writes.
+(f), Mamba-2 (m). A layer of Llama is "af", of Granite-4-H "mf" or "af", of Nemotron-H one of "m", "f", "a".
+The numbers are read from the hub's config.json (`read_config`), of a checkpoint or of presets/NAME.json.
+Parameters carry the names they have on the hub (`NAMES`), so a checkpoint is loaded and saved without any
+renaming, and transformers and vLLM read what `save` writes.
 
     model = load("granite-4-h-micro", dtype=torch.bfloat16)           # from the hub, or from its local cache
     model = load("0.15*granite-3.3-8b + 0.85*runs/mt/model")          # checkpoints are vectors
@@ -62,16 +62,35 @@ except ImportError:
 
 # -- families: names on the hub ----------------------------------------------------------------------------
 
-_LLAMA = dict(embed="model.embed_tokens", layers="model.layers", norm="model.norm",
-              a=("input_layernorm", "self_attn"), f=("post_attention_layernorm", "mlp"))
-NAMES = {                                       # where the hub keeps each part; (norm, mixer) inside a layer
+class Sublayer(NamedTuple):
+    """What the two modules of a residual sublayer are called inside their layer."""
+    norm: str
+    mixer: str
+
+
+_LLAMA = dict(
+    embed="model.embed_tokens",
+    layers="model.layers",
+    norm="model.norm",
+    a=Sublayer("input_layernorm", "self_attn"),
+    f=Sublayer("post_attention_layernorm", "mlp"),
+)
+NAMES = {                                       # where the hub keeps each part
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "granite": _LLAMA,
-    "granitemoehybrid": _LLAMA | dict(m=("input_layernorm", "mamba"),
-                                      f=("post_attention_layernorm", "shared_mlp")),
-    "nemotron_h": dict(embed="backbone.embeddings", layers="backbone.layers", norm="backbone.norm_f",
-                       a=("norm", "mixer"), f=("norm", "mixer"), m=("norm", "mixer")),
+    "granitemoehybrid": _LLAMA | dict(
+        m=Sublayer("input_layernorm", "mamba"),
+        f=Sublayer("post_attention_layernorm", "shared_mlp"),
+    ),
+    "nemotron_h": dict(
+        embed="backbone.embeddings",
+        layers="backbone.layers",
+        norm="backbone.norm_f",
+        a=Sublayer("norm", "mixer"),
+        f=Sublayer("norm", "mixer"),
+        m=Sublayer("norm", "mixer"),
+    ),
 }
 
 
@@ -194,7 +213,7 @@ class HubConfig:
         return default
 
     def need(self, *keys):
-        """The same, and InputError where none is there."""
+        """What `get` gives; InputError where it is nothing."""
         value = self.get(*keys)
         if value is None:
             raise InputError(f"config.json of a {self.family} model lacks {' or '.join(keys)!r}")
@@ -330,7 +349,7 @@ def preset(name, flag="--model"):
 
 
 def named_preset(name, flag):
-    """The same of a preset's name alone."""
+    """The Arch of a preset's name, and of nothing else."""
     known = presets.names()
     if name not in known:
         raise InputError(f"{flag}: unknown model {name!r}{did_you_mean(name, known)} "
@@ -433,8 +452,9 @@ def attend_varlen(q, k, v, cu_seqlens, max_seqlen, scale, window=None):
 
 
 def attend_documents(q, k, v, lengths, scale, window=None):
-    """The same by torch's own attention, in any dtype; lengths: tokens of each document over the flattened
-    (B T) tokens, None for one document a row. Neighbours of one length go together."""
+    """What `attend_varlen` computes, by torch's own attention and in any dtype. lengths: tokens of each
+    document over the flattened (B T) tokens, None for one document a row. Neighbours of one length go
+    together."""
     dtype = q.dtype
     if q.device.type == "cpu":                            # bf16 is up to three times slower there than fp32
         q, k, v = q.float(), k.float(), v.float()
@@ -611,24 +631,23 @@ class Layer(nn.Module):
 
     def __init__(self, arch, kinds):
         super().__init__()
-        self.sublayers = [NAMES[arch.family][kind] for kind in kinds]      # (norm, mixer) names, in order
+        self.sublayers = [NAMES[arch.family][kind] for kind in kinds]
         self.scale = arch.residual_scale
         self.recompute = "off"                                             # off | full | selective
-        for kind, (norm, mixer) in zip(kinds, self.sublayers, strict=True):
-            setattr(self, norm, RMSNorm(arch.C, arch.eps))
-            setattr(self, mixer, SUBLAYERS[kind](arch))
+        for kind, sublayer in zip(kinds, self.sublayers, strict=True):
+            setattr(self, sublayer.norm, RMSNorm(arch.C, arch.eps))
+            setattr(self, sublayer.mixer, SUBLAYERS[kind](arch))
 
     def residuals(self, x, shared):
         """x (B, T, C) after the layer."""
+        norms = [getattr(self, sublayer.norm) for sublayer in self.sublayers]
+        mixers = [getattr(self, sublayer.mixer) for sublayer in self.sublayers]
+        normed = norms[0](x)
+        for mixer, next_norm in zip(mixers[:-1], norms[1:], strict=True):
+            x, normed = next_norm.add(x, mixer(normed, shared), self.scale)
         # the last addition waits for no norm: carried into the next layer, a sharding unit and what
         # recomputation keeps would hold two tensors instead of one
-        normed = getattr(self, self.sublayers[0][0])(x)
-        for i, (_, mixer) in enumerate(self.sublayers, 1):
-            out = getattr(self, mixer)(normed, shared)
-            if i == len(self.sublayers):
-                return torch.add(x, out, alpha=self.scale)
-            next_norm = getattr(self, self.sublayers[i][0])
-            x, normed = next_norm.add(x, out, self.scale)
+        return torch.add(x, mixers[-1](normed, shared), alpha=self.scale)
 
     def body(self, x, shared):
         """`residuals`, or while training their recomputation."""
@@ -663,6 +682,14 @@ class Head(nn.Linear):
 
 # -- the model ---------------------------------------------------------------------------------------------
 
+class Trunk(NamedTuple):
+    """A model's parts in the order of their use. A tuple, so that nn.Module does not register them twice."""
+    embed: nn.Embedding
+    layers: list[Layer]
+    norm: RMSNorm
+    head: Head | None                           # None: the embedding serves as the head
+
+
 class Model(nn.Module):
     """The residual stack. Parameter names are the hub's; `trunk` holds the same modules in order of use."""
 
@@ -680,7 +707,7 @@ class Model(nn.Module):
         self._register(names["norm"], norm)
         if head is not None:
             self._register("lm_head", head)
-        self.trunk = (embed, list(layers), norm, head)    # a tuple, so that nothing is registered twice
+        self.trunk = Trunk(embed, list(layers), norm, head)
 
     def _register(self, path, module):
         """Puts a module where the hub's names have it, "model.layers" say."""
@@ -696,16 +723,15 @@ class Model(nn.Module):
         """Yields the residual stream after the embedding and after each layer, then the final norm's
         output. cache: of generation, with what came before these tokens; it says at which positions they
         are."""
-        embed, layers, norm, _ = self.trunk
-        x = embed(tokens)
+        x = self.trunk.embed(tokens)
         if self.arch.embed_scale != 1.0:
             x = x * self.arch.embed_scale
         shared = self._share(x, docs, cache)
         yield x
-        for layer in layers:
+        for layer in self.trunk.layers:
             x = layer(x, shared)
             yield x
-        yield norm(x)
+        yield self.trunk.norm(x)
 
     def _share(self, x, docs, cache):
         """What the sublayers of this pass share: documents as the attention takes them, RoPE's rotations. x
@@ -737,11 +763,10 @@ class Model(nn.Module):
         nats; with a function, see `project`."""
         for x in self.stream(tokens, docs):
             h = x                                         # the last one is the final norm's output
-        embed, _, _, head = self.trunk
         scale = self.arch.logits_scale
-        if head is None:
-            return project(h, embed.weight, scale, targets)
-        return head(h, scale, targets)
+        if self.trunk.head is None:
+            return project(h, self.trunk.embed.weight, scale, targets)
+        return self.trunk.head(h, scale, targets)
 
     def hidden_states(self, tokens, docs=None):
         """L + 1 residual streams (B, T, C): after the embedding and each layer; then the final norm's
@@ -801,21 +826,21 @@ def parameter_counts(arch):
     as Mamba."""
     with torch.device("meta"):
         model = Model(arch)
-    embed, layers, norm, head = model.trunk
+    trunk = model.trunk
     parts = {"a": "attention", "f": "MLP", "m": "Mamba"}
     counts = dict.fromkeys(("embed", "head", *parts.values(), "norms"), 0)
 
     def add(part, module):
         counts[part] += sum(p.numel() for p in module.parameters())
 
-    add("embed", embed)
-    if head is not None:
-        add("head", head)
-    for layer, kinds in zip(layers, arch.layers, strict=True):
-        for kind, (norm_name, mixer_name) in zip(kinds, layer.sublayers, strict=True):
-            add("norms", getattr(layer, norm_name))
-            add(parts[kind], getattr(layer, mixer_name))
-    add("norms", norm)
+    add("embed", trunk.embed)
+    if trunk.head is not None:
+        add("head", trunk.head)
+    for layer, kinds in zip(trunk.layers, arch.layers, strict=True):
+        for kind, sublayer in zip(kinds, layer.sublayers, strict=True):
+            add("norms", getattr(layer, sublayer.norm))
+            add(parts[kind], getattr(layer, sublayer.mixer))
+    add("norms", trunk.norm)
     return counts
 
 

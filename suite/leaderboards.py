@@ -93,7 +93,7 @@ class Adapter(TemplateLM):
                 where += range(end - len(requests[i][2]), end)
                 targets += requests[i][2]
         ids = [[id for text in row for id in text]], [[d for d, text in enumerate(row) for _ in text]]
-        device = self.model.trunk[0].weight.device
+        device = self.model.trunk.embed.weight.device
         tokens, docs, where, targets = (torch.tensor(x, device=device) for x in (*ids, where, targets))
 
         def head(h, weight, scale):
