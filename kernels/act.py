@@ -12,7 +12,9 @@ are then written into halves of one tensor as well, without a copy.
 import torch
 import torch.nn.functional as F
 
-from kernels import as_rows, constexpr, jit, on_triton, tl, triton, wide_tl
+from kernels import as_rows, columns, constexpr, jit, load_wide, on_triton, program, tl, triton, wide_tl
+
+WARPS = 8                                          # of a program
 
 
 def reference(gate, up):
@@ -28,65 +30,89 @@ def reference_relu2(x):
 # -- Triton: a block of one row a program ------------------------------------------------------------------
 
 @jit
-def _swiglu(G, U, Y, g_row, u_row, width, BLOCK: constexpr, WIDE: constexpr):
-    row, c = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    g = tl.load(G + row * g_row + c, c < width, 0.0).to(WIDE)
-    u = tl.load(U + row * u_row + c, c < width, 0.0).to(WIDE)
-    tl.store(Y + row * width + c, (g * tl.sigmoid(g) * u).to(Y.dtype.element_ty), c < width)
+def _swiglu(Gate, Up, Y, gate_row, up_row, width, BLOCK: constexpr, WIDE: constexpr):
+    row = program(0)
+    c = columns(1, BLOCK)
+    mask = c < width
+    gate = load_wide(Gate + row * gate_row + c, mask, WIDE)
+    up = load_wide(Up + row * up_row + c, mask, WIDE)
+    y = gate * tl.sigmoid(gate) * up
+    tl.store(Y + row * width + c, y, mask)
 
 
 @jit
-def _swiglu_backward(G, U, DY, DG, DU, g_row, u_row, dg_row, du_row, width, BLOCK: constexpr,
-                     WIDE: constexpr):
-    row, c = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    g = tl.load(G + row * g_row + c, c < width, 0.0).to(WIDE)
-    u = tl.load(U + row * u_row + c, c < width, 0.0).to(WIDE)
-    dy = tl.load(DY + row * width + c, c < width, 0.0).to(WIDE)
-    s = tl.sigmoid(g)
-    tl.store(DG + row * dg_row + c, (dy * u * s * (1 + g * (1 - s))).to(DG.dtype.element_ty), c < width)
-    tl.store(DU + row * du_row + c, (dy * g * s).to(DU.dtype.element_ty), c < width)
+def _swiglu_backward(Gate, Up, DY, DGate, DUp, gate_row, up_row, dgate_row, dup_row, width,
+                     BLOCK: constexpr, WIDE: constexpr):
+    row = program(0)
+    c = columns(1, BLOCK)
+    mask = c < width
+    gate = load_wide(Gate + row * gate_row + c, mask, WIDE)
+    up = load_wide(Up + row * up_row + c, mask, WIDE)
+    dy = load_wide(DY + row * width + c, mask, WIDE)
+    sigma = tl.sigmoid(gate)
+    dgate = dy * up * sigma * (1 + gate * (1 - sigma))
+    dup = dy * gate * sigma
+    tl.store(DGate + row * dgate_row + c, dgate, mask)
+    tl.store(DUp + row * dup_row + c, dup, mask)
 
 
 @jit
 def _relu2(X, Y, size, BLOCK: constexpr, WIDE: constexpr):
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    x = tl.maximum(tl.load(X + i, i < size, 0.0).to(WIDE), 0.0)
-    tl.store(Y + i, (x * x).to(Y.dtype.element_ty), i < size)
+    i = program(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < size
+    x = tl.maximum(load_wide(X + i, mask, WIDE), 0.0)
+    tl.store(Y + i, x * x, mask)
 
 
 @jit
 def _relu2_backward(X, DY, DX, size, BLOCK: constexpr, WIDE: constexpr):
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    x = tl.maximum(tl.load(X + i, i < size, 0.0).to(WIDE), 0.0)
-    dy = tl.load(DY + i, i < size, 0.0).to(WIDE)
-    tl.store(DX + i, (2 * x * dy).to(DX.dtype.element_ty), i < size)
+    i = program(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < size
+    x = tl.maximum(load_wide(X + i, mask, WIDE), 0.0)
+    dy = load_wide(DY + i, mask, WIDE)
+    tl.store(DX + i, 2 * x * dy, mask)
 
 
-def _launch(width):
-    return dict(BLOCK=min(2048, triton.next_power_of_2(max(width, 1))), num_warps=8)
+def _block_size(width):
+    return min(2048, triton.next_power_of_2(max(width, 1)))
+
+
+def _halves(gate, up):
+    """Gate and up, each as rows; with up None gate holds both."""
+    if up is None:
+        gate, up = gate.chunk(2, -1)
+    return as_rows(gate), as_rows(up)
 
 
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gate, up):                    # up None: gate holds both halves
         ctx.save_for_backward(gate, up)
-        g, u = map(as_rows, gate.chunk(2, -1) if up is None else (gate, up))
-        y, how = g.new_empty(g.shape), _launch(g.shape[1])
-        _swiglu[g.shape[0], triton.cdiv(g.shape[1], how["BLOCK"])](
-            g, u, y, g.stride(0), u.stride(0), g.shape[1], WIDE=wide_tl(y.dtype), **how)
-        return y.view(*gate.shape[:-1], y.shape[-1])
+        g, u = _halves(gate, up)
+        rows, width = g.shape
+        block = _block_size(width)
+        y = g.new_empty(rows, width)
+        _swiglu[rows, triton.cdiv(width, block)](
+            Gate=g, Up=u, Y=y,
+            gate_row=g.stride(0), up_row=u.stride(0), width=width,
+            BLOCK=block, WIDE=wide_tl(y.dtype), num_warps=WARPS)
+        return y.view(*gate.shape[:-1], width)
 
     @staticmethod
     def backward(ctx, dy):
         gate, up = ctx.saved_tensors
-        g, u = map(as_rows, gate.chunk(2, -1) if up is None else (gate, up))
-        dgate = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-        dup = None if up is None else torch.empty(up.shape, dtype=up.dtype, device=up.device)
-        dg, du = map(as_rows, dgate.chunk(2, -1) if up is None else (dgate, dup))
-        how = _launch(g.shape[1])
-        _swiglu_backward[g.shape[0], triton.cdiv(g.shape[1], how["BLOCK"])](
-            g, u, as_rows(dy).contiguous(), dg, du, g.stride(0), u.stride(0), dg.stride(0), du.stride(0),
-            g.shape[1], WIDE=wide_tl(g.dtype), **how)
+        g, u = _halves(gate, up)
+        rows, width = g.shape
+        block = _block_size(width)
+        # The gradients lie as their inputs do: two tensors, or the halves of one.
+        dgate = gate.new_empty(gate.shape)
+        dup = None if up is None else up.new_empty(up.shape)
+        dg, du = _halves(dgate, dup)
+        _swiglu_backward[rows, triton.cdiv(width, block)](
+            Gate=g, Up=u, DY=as_rows(dy).contiguous(), DGate=dg, DUp=du,
+            gate_row=g.stride(0), up_row=u.stride(0),
+            dgate_row=dg.stride(0), dup_row=du.stride(0), width=width,
+            BLOCK=block, WIDE=wide_tl(g.dtype), num_warps=WARPS)
         return dgate, dup
 
 
@@ -95,16 +121,22 @@ class _Relu2(torch.autograd.Function):
     def forward(ctx, x):
         x = x.contiguous()
         ctx.save_for_backward(x)
-        y, how = torch.empty_like(x), _launch(x.numel())
-        _relu2[(triton.cdiv(x.numel(), how["BLOCK"]),)](x, y, x.numel(), WIDE=wide_tl(x.dtype), **how)
+        y = torch.empty_like(x)
+        size = x.numel()
+        block = _block_size(size)
+        _relu2[(triton.cdiv(size, block),)](
+            X=x, Y=y, size=size, BLOCK=block, WIDE=wide_tl(x.dtype), num_warps=WARPS)
         return y
 
     @staticmethod
     def backward(ctx, dy):
         x, = ctx.saved_tensors
-        dx, how = torch.empty_like(x), _launch(x.numel())
-        _relu2_backward[(triton.cdiv(x.numel(), how["BLOCK"]),)](x, dy.contiguous(), dx, x.numel(),
-                                                                 WIDE=wide_tl(x.dtype), **how)
+        dx = torch.empty_like(x)
+        size = x.numel()
+        block = _block_size(size)
+        _relu2_backward[(triton.cdiv(size, block),)](
+            X=x, DY=dy.contiguous(), DX=dx, size=size,
+            BLOCK=block, WIDE=wide_tl(x.dtype), num_warps=WARPS)
         return dx
 
 
@@ -113,7 +145,9 @@ def swiglu(gate, up=None):
     Returns (..., F) in that dtype."""
     if on_triton(gate):
         return _SwiGLU.apply(gate, up)
-    return reference(*(gate.chunk(2, -1) if up is None else (gate, up)))
+    if up is None:
+        gate, up = gate.chunk(2, -1)
+    return reference(gate, up)
 
 
 def relu2(x):

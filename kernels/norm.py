@@ -16,14 +16,16 @@ Sum and norm in one pass read x and out and write s and y, 4 C a row, where two 
 import torch
 import torch.nn.functional as F
 
-from kernels import as_rows, constexpr, jit, on_triton, tl, triton, wide, wide_tl
+from kernels import as_rows, constexpr, jit, load_wide, on_triton, program, tl, triton, wide, wide_tl
 
 
 def reference(x, weight, eps, groups=1, gate=None):
     """The definition: the oracle."""
     u = x if gate is None else x * F.silu(gate)
     u = u.unflatten(-1, (groups, -1))
-    return (u * torch.rsqrt(u.square().mean(-1, keepdim=True) + eps)).flatten(-2) * weight
+    mean_square = u.square().mean(-1, keepdim=True)
+    normed = u * torch.rsqrt(mean_square + eps)
+    return normed.flatten(-2) * weight
 
 
 def reference_add(x, out, scale, weight, eps):
@@ -41,87 +43,113 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, eps, groups, gate):
         u = _wide(x) if gate is None else F.silu(_wide(gate)).mul_(_wide(x))
-        split = u.unflatten(-1, (groups, -1))
-        r = torch.linalg.vector_norm(split, dim=-1, keepdim=True)
-        r = r.square_().div_(split.shape[-1]).add_(eps).rsqrt_()
+        u = u.unflatten(-1, (groups, -1))
+        channels = u.shape[-1]
+        r = torch.linalg.vector_norm(u, dim=-1, keepdim=True)
+        r = r.square_().div_(channels).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, gate, r)
         ctx.groups = groups
-        return (split * r).flatten(-2).mul_(weight).to(x.dtype)
+        normed = (u * r).flatten(-2)
+        return normed.mul_(weight).to(x.dtype)
 
     @staticmethod
-    def backward(ctx, g):
+    def backward(ctx, dy):
         x, weight, gate, r = ctx.saved_tensors
-        groups, wx, g = (ctx.groups, -1), _wide(x), _wide(g)
+        groups = ctx.groups, -1
+        x_wide = _wide(x)
+        dy = _wide(dy)
+        # u is made again from what was kept.
+        u = x_wide
         if gate is not None:
             z = _wide(gate)
             silu = F.silu(z)
-        normed = ((wx if gate is None else wx * silu).unflatten(-1, groups) * r)
-        gu = normed.flatten(-2) * g
-        dw = gu.flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
-        mean = gu.mul_(weight).unflatten(-1, groups).mean(-1, keepdim=True)
-        du = (g * weight).unflatten(-1, groups).sub_(normed.mul_(mean)).mul_(r).flatten(-2)
+            u = x_wide * silu
+        normed = u.unflatten(-1, groups) * r
+        # The weight's gradient is a sum over rows.
+        product = normed.flatten(-2) * dy
+        dweight = None
+        if ctx.needs_input_grad[1]:
+            dweight = product.flatten(0, -2).sum(0)
+        # u's gradient takes away what lies along u itself.
+        mean = product.mul_(weight).unflatten(-1, groups).mean(-1, keepdim=True)
+        du = (dy * weight).unflatten(-1, groups)
+        du = du.sub_(normed.mul_(mean)).mul_(r).flatten(-2)
         if gate is None:
-            return du.to(x.dtype), dw, None, None, None
-        dz = torch.ops.aten.silu_backward(du * wx, z)
-        return du.mul_(silu).to(x.dtype), dw, None, None, dz.to(gate.dtype)
+            return du.to(x.dtype), dweight, None, None, None
+        dz = torch.ops.aten.silu_backward(du * x_wide, z)
+        dx = du.mul_(silu)
+        return dx.to(x.dtype), dweight, None, None, dz.to(gate.dtype)
 
 
 # -- Triton: Z is the gate (GATED), or the term to add (ADD), or None --------------------------------------
 
 @jit
-def _forward(X, Z, W, S, Y, R, x_row, z_row, y_row, scale: "fp64", eps: "fp64", width,  # noqa: F821
+def _forward(X, Z, Weight, S, Y, R, x_row, z_row, y_row, width, scale: "fp64", eps: "fp64",  # noqa: F821
              ADD: constexpr, GATED: constexpr, BLOCK: constexpr, WIDE: constexpr):
     """A row of a group a program."""
-    scale, eps = tl.full((), scale, WIDE), tl.full((), eps, WIDE)
-    row, group, c = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.arange(0, BLOCK)
-    here, c = c < width, group * width + c
-    u = tl.load(X + row * x_row + c, here, 0.0).to(WIDE)
+    scale = tl.full((), scale, WIDE)
+    eps = tl.full((), eps, WIDE)
+    row = program(0)
+    group = tl.program_id(1)
+    c = tl.arange(0, BLOCK)
+    mask = c < width
+    c = group * width + c
+    u = load_wide(X + row * x_row + c, mask, WIDE)
     if ADD:                                        # the norm is of the rounded sum, which is what others read
-        s = (u + scale * tl.load(Z + row * z_row + c, here, 0.0).to(WIDE)).to(S.dtype.element_ty)
-        tl.store(S + row * y_row + c, s, here)
+        z = load_wide(Z + row * z_row + c, mask, WIDE)
+        s = (u + scale * z).to(S.dtype.element_ty)
+        tl.store(S + row * y_row + c, s, mask)
         u = s.to(WIDE)
     if GATED:
-        z = tl.load(Z + row * z_row + c, here, 0.0).to(WIDE)
+        z = load_wide(Z + row * z_row + c, mask, WIDE)
         u *= z * tl.sigmoid(z)
     r = tl.rsqrt(tl.sum(u * u) / width + eps)
     tl.store(R + row * tl.num_programs(1) + group, r)
-    w = tl.load(W + c, here, 0.0).to(WIDE)
-    tl.store(Y + row * y_row + c, (u * r * w).to(Y.dtype.element_ty), here)
+    weight = load_wide(Weight + c, mask, WIDE)
+    tl.store(Y + row * y_row + c, u * r * weight, mask)
 
 
 @jit
-def _backward(X, Z, W, R, DY, DS, DX, DZ, DW, x_row, z_row, dy_row, ds_row, dx_row, scale: "fp64",  # noqa: F821
-              rows, width, ADD: constexpr, GATED: constexpr, SCALED: constexpr, BLOCK: constexpr,
-              STAGES: constexpr, WIDE: constexpr):
+def _backward(X, Z, Weight, R, DY, DS, DX, DZ, DWeight, x_row, z_row, dy_row, ds_row, dx_row, rows, width,
+              scale: "fp64", ADD: constexpr, GATED: constexpr, SCALED: constexpr,  # noqa: F821
+              BLOCK: constexpr, STAGES: constexpr, WIDE: constexpr):
     """Every n-th row of a group a program, n programs, each with a sum of its own for the weight. X is what
     the norm is of, or its factor beside the gate. ADD: DS is a further gradient of X; SCALED: DZ is scale *
     DX. Loads run STAGES - 1 rows ahead: one row's arithmetic is too short to hide them."""
-    first, n, group = tl.program_id(0).to(tl.int64), tl.num_programs(0), tl.program_id(1)
-    c, scale = tl.arange(0, BLOCK), tl.full((), scale, WIDE)
-    here, c = c < width, group * width + c
-    w, dw = tl.load(W + c, here, 0.0).to(WIDE), tl.zeros((BLOCK,), WIDE)
+    first = program(0)
+    n = tl.num_programs(0)
+    group = tl.program_id(1)
+    groups = tl.num_programs(1)
+    scale = tl.full((), scale, WIDE)
+    c = tl.arange(0, BLOCK)
+    mask = c < width
+    c = group * width + c
+    weight = load_wide(Weight + c, mask, WIDE)
+    dweight = tl.zeros((BLOCK,), WIDE)
     for i in tl.range(tl.cdiv(rows - first, n), num_stages=STAGES):
         row = first + i * n
-        r = tl.load(R + row * tl.num_programs(1) + group)
-        u = tl.load(X + row * x_row + c, here, 0.0).to(WIDE)
-        dy = tl.load(DY + row * dy_row + c, here, 0.0).to(WIDE)
+        r = tl.load(R + row * groups + group)
+        u = load_wide(X + row * x_row + c, mask, WIDE)
+        dy = load_wide(DY + row * dy_row + c, mask, WIDE)
         if GATED:
-            z = tl.load(Z + row * z_row + c, here, 0.0).to(WIDE)
-            s = tl.sigmoid(z)
-            x, u = u, u * (z * s)
-        g = dy * w
-        du = r * (g - u * (tl.sum(g * u) / width * r * r))
-        dw += dy * u * r
+            z = load_wide(Z + row * z_row + c, mask, WIDE)
+            sigma = tl.sigmoid(z)
+            x = u
+            u = u * (z * sigma)
+        g = dy * weight
+        along = tl.sum(g * u) / width * r * r
+        du = r * (g - u * along)
+        dweight += dy * u * r
         if ADD:
-            du += tl.load(DS + row * ds_row + c, here, 0.0).to(WIDE)
+            du += load_wide(DS + row * ds_row + c, mask, WIDE)
         if SCALED:
-            tl.store(DZ + row * dx_row + c, (scale * du).to(DZ.dtype.element_ty), here)
+            tl.store(DZ + row * dx_row + c, scale * du, mask)
         if GATED:
-            dz = du * x * s * (1 + z * (1 - s))
-            tl.store(DZ + row * dx_row + c, dz.to(DZ.dtype.element_ty), here)
-            du *= z * s
-        tl.store(DX + row * dx_row + c, du.to(DX.dtype.element_ty), here)
-    tl.store(DW + first * dx_row + c, dw, here)
+            dz = du * x * sigma * (1 + z * (1 - sigma))
+            tl.store(DZ + row * dx_row + c, dz, mask)
+            du *= z * sigma
+        tl.store(DX + row * dx_row + c, du, mask)
+    tl.store(DWeight + first * dx_row + c, dweight, mask)
 
 
 def _stride(x):
@@ -130,49 +158,74 @@ def _stride(x):
 
 def _run_forward(x, z, weight, eps, groups, scale=None):
     """x (rows, C), z the gate, or with a scale the term to add, or None. Returns s or None, y, 1 / rms."""
-    (rows, C), add = x.shape, scale is not None
-    y, s = x.new_empty(x.shape), x.new_empty(x.shape) if add else None
-    r = x.new_empty((rows, groups), dtype=wide(x.dtype))
-    block = triton.next_power_of_2(C // groups)
+    rows, C = x.shape
+    width = C // groups
+    add = scale is not None
+    y = x.new_empty(rows, C)
+    s = x.new_empty(rows, C) if add else None
+    r = x.new_empty(rows, groups, dtype=wide(x.dtype))
+    block = triton.next_power_of_2(width)
+    warps = min(max(block // 512, 1), 16)                  # 16 channels a thread
     _forward[rows, groups](
-        x, z, weight.contiguous(), s, y, r, x.stride(0), _stride(z), C, scale or 0.0, eps, C // groups,
-        ADD=add, GATED=z is not None and not add, BLOCK=block, WIDE=wide_tl(x.dtype),
-        num_warps=min(max(block // 512, 1), 16))           # 16 channels a thread
+        X=x, Z=z, Weight=weight.contiguous(), S=s, Y=y, R=r,
+        x_row=x.stride(0), z_row=_stride(z), y_row=C, width=width,
+        scale=scale or 0.0, eps=eps, ADD=add, GATED=z is not None and not add,
+        BLOCK=block, WIDE=wide_tl(x.dtype), num_warps=warps)
     return s, y, r
 
 
 def _run_backward(x, gate, weight, r, dy, ds=None, scale=1.0):
     """x, dy, gate or None, ds or None: (rows, C). Returns dx, dgate or scale * dx, dweight."""
-    (rows, C), groups, gated, scaled = x.shape, r.shape[1], gate is not None, scale != 1.0
-    dx = x.new_empty(x.shape)
-    dz = gate.new_empty(x.shape) if gated else x.new_empty(x.shape) if scaled else dx
-    block = triton.next_power_of_2(C // groups)
+    rows, C = x.shape
+    groups = r.shape[1]
+    width = C // groups
+    gated = gate is not None
+    scaled = scale != 1.0
+    dx = x.new_empty(rows, C)
+    if gated:
+        dz = gate.new_empty(rows, C)
+    elif scaled:
+        dz = x.new_empty(rows, C)
+    else:
+        dz = dx
+    block = triton.next_power_of_2(width)
     warps = min(max(block // 256, 1), 32)                  # 8 channels a thread: 64 registers, gated 96
-    a_row = block * x.element_size() * (2 + gated + (ds is not None))
-    # as many programs as fit on a GPU at once: each leaves a row of sums, and all end together
-    processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
-    n = min(rows, max(processors * max((20 if gated else 32) // warps, 1) // groups, 1))
-    dw = x.new_empty((n, C), dtype=wide(x.dtype))
+    # The tensors of a row that are loaded ahead fit 96 KB of shared memory.
+    row_bytes = block * x.element_size() * (2 + gated + (ds is not None))
+    stages = min(3, 1 + (96 << 10) // row_bytes)
+    # There are as many programs as fit on a GPU at once: each leaves a row of sums, and all end together.
+    processors = 1
+    if x.is_cuda:
+        processors = torch.cuda.get_device_properties(x.device).multi_processor_count
+    programs_each = max((20 if gated else 32) // warps, 1)
+    n = min(rows, max(processors * programs_each // groups, 1))
+    dweight = x.new_empty(n, C, dtype=wide(x.dtype))
     _backward[n, groups](
-        x, gate, weight.contiguous(), r, dy, ds, dx, dz, dw, x.stride(0), _stride(gate), dy.stride(0),
-        _stride(ds), C, scale, rows, C // groups, ADD=ds is not None, GATED=gated, SCALED=scaled,
-        BLOCK=block, STAGES=min(3, 1 + (96 << 10) // a_row), WIDE=wide_tl(x.dtype), num_warps=warps)
-    return dx, dz, dw.sum(0).to(weight.dtype)
+        X=x, Z=gate, Weight=weight.contiguous(), R=r, DY=dy, DS=ds, DX=dx, DZ=dz, DWeight=dweight,
+        x_row=x.stride(0), z_row=_stride(gate), dy_row=dy.stride(0), ds_row=_stride(ds), dx_row=C,
+        rows=rows, width=width, scale=scale,
+        ADD=ds is not None, GATED=gated, SCALED=scaled,
+        BLOCK=block, STAGES=stages, WIDE=wide_tl(x.dtype), num_warps=warps)
+    return dx, dz, dweight.sum(0).to(weight.dtype)
+
+
+def _rows_or_none(x):
+    return None if x is None else as_rows(x)
 
 
 class _TritonNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, eps, groups, gate):
-        _, y, r = _run_forward(as_rows(x), None if gate is None else as_rows(gate), weight, eps, groups)
+        _, y, r = _run_forward(as_rows(x), _rows_or_none(gate), weight, eps, groups)
         ctx.save_for_backward(x, weight, gate, r)
         return y.view(x.shape)
 
     @staticmethod
     def backward(ctx, dy):
         x, weight, gate, r = ctx.saved_tensors
-        gate = None if gate is None else as_rows(gate)
-        dx, dz, dw = _run_backward(as_rows(x), gate, weight, r, as_rows(dy))
-        return dx.view(x.shape), dw, None, None, None if gate is None else dz.view(x.shape)
+        dx, dz, dweight = _run_backward(as_rows(x), _rows_or_none(gate), weight, r, as_rows(dy))
+        dgate = None if gate is None else dz.view(x.shape)
+        return dx.view(x.shape), dweight, None, None, dgate
 
 
 class _TritonAddNorm(torch.autograd.Function):
@@ -189,16 +242,22 @@ class _TritonAddNorm(torch.autograd.Function):
     def backward(ctx, ds, dy):                     # either None: nothing depends on that output
         s, weight, r = ctx.saved_tensors
         if dy is None:
-            return ds, ds if ds is None or ctx.scale == 1.0 else ds * ctx.scale, None, None, None
-        ds = None if ds is None else as_rows(ds)
-        dx, dout, dw = _run_backward(as_rows(s), None, weight, r, as_rows(dy), ds, ctx.scale)
-        same, dx = dout is dx, dx.view(s.shape)    # one object then: two views of it would be added to twice
-        return dx, dx if same else dout.view(s.shape), None, dw, None
+            dout = ds if ds is None or ctx.scale == 1.0 else ds * ctx.scale
+            return ds, dout, None, None, None
+        ds = _rows_or_none(ds)
+        dx, dout, dweight = _run_backward(as_rows(s), None, weight, r, as_rows(dy), ds, ctx.scale)
+        if dout is dx:                             # one object then: two views of it would be added to twice
+            dx = dout = dx.view(s.shape)
+        else:
+            dx = dx.view(s.shape)
+            dout = dout.view(s.shape)
+        return dx, dout, None, dweight, None
 
 
 def rms_norm(x, weight, eps, groups=1, gate=None):
     """x (..., C), gate like x or None, weight (C); groups divides C. Returns x's shape and dtype."""
-    return (_TritonNorm if on_triton(x) else _RMSNorm).apply(x, weight, eps, groups, gate)
+    op = _TritonNorm if on_triton(x) else _RMSNorm
+    return op.apply(x, weight, eps, groups, gate)
 
 
 def add_rms_norm(x, out, scale, weight, eps):

@@ -9,7 +9,7 @@ from kernels import conv1d
 def small(monkeypatch):
     """Several programs along a row."""
     monkeypatch.setattr(conv1d, "_span", conv1d._span.__wrapped__)                 # the same, not remembered
-    for name, value in (("SHORTEST", 4), ("FORWARD", (2, 12)), ("BACKWARD", (2, 8))):
+    for name, value in (("SHORTEST", 4), ("FORWARD", conv1d.Pace(2, 12)), ("BACKWARD", conv1d.Pace(2, 8))):
         monkeypatch.setattr(conv1d, name, value)
 
 
