@@ -18,14 +18,16 @@ chunks, are those of loss.py.
 import torch
 from torch.autograd.function import once_differentiable
 
-from kernels import constexpr, jit, on_triton, tl, triton, wide, wide_tl
-from kernels.loss import add_product, chunk_size, products, room, row_launch, statistics
+from kernels import columns, constexpr, jit, load_wide, on_triton, program, tl, triton, wide, wide_tl
+from kernels.loss import add_product, chunk_size, logits_buffer, products, row_launch, statistics
 
 
 def reference(h, weight, targets, scale=1.0, temperature=1.0, known=None):
     """The definition in a few lines of torch, logits and all: the oracle."""
-    logp = ((h @ weight[:known].T).to(wide(h.dtype)) * scale / temperature).log_softmax(-1)
-    return logp.gather(1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
+    logits = (h @ weight[:known].T).to(wide(h.dtype)) * scale / temperature
+    logp = logits.log_softmax(-1)
+    entropy = -(logp.exp() * logp).sum(-1)
+    return logp.gather(1, targets[:, None])[:, 0], entropy
 
 
 # Of a chunk's products x (n, V): functions, so that their buffers are gone before the next chunk's are made.
@@ -41,20 +43,25 @@ def _forward(x, targets, factor):
     top = x.amax(-1)
     p = x.sub_(top[:, None]).exp()                                        # not yet divided by its sum
     total = p.sum(-1)
-    entropy = total.log() - torch.einsum("tv,tv->t", p, x) / total
-    return x.gather(1, targets[:, None])[:, 0] - total.log(), entropy, top + total.log()
+    log_total = total.log()
+    logp = x.gather(1, targets[:, None])[:, 0] - log_total
+    entropy = log_total - torch.einsum("tv,tv->t", p, x) / total
+    return logp, entropy, top + log_total
 
 
 def _backward(x, targets, factor, lse, entropy, dlogp, dentropy):
     """The gradient by x, in its dtype"""
-    dtype, x = x.dtype, _logits(x, factor).sub_(lse[:, None])             # log p
-    up = dlogp[:, None] * factor
+    dtype = x.dtype
+    x = _logits(x, factor).sub_(lse[:, None])                             # log p
+    upstream = dlogp[:, None] * factor
     if dentropy is None:
-        x = x.exp_().mul_(-up)
+        x = x.exp_().mul_(-upstream)
     else:
-        slope = (x + entropy[:, None]).mul_(dentropy[:, None] * factor).add_(up)
+        slope = (x + entropy[:, None]).mul_(dentropy[:, None] * factor)
+        slope.add_(upstream)
         x = x.exp_().mul_(slope.neg_())
-    return x.scatter_add_(1, targets[:, None], up).to(dtype)
+    x.scatter_add_(1, targets[:, None], upstream)
+    return x.to(dtype)
 
 
 # -- Triton: forward a row a program, backward a block of one ----------------------------------------------
@@ -63,10 +70,11 @@ def _backward(x, targets, factor, lse, entropy, dlogp, dentropy):
 def _token_logprobs(X, Target, Logp, Entropy, Lse, x_row, width, factor: "fp64",  # noqa: F821
                     BLOCK: constexpr, WIDE: constexpr):
     factor = tl.full((), factor, WIDE)
-    row = tl.program_id(0).to(tl.int64)
+    factor2 = factor * 1.4426950408889634                                 # 1 / ln 2: exp2 for exp
+    row = program(0)
     X += row * x_row
     answer = tl.load(X + tl.load(Target + row)).to(WIDE)
-    top, total, moment = statistics(X, x_row, width, factor * 1.4426950408889634, True, BLOCK, WIDE)
+    top, total, moment = statistics(X, x_row, width, factor2, True, BLOCK, WIDE)
     log_total = tl.log(total)
     tl.store(Logp + row, (answer - top) * factor - log_total)
     tl.store(Entropy + row, log_total - moment / total * factor)
@@ -77,29 +85,40 @@ def _token_logprobs(X, Target, Logp, Entropy, Lse, x_row, width, factor: "fp64",
 def _token_logprobs_backward(X, Target, Lse, Entropy, DLogp, DEntropy, x_row, factor: "fp64",  # noqa: F821
                              ENTROPY: constexpr, BLOCK: constexpr, WIDE: constexpr):
     factor = tl.full((), factor, WIDE)
-    row, c = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    row = program(0)
+    c = columns(1, BLOCK)
+    mask = c < x_row
     X += row * x_row + c
-    target, up = tl.load(Target + row).to(tl.int32), tl.load(DLogp + row) * factor
-    logp = tl.load(X, c < x_row, 0.0).to(WIDE) * factor - tl.load(Lse + row)
-    slope = up
+    target = tl.load(Target + row).to(tl.int32)
+    upstream = tl.load(DLogp + row) * factor
+    logp = load_wide(X, mask, WIDE) * factor - tl.load(Lse + row)
+    slope = upstream
     if ENTROPY:
-        slope = up + tl.load(DEntropy + row) * factor * (logp + tl.load(Entropy + row))
-    g = -tl.exp2(logp * 1.4426950408889634) * slope
-    tl.store(X, tl.where(c == target, g + up, g).to(X.dtype.element_ty), c < x_row)
+        dentropy = tl.load(DEntropy + row) * factor
+        slope = upstream + dentropy * (logp + tl.load(Entropy + row))
+    dx = -tl.exp2(logp * 1.4426950408889634) * slope
+    dx = tl.where(c == target, dx + upstream, dx)
+    tl.store(X, dx, mask)
 
 
 def _forward_triton(x, targets, factor):
-    logp, entropy, lse = torch.empty(3, x.shape[0], dtype=wide(x.dtype), device=x.device)
-    _token_logprobs[(x.shape[0],)](x, targets, logp, entropy, lse, x.stride(0), x.shape[1], factor,
-                                   WIDE=wide_tl(x.dtype), **row_launch(x))
+    """As _forward."""
+    n, V = x.shape
+    logp, entropy, lse = x.new_empty(3, n, dtype=wide(x.dtype))
+    _token_logprobs[(n,)](
+        X=x, Target=targets, Logp=logp, Entropy=entropy, Lse=lse, x_row=x.stride(0), width=V, factor=factor,
+        WIDE=wide_tl(x.dtype), **row_launch(x))
     return logp, entropy, lse
 
 
 def _backward_triton(x, targets, factor, lse, entropy, dlogp, dentropy):
-    """In place of x"""
+    """As _backward; the gradient takes the place of x."""
+    n, V = x.shape
     block = min(2048, row_launch(x)["BLOCK"])
-    _token_logprobs_backward[x.shape[0], triton.cdiv(x.shape[1], block)](
-        x, targets, lse, entropy, dlogp, dlogp if dentropy is None else dentropy, x.stride(0), factor,
+    _token_logprobs_backward[n, triton.cdiv(V, block)](
+        X=x, Target=targets, Lse=lse, Entropy=entropy,
+        DLogp=dlogp, DEntropy=dlogp if dentropy is None else dentropy,    # not read where it is None
+        x_row=x.stride(0), factor=factor,
         ENTROPY=dentropy is not None, BLOCK=block, WIDE=wide_tl(x.dtype), num_warps=4)
     return x
 
@@ -107,15 +126,19 @@ def _backward_triton(x, targets, factor, lse, entropy, dlogp, dentropy):
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h, weight, targets, factor, chunk):
-        rows, buffer = _forward_triton if on_triton(h) else _forward, room(h, weight, chunk)
-        logp, entropy, lse = (torch.empty(h.shape[0], dtype=wide(h.dtype), device=h.device)
-                              for _ in range(3))
-        for i in range(0, h.shape[0], chunk):
-            part = slice(i, i + chunk)
-            logp[part], entropy[part], lse[part] = rows(products(h[part], weight, buffer), targets[part],
-                                                        factor)
+        run = _forward_triton if on_triton(h) else _forward
+        buffer = logits_buffer(h, weight, chunk)
+        N = h.shape[0]
+        logp = h.new_empty(N, dtype=wide(h.dtype))
+        entropy = torch.empty_like(logp)
+        lse = torch.empty_like(logp)
+        for start in range(0, N, chunk):
+            rows = slice(start, start + chunk)
+            outputs = run(products(h[rows], weight, buffer), targets[rows], factor)
+            logp[rows], entropy[rows], lse[rows] = outputs
         ctx.save_for_backward(h, weight, targets, lse, entropy)
-        ctx.factor, ctx.chunk = factor, chunk
+        ctx.factor = factor
+        ctx.chunk = chunk
         ctx.set_materialize_grads(False)                                  # None for an output without use
         return logp, entropy
 
@@ -124,21 +147,26 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx, dlogp, dentropy):
         h, weight, targets, lse, entropy = ctx.saved_tensors
         want_h, want_w = ctx.needs_input_grad[:2]
-        rows, buffer = _backward_triton if on_triton(h) else _backward, room(h, weight, ctx.chunk)
+        run = _backward_triton if on_triton(h) else _backward
+        buffer = logits_buffer(h, weight, ctx.chunk)
         dlogp = torch.zeros_like(lse) if dlogp is None else dlogp.contiguous()
         dentropy = None if dentropy is None else dentropy.contiguous()
         dh = torch.empty_like(h) if want_h else None
         dw = torch.zeros_like(weight, dtype=lse.dtype) if want_w else None
-        for i in range(0, h.shape[0], ctx.chunk):
-            part = slice(i, i + ctx.chunk)
-            grad = rows(products(h[part], weight, buffer), targets[part], ctx.factor, lse[part],
-                        entropy[part], dlogp[part], None if dentropy is None else dentropy[part])
+        # A chunk's logits are made again and become their gradient, which is multiplied out at once.
+        for start in range(0, h.shape[0], ctx.chunk):
+            rows = slice(start, start + ctx.chunk)
+            dentropy_rows = None if dentropy is None else dentropy[rows]
+            dx = run(products(h[rows], weight, buffer), targets[rows], ctx.factor, lse[rows], entropy[rows],
+                     dlogp[rows], dentropy_rows)
             if want_h:
-                torch.mm(grad, weight, out=dh[part])
+                torch.mm(dx, weight, out=dh[rows])
             if want_w:
-                add_product(dw, grad, h[part])
-            del grad
-        return dh, None if dw is None else dw.to(weight.dtype), None, None, None
+                add_product(dw, dx, h[rows])
+            del dx                                                        # before the next chunk's is made
+        if want_w:
+            dw = dw.to(weight.dtype)
+        return dh, dw, None, None, None
 
 
 def token_logprobs(h, weight, targets, scale=1.0, temperature=1.0, chunk=None, known=None):
@@ -150,5 +178,6 @@ def token_logprobs(h, weight, targets, scale=1.0, temperature=1.0, chunk=None, k
     padded head has more rows, which then do not count and get no gradient. chunk: tokens whose logits exist
     at a time (`chunk_size`)."""
     weight = weight[:known]
-    return _TokenLogprobs.apply(h, weight, targets.contiguous(), scale / temperature,
-                                chunk or chunk_size(h, weight))
+    if not chunk:
+        chunk = chunk_size(h, weight)
+    return _TokenLogprobs.apply(h, weight, targets.contiguous(), scale / temperature, chunk)

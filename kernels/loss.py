@@ -16,7 +16,7 @@ is here: the sums over a row, and how chunks are cut, made and added up.
 
 import torch
 
-from kernels import constexpr, jit, on_triton, tl, triton, wide, wide_tl
+from kernels import constexpr, jit, load_wide, on_triton, program, tl, triton, wide, wide_tl
 
 IGNORE = -100
 BLOCK = 32768                                      # of a row at a time, at most
@@ -30,23 +30,29 @@ def reference(h, weight, targets, scale=1.0):
 
 def _rows(x, targets, scale, gradient):
     """Of a chunk's products x (n, V): the losses (n), and their gradient by x, in its dtype, or None."""
-    dtype, counted, index = x.dtype, targets >= 0, targets.clamp_min(0)[:, None]
+    dtype = x.dtype
+    counted = targets >= 0
+    index = targets.clamp_min(0)[:, None]
     x = x.to(wide(dtype))                          # logits; below they become their own gradient, in place
     if scale != 1.0:
         x *= scale
     top = x.amax(-1, keepdim=True)
     target = x.gather(1, index) - top
-    total = x.sub_(top).exp_().sum(-1, keepdim=True)
-    loss = (total.log() - target)[:, 0].masked_fill(~counted, 0)
+    x.sub_(top).exp_()
+    total = x.sum(-1, keepdim=True)
+    loss = (total.log() - target)[:, 0]
+    loss = loss.masked_fill(~counted, 0)
     if not gradient:
         return loss, None
-    factor = (counted.to(x.dtype) * scale)[:, None]                  # softmax - one-hot, times the scale
-    return loss, x.mul_(factor / total).scatter_add_(1, index, -factor).to(dtype)
+    # The gradient is softmax - one-hot, times the scale.
+    factor = (counted.to(x.dtype) * scale)[:, None]
+    x.mul_(factor / total).scatter_add_(1, index, -factor)
+    return loss, x.to(dtype)
 
 
 # -- Triton: a row a program -------------------------------------------------------------------------------
-# Rows begin at multiples of 16 elements (`room`), so that a load masked by the row's stride, not its width,
-# is of 128 bits whatever the width: what stands between the two is not looked at.
+# Rows begin at multiples of 16 elements (`logits_buffer`), so that a load masked by the row's stride, not its
+# width, is of 128 bits whatever the width: what stands between the two is not looked at.
 
 @jit
 def _fold(top, total, moment, x, scale2, MOMENT: constexpr):
@@ -54,12 +60,14 @@ def _fold(top, total, moment, x, scale2, MOMENT: constexpr):
     that of exp(s (x - top)) (x - top). Returns them with x (L, 8) added, each of the L for itself: eight
     neighbours are one thread's, so that threads need not meet before the row's end, and only one exp in nine
     is spent on a maximum that moved. scale2: s / ln 2."""
-    new = tl.maximum(top, tl.max(x, 1))
-    x -= new[:, None]
-    p, shrink = tl.exp2(x * scale2), tl.exp2((top - new) * scale2)
+    new_top = tl.maximum(top, tl.max(x, 1))
+    x -= new_top[:, None]
+    p = tl.exp2(x * scale2)
+    shrink = tl.exp2((top - new_top) * scale2)
     if MOMENT:
-        moment = shrink * (moment + (top - new) * total) + tl.sum(p * x, 1)
-    return new, shrink * total + tl.sum(p, 1), moment
+        moment = shrink * (moment + (top - new_top) * total) + tl.sum(p * x, 1)
+    total = shrink * total + tl.sum(p, 1)
+    return new_top, total, moment
 
 
 @jit
@@ -68,20 +76,28 @@ def statistics(X, x_row, width, scale2, MOMENT: constexpr, BLOCK: constexpr, WID
     of exp(s (x - maximum)) (x - maximum). One reading. -1e30 is where maxima begin: unlike -inf it can be
     subtracted from itself, and exp makes 0 of it beside any logit."""
     PART: constexpr = BLOCK // 4                   # a thread's: in bf16 one 128-bit load
-    c = tl.arange(0, PART // 8)[:, None] * 8 + tl.arange(0, 8)[None, :]
-    top = tl.full((PART // 8,), -1e30, WIDE)
-    total, moment = tl.zeros((PART // 8,), WIDE), tl.zeros((PART // 8,), WIDE)
+    LANES: constexpr = PART // 8
+    c = tl.arange(0, LANES)[:, None] * 8 + tl.arange(0, 8)[None, :]
+    top = tl.full((LANES,), -1e30, WIDE)
+    total = tl.zeros((LANES,), WIDE)
+    moment = tl.zeros((LANES,), WIDE)
     whole = width // BLOCK * BLOCK
+    # Whole blocks: four loads are under way at once, none of them masked.
     for start in range(0, whole, BLOCK):
-        x0, x1 = tl.load(X + (start + c)), tl.load(X + (start + PART + c))
-        x2, x3 = tl.load(X + (start + 2 * PART + c)), tl.load(X + (start + 3 * PART + c))
+        x0 = tl.load(X + (start + c))
+        x1 = tl.load(X + (start + PART + c))
+        x2 = tl.load(X + (start + 2 * PART + c))
+        x3 = tl.load(X + (start + 3 * PART + c))
         top, total, moment = _fold(top, total, moment, x0.to(WIDE), scale2, MOMENT)
         top, total, moment = _fold(top, total, moment, x1.to(WIDE), scale2, MOMENT)
         top, total, moment = _fold(top, total, moment, x2.to(WIDE), scale2, MOMENT)
         top, total, moment = _fold(top, total, moment, x3.to(WIDE), scale2, MOMENT)
+    # The rest comes a part at a time.
     for start in range(whole, width, PART):
-        x = tl.load(X + (start + c), start + c < x_row, 0.0).to(WIDE)
-        top, total, moment = _fold(top, total, moment, tl.where(start + c < width, x, -1e30), scale2, MOMENT)
+        x = load_wide(X + (start + c), start + c < x_row, WIDE)
+        x = tl.where(start + c < width, x, -1e30)
+        top, total, moment = _fold(top, total, moment, x, scale2, MOMENT)
+    # At the row's end the lanes meet, each shrunk to the highest maximum.
     highest = tl.max(top, 0)
     below = top - highest
     shrink = tl.exp2(below * scale2)
@@ -93,11 +109,13 @@ def statistics(X, x_row, width, scale2, MOMENT: constexpr, BLOCK: constexpr, WID
 @jit
 def _cross_entropy(X, Target, Loss, x_row, width, scale: "fp64", GRADIENT: constexpr,  # noqa: F821
                    BLOCK: constexpr, WIDE: constexpr):
-    scale = tl.full((), scale, WIDE)
-    row = tl.program_id(0).to(tl.int64)
-    X += row * x_row
+    """A row's loss; with GRADIENT its gradient takes the place of the products."""
     HALF: constexpr = BLOCK // 2
-    target, blocks = tl.load(Target + row).to(tl.int32), tl.cdiv(x_row, HALF)
+    scale = tl.full((), scale, WIDE)
+    row = program(0)
+    X += row * x_row
+    target = tl.load(Target + row).to(tl.int32)
+    blocks = tl.cdiv(x_row, HALF)
     if target < 0:                                 # not counted
         tl.store(Loss + row, 0.0)
         if GRADIENT:
@@ -105,7 +123,7 @@ def _cross_entropy(X, Target, Loss, x_row, width, scale: "fp64", GRADIENT: const
                 c = i * HALF + tl.arange(0, HALF)
                 tl.store(X + c, tl.zeros((HALF,), X.dtype.element_ty), c < x_row)
     else:
-        scale2 = scale * 1.4426950408889634        # exp2 is one instruction, exp five
+        scale2 = scale * 1.4426950408889634        # 1 / ln 2: exp2 is one instruction, exp five
         answer = tl.load(X + target).to(WIDE)
         top, total, _ = statistics(X, x_row, width, scale2, False, BLOCK, WIDE)
         tl.store(Loss + row, tl.log(total) + (top - answer) * scale)
@@ -113,94 +131,110 @@ def _cross_entropy(X, Target, Loss, x_row, width, scale: "fp64", GRADIENT: const
             share = scale / total
             for i in range(blocks):                # backwards: what was read last is in the nearest cache
                 c = (blocks - 1 - i) * HALF + tl.arange(0, HALF)
-                x = tl.load(X + c, c < x_row, 0.0).to(WIDE)
-                g = tl.exp2((x - top) * scale2) * share
-                tl.store(X + c, tl.where(c == target, g - scale, g).to(X.dtype.element_ty), c < x_row)
+                x = load_wide(X + c, c < x_row, WIDE)
+                dx = tl.exp2((x - top) * scale2) * share
+                dx = tl.where(c == target, dx - scale, dx)
+                tl.store(X + c, dx, c < x_row)
 
 
 def row_launch(x):
     """Threads by the length of a row of x, so that the rows an SM of 2,048 threads has at a time are half a
     megabyte at most, of which a second pass meets a good part in the caches; fewer of wider types, which
     take more registers."""
-    warps = min(64 // x.element_size(), max(4, triton.next_power_of_2(x.shape[1] * x.element_size() // 8192)))
+    row_bytes = x.shape[1] * x.element_size()
+    warps = max(4, triton.next_power_of_2(row_bytes // 8192))
+    warps = min(64 // x.element_size(), warps)
     return dict(BLOCK=min(BLOCK, 1024 * warps), num_warps=warps)
 
 
 def _rows_triton(x, targets, scale, gradient):
     """As _rows; the gradient takes the place of x."""
-    loss = torch.empty(x.shape[0], dtype=wide(x.dtype), device=x.device)
-    _cross_entropy[(x.shape[0],)](x, targets, loss, x.stride(0), x.shape[1], scale, GRADIENT=gradient,
-                                  WIDE=wide_tl(x.dtype), **row_launch(x))
+    n, V = x.shape
+    loss = x.new_empty(n, dtype=wide(x.dtype))
+    _cross_entropy[(n,)](
+        X=x, Target=targets, Loss=loss, x_row=x.stride(0), width=V, scale=scale,
+        GRADIENT=gradient, WIDE=wide_tl(x.dtype), **row_launch(x))
     return loss, x if gradient else None
 
 
 # -- chunks: what logprob.py does the same way -------------------------------------------------------------
 
 def chunk_size(h, weight):
-    """Tokens whose logits exist at a time, unless told.
+    """Tokens whose logits exist at a time, where the caller names no number.
 
     Triton: 2^29 logits, 1 GiB in bf16, in 256 .. 8192 tokens. Every chunk reads and writes the head's
     gradient, 8 VC bytes in fp32, beside its 6 VC operations a token: at V = 131072, C = 4096 on an H200 that
     is 1.0 ms beside 4.1 us a token, +48 % at 512 tokens, +6 % at the 4096 that this makes. Longer chunks gain
     little more and their logits cost what the gradient does. Plain torch on a GPU: 2^28, as it holds several
     buffers of fp32. A CPU: what stays in its cache."""
+    V = weight.shape[0]
     if on_triton(h):
-        return max(256, min(8192, (1 << 29) // weight.shape[0]))
-    return max(64, (1 << (28 if h.is_cuda else 20)) // weight.shape[0])
+        return max(256, min(8192, (1 << 29) // V))
+    logits = 1 << (28 if h.is_cuda else 20)
+    return max(64, logits // V)
 
 
-def room(h, weight, chunk):
+def logits_buffer(h, weight, chunk):
     """Where one chunk's products are written after the other's, for Triton; None in plain torch, which makes
     them anew. Rows begin at multiples of 16 elements, which cuBLAS reads faster too."""
     if not on_triton(h):
         return None
-    n, V = min(chunk, h.shape[0]), weight.shape[0]
-    return torch.empty(n, -(-V // 16) * 16, dtype=h.dtype, device=h.device)[:, :V]
+    rows = min(chunk, h.shape[0])
+    V = weight.shape[0]
+    padded = -(-V // 16) * 16
+    return h.new_empty(rows, padded)[:, :V]
 
 
-def products(h, weight, room):
+def products(h, weight, buffer):
     """h . w (n, V) of a chunk."""
-    return h @ weight.T if room is None else torch.mm(h, weight.T, out=room[:h.shape[0]])
+    if buffer is None:
+        return h @ weight.T
+    return torch.mm(h, weight.T, out=buffer[:h.shape[0]])
 
 
-def add_product(dw, grad, h):
-    """dw (V, C) += grad.T @ h, dw in fp32 (float64) whatever their dtype. On a GPU within the product: no
+def add_product(dw, dx, h):
+    """dw (V, C) += dx.T @ h, dw in fp32 (float64) whatever their dtype. On a GPU within the product: no
     (V, C) beside dw, and no rounding of a chunk's part to bf16."""
     if not dw.is_cuda:
-        dw += grad.T @ h
+        dw += dx.T @ h
     elif dw.dtype == h.dtype:
-        dw.addmm_(grad.T, h)
+        dw.addmm_(dx.T, h)
     else:
-        torch.addmm(dw, grad.T, h, out_dtype=dw.dtype, out=dw)
+        torch.addmm(dw, dx.T, h, out_dtype=dw.dtype, out=dw)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h, weight, targets, scale, chunk):
         want_h, want_w = ctx.needs_input_grad[:2]
-        rows, buffer = _rows_triton if on_triton(h) else _rows, room(h, weight, chunk)
-        loss = torch.zeros((), dtype=wide(h.dtype), device=h.device)
+        run = _rows_triton if on_triton(h) else _rows
+        buffer = logits_buffer(h, weight, chunk)
+        loss = h.new_zeros((), dtype=wide(h.dtype))
         dh = torch.empty_like(h) if want_h else None
         dw = torch.zeros_like(weight, dtype=loss.dtype) if want_w else None
-        for i in range(0, h.shape[0], chunk):
-            part = slice(i, i + chunk)
-            losses, grad = rows(products(h[part], weight, buffer), targets[part], scale, want_h or want_w)
+        # A chunk becomes logits, then their gradient, which is multiplied out at once.
+        for start in range(0, h.shape[0], chunk):
+            rows = slice(start, start + chunk)
+            losses, dx = run(products(h[rows], weight, buffer), targets[rows], scale, want_h or want_w)
             loss += losses.sum()
             if want_h:
-                torch.mm(grad, weight, out=dh[part])
+                torch.mm(dx, weight, out=dh[rows])
             if want_w:
-                add_product(dw, grad, h[part])
-            del grad
+                add_product(dw, dx, h[rows])
+            del dx                                 # before the next chunk's is made
         ctx.save_for_backward(dh, dw)
         ctx.dtype = weight.dtype
         return loss
 
     @staticmethod
     def backward(ctx, upstream):
+        # The factor multiplies in fp32: 1 / tokens, rounded to bf16, would be up to 0.4 % off.
         dh, dw = ctx.saved_tensors
-        # in fp32: 1 / tokens, rounded to bf16, would be up to 0.4 % off
-        return (None if dh is None else (dh.to(upstream.dtype) * upstream).to(dh.dtype),
-                None if dw is None else (dw * upstream).to(ctx.dtype), None, None, None)
+        if dh is not None:
+            dh = (dh.to(upstream.dtype) * upstream).to(dh.dtype)
+        if dw is not None:
+            dw = (dw * upstream).to(ctx.dtype)
+        return dh, dw, None, None, None
 
 
 def linear_cross_entropy(h, weight, targets, scale=1.0, chunk=None):
@@ -208,5 +242,8 @@ def linear_cross_entropy(h, weight, targets, scale=1.0, chunk=None):
     Returns the summed loss in nats, scalar, fp32 (float64 for float64). `scale` > 0 multiplies the logits
     (Granite: 1 / logits_scaling). chunk: tokens whose logits exist at a time (`chunk_size`)."""
     if not torch.is_grad_enabled():                       # needs_input_grad does not know of no_grad
-        h, weight = h.detach(), weight.detach()
-    return _LinearCrossEntropy.apply(h, weight, targets.contiguous(), scale, chunk or chunk_size(h, weight))
+        h = h.detach()
+        weight = weight.detach()
+    if not chunk:
+        chunk = chunk_size(h, weight)
+    return _LinearCrossEntropy.apply(h, weight, targets.contiguous(), scale, chunk)

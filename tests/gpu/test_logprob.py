@@ -93,14 +93,14 @@ def test_what_lies_between_rows_is_not_read(monkeypatch):
         out = token_logprobs(h, w, targets)
         return *out, *torch.autograd.grad(out[0].sum() + out[1].sum(), (h, w))
 
-    def poisoned(h, weight, chunk, room=loss.room):
-        x = room(h, weight, chunk)
+    def poisoned(h, weight, chunk, logits_buffer=loss.logits_buffer):
+        x = logits_buffer(h, weight, chunk)
         x.as_strided((x.shape[0], x.stride(0)), x.stride()).fill_(math.nan)
         return x
 
     h, w, targets = head(3, dtype=torch.float32)
     clean = once()
-    monkeypatch.setattr(logprob, "room", poisoned)
+    monkeypatch.setattr(logprob, "logits_buffer", poisoned)
     assert all(torch.equal(a, b) for a, b in zip(clean, once(), strict=True))
 
 

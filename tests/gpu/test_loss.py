@@ -98,12 +98,12 @@ def test_what_lies_between_rows_is_not_read(monkeypatch):
     h, w, targets = head(dtype=torch.float32)
     clean = [x := linear_cross_entropy(h, w, targets), *torch.autograd.grad(x, (h, w))]
 
-    def poisoned(h, weight, chunk, room=loss.room):
-        x = room(h, weight, chunk)
+    def poisoned(h, weight, chunk, logits_buffer=loss.logits_buffer):
+        x = logits_buffer(h, weight, chunk)
         x.as_strided((x.shape[0], x.stride(0)), x.stride()).fill_(math.nan)
         return x
 
-    monkeypatch.setattr(loss, "room", poisoned)
+    monkeypatch.setattr(loss, "logits_buffer", poisoned)
     dirty = [x := linear_cross_entropy(h, w, targets), *torch.autograd.grad(x, (h, w))]
     assert all(torch.equal(a, b) for a, b in zip(clean, dirty, strict=True))
 
