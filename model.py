@@ -414,7 +414,10 @@ def rope_frequencies(arch, device=None):
     frequencies = 1.0 / arch.theta ** exponents
     if arch.rope_scaling is None:
         return frequencies
-    factor, low, high, original = arch.rope_scaling
+    factor = arch.rope_scaling.factor
+    low = arch.rope_scaling.low_freq_factor
+    high = arch.rope_scaling.high_freq_factor
+    original = arch.rope_scaling.original_max_position_embeddings
     wavelength = 2 * math.pi / frequencies                # in tokens
     share = (original / wavelength - low) / (high - low)
     blended = (1 - share) * frequencies / factor + share * frequencies
@@ -462,10 +465,10 @@ def attend_documents(q, k, v, lengths, scale, window=None):
         return _attend_rows(q, k, v, scale, window).to(dtype)
     groups = [(length, len(list(same))) for length, same in itertools.groupby(lengths)]
     sizes = [length * count for length, count in groups]
-    pieces = [x.flatten(0, 1).split(sizes) for x in (q, k, v)]
+    pieces = [x.flatten(0, 1).split(sizes) for x in (q, k, v)]             # of each, a tensor a group
     outs = []
-    for (length, _), *piece in zip(groups, *pieces, strict=True):
-        rows = [x.unflatten(0, (-1, length)) for x in piece]               # (documents, length, heads, D)
+    for i, (length, _) in enumerate(groups):
+        rows = [piece[i].unflatten(0, (-1, length)) for piece in pieces]   # (documents, length, heads, D)
         outs.append(_attend_rows(*rows, scale, window).flatten(0, 1))
     return torch.cat(outs).view(q.shape).to(dtype)
 

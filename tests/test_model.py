@@ -469,6 +469,27 @@ def test_varlen_attention_takes_what_we_give(monkeypatch):
     assert model.attention_kernel(torch.device("cuda"), torch.float32).startswith("torch SDPA")
 
 
+@pytest.mark.parametrize("docs", [None, [[0] * 9 + [1] * 20 + [2] * 3, [0] * 32], [[4, *[5] * 31]] * 2])
+def test_documents_as_a_varlen_kernel_is_told(docs, monkeypatch):
+    """The model by a varlen kernel, here a loop over its cu_seqlens, is the model document by document."""
+    def loop(q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale, causal, window_size, deterministic):
+        assert cu_q is cu_k and cu_q.dtype == torch.int32 and max_q == max_k == int(cu_q.diff().max())
+        assert causal and deterministic and window_size == (127, 0)                # the toy's
+        bounds = cu_q.tolist()
+        assert bounds[0] == 0 and bounds[-1] == len(q)
+        outs = [model.attend_documents(*(x[None, a:b] for x in (q, k, v)), None, softmax_scale, 128)[0]
+                for a, b in zip(bounds, bounds[1:], strict=False)]
+        return torch.cat(outs)
+
+    toy = load("random:toy-mistral")
+    tokens = torch.randint(0, 512, (2, 32), generator=torch.Generator().manual_seed(7))
+    docs = None if docs is None else torch.tensor(docs)
+    expected = toy(tokens, docs)
+    monkeypatch.setattr(model, "attention_kernel", lambda device, dtype: "flash-attn varlen")
+    monkeypatch.setattr(model, "flash_attn_varlen_func", loop)
+    assert torch.allclose(toy(tokens, docs), expected, atol=1e-5)
+
+
 def test_kernels_that_cannot_be_had():
     for name in ("tritn", "mamba-ssm"):
         with pytest.raises(InputError, match="--kernels"):
