@@ -945,7 +945,7 @@ def representations(path, texts, pooling, tokens, dtype, device):
     model = load(path, dtype=getattr(torch, dtype), device=device)
     layers = None
     for t in tqdm(texts, unit="text", desc=path, leave=False, disable=None):
-        before = model.tokenizer.before
+        before = model.tokenizer.bos_ids
         ids = [*before, *model.tokenizer.encode(t)[:tokens]]
         streams = model.hidden_states(torch.tensor([ids], device=device))
         pooled = [POOLING[pooling](h[0, len(before):].float()).cpu().numpy() for h in streams]

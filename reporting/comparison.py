@@ -7,27 +7,46 @@ import numpy as np
 
 from cli import InputError, write_atomic
 from reporting.figures import bars, gained, picture, solved
-from suite.intervals import aligned, paired, percent, read_results
+from suite.intervals import aligned, paired, percent, read_results, with_interval
 from suite.tasks import averages
 
+# -- names of runs and tasks -------------------------------------------------------------------------------
+
+def run_names(paths):
+    """Names of folders in tables and pictures, in their order: the last part of each path, or as many of its
+    parts as tell all of them apart. runs/mt/model is mt; a sum of checkpoints is its own text. Where a folder
+    is given twice each name is the whole path."""
+    parts = [name_parts(path) for path in paths]
+    for count in range(1, 1 + max(map(len, parts), default=0)):
+        names = [os.sep.join(own_parts[-count:]) for own_parts in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(paths)
+
+
+def name_parts(path):
+    """The parts of a path that may stand in its name."""
+    if "*" in path:                                       # a sum of checkpoints
+        return [path]
+    parts = os.path.abspath(path).strip(os.sep).split(os.sep)
+    return [part for part in parts if part not in ("model", "models")] or [path]
+
+
+def every_score(results):
+    """{name: result} of the tasks, averages and leaderboards of a results.json."""
+    scores = results["tasks"] | results["averages"]
+    for board, tasks in results.get("leaderboards", {}).items():
+        for task, result in tasks.items():
+            scores[f"{board} {task}"] = result
+    return scores
+
+
+def is_listed(name):
+    """Whether tables have a row of this name: of RULER's tasks by length, task@tokens, only the means."""
+    return "@" not in name or name.startswith("ruler@")
+
+
 # -- two and more runs -------------------------------------------------------------------------------------
-
-def frontier(runs):
-    """What becomes of the problems that the first run never solves, or once (paper, 9.5): {"0 of n":
-    {problems, pass (a rate a run), solved (problems, a run)}, "1 of n": ...}. Chance alone solves some of
-    them later, without any learning: "0 of n/2" selects by the first half of the first run's samples, and its
-    pass of the first run is that of the other half: what an unchanged model would seem to gain.
-    runs: [{problem: scores, 0 or 1}], the same problems in each."""
-    first, n = runs[0], min(len(own) for own in runs[0].values())
-    found = {}
-    for c, m in ((0, n), (1, n), (0, n // 2)):
-        chosen = [p for p, own in first.items() if sum(own[:m]) == c]
-        rest = [{p: own[m % n:] for p, own in first.items()}, *runs[1:]]
-        found[f"{c} of {m}"] = {
-            "problems": len(chosen), "solved": [sum(any(run[p]) for p in chosen) for run in rest],
-            "pass": [float(np.mean([np.mean(run[p]) for p in chosen])) if chosen else None for run in rest]}
-    return found
-
 
 def compare(folders, out=""):
     """Evaluations beside each other, in the order given: each score with its interval, the gain on the run
@@ -35,86 +54,158 @@ def compare(folders, out=""):
     folder). Problems are pairs when they have the same id, prompt and truth in both runs."""
     if len(folders) < 2:
         raise InputError(f"--compare {' '.join(folders)}: give two folders of results or more")
-    found = [read_results(folder) for folder in folders]
-    names = [os.path.basename(os.path.normpath(folder)) for folder in folders]
-    if len(set(names)) < len(names):
-        names = list(folders)
-    scores = {name: results["tasks"] | results["averages"] | {
-        f"{board} {of}": r for board, own in results["leaderboards"].items() for of, r in own.items()}
-        for name, (results, _) in zip(names, found, strict=True)}
-    problems = [of for _, of in found]
-    gains, differ = {}, {}
-    for a, b, before, after in zip(names, names[1:], problems, problems[1:], strict=False):
-        shared = {task: sorted(before[task].keys() & after[task].keys()) for task in before if task in after}
-        shared = {task: keys for task, keys in shared.items() if keys}
-        if not shared:
-            raise InputError(f"--compare: {a} and {b} have no problem in common; give runs of the same "
-                             f"--tasks and --protocol")
-        d = {task: [np.mean(after[task][k]) - np.mean(before[task][k]) for k in keys]
-             for task, keys in shared.items()}
-        parts = {task: [(1.0, d[task])] for task in d if "@" not in task}
-        parts |= {name: [(w, d[t]) for t, w in own.items()] for name, own in averages(d).items()}
-        tasks = {name: [name] for name in d} | averages(d)
-        gains[f"{a} to {b}"] = {
-            name: dict(zip(("gain", "low", "high", "p"), paired(own), strict=True))
-            | {"problems": sum(len(x) for _, x in own),
-               "of": max(sum(len(of.get(t, ())) for t in tasks[name]) for of in (before, after))}
-            for name, own in parts.items()}
-        for task in d:
-            one, two = (scores[name][task]["settings"] for name in (a, b))
-            if one != two:
-                differ[task] = f"{a}, {b}: " + ", ".join(f"{k} {one[k]}, {two[k]}" for k in one
-                                                         if one[k] != two[k])
-    fronts = {}
-    for task in problems[0]:
-        keys = set.intersection(*(set(of.get(task, ())) for of in problems))
-        every = [{k: of[task][k] for k in sorted(keys)} for of in problems if task in of]
-        if keys and min(len(own) for own in every[0].values()) > 1 and {
-                s for of in every for own in of.values() for s in own} <= {0, 1}:
-            fronts[task] = frontier(every)
-    result = {"runs": dict(zip(names, folders, strict=True)), "gains": gains, "frontier": fronts,
-              "settings that differ": differ}
-    shown = [name for name in dict.fromkeys(name for own in scores.values() for name in own)
-             if ("@" not in name or name.startswith("ruler@"))
-             and any("score" in own.get(name, ()) for own in scores.values())]
-    print(comparison(names, shown, scores, gains, fronts))
-    for task, what in differ.items():
+    names = run_names(folders)
+    scores = {}                                           # {run: {task: result}}
+    problems = []                                         # of each run: {task: {problem: scores}}
+    for name, folder in zip(names, folders, strict=True):
+        results, run_problems = read_results(folder)
+        scores[name] = every_score(results)
+        problems.append(run_problems)
+
+    gains = {}
+    differing = {}                                        # {task: settings that are not alike}
+    for i, (before, after) in enumerate(zip(names, names[1:], strict=False)):
+        differences = score_differences(problems[i], problems[i + 1])
+        if not differences:
+            raise InputError(f"--compare: {before} and {after} have no problem in common; give runs of the "
+                             f"same --tasks and --protocol")
+        gains[f"{before} to {after}"] = gains_of(differences, problems[i], problems[i + 1])
+        for task in differences:
+            old = scores[before][task]["settings"]
+            new = scores[after][task]["settings"]
+            changes = [f"{key} {old[key]}, {new[key]}" for key in old if old[key] != new[key]]
+            if old != new:
+                differing[task] = f"{before}, {after}: {', '.join(changes)}"
+    frontiers = frontiers_of(problems)
+
+    result = {"runs": dict(zip(names, folders, strict=True)), "gains": gains, "frontier": frontiers,
+              "settings that differ": differing}
+    listed = [name for name in dict.fromkeys(name for run in scores.values() for name in run)
+              if is_listed(name) and any("score" in run.get(name, ()) for run in scores.values())]
+    print(as_text(names, listed, scores, gains, frontiers))
+    for task, what in differing.items():
         print(f"not made alike: {task} ({what})")
+
     out = out or folders[-1]
+    panels = [bars(listed, scores), gained(listed, gains)]
+    if frontiers:
+        panels.append(solved(names, frontiers))
     try:
         os.makedirs(out, exist_ok=True)
         write_atomic(os.path.join(out, "compare.json"), json.dumps(result, indent=1))
-        picture(os.path.join(out, "compare"), [bars(shown, scores), gained(shown, gains)] + [
-            solved(names, fronts)] * bool(fronts))
+        picture(os.path.join(out, "compare"), panels)
     except OSError as e:
         raise InputError(f"--out={out}: cannot write there ({e.strerror}); give another folder") from None
     print(f"\n{os.path.join(out, 'compare.json')}   {os.path.join(out, 'compare.png')}")
     return result
 
 
-def comparison(names, shown, scores, gains, fronts):
+def score_differences(before, after):
+    """{task: [mean score after less that before, a problem]} of the problems that two runs share. before,
+    after: {task: {problem: scores of its samples}}."""
+    differences = {}
+    for task in before:
+        shared = sorted(before[task].keys() & after.get(task, {}).keys())
+        if shared:
+            differences[task] = [np.mean(after[task][key]) - np.mean(before[task][key]) for key in shared]
+    return differences
+
+
+def gains_of(differences, before, after):
+    """The gain of each task and average: {name: {gain, low, high, p, problems, of}}, of: the problems of the
+    larger run. differences: score_differences(before, after)."""
+    weights = {task: {task: 1.0} for task in differences if "@" not in task}       # {name: {task: weight}}
+    weights |= averages(differences)
+    gains = {}
+    for name, tasks in weights.items():
+        parts = [(weight, differences[task]) for task, weight in tasks.items()]
+        sizes = [sum(len(run.get(task, ())) for task in tasks) for run in (before, after)]
+        gains[name] = paired(parts)._asdict() | {
+            "problems": sum(len(differences[task]) for task in tasks), "of": max(sizes)}
+    return gains
+
+
+# -- the frontier ------------------------------------------------------------------------------------------
+
+def frontiers_of(problems):
+    """{task of the first run: frontier()} of the problems that all runs have, where scores are 0 or 1 and the
+    first run has two samples or more. problems: of each run {task: {problem: scores}}."""
+    frontiers = {}
+    for task in problems[0]:
+        shared = set.intersection(*(set(run.get(task, ())) for run in problems))
+        if not shared:
+            continue
+        runs = [{problem: run[task][problem] for problem in sorted(shared)} for run in problems]
+        values = {score for run in runs for scores in run.values() for score in scores}
+        if min(map(len, runs[0].values())) > 1 and values <= {0, 1}:
+            frontiers[task] = frontier(runs)
+    return frontiers
+
+
+def frontier(runs):
+    """What becomes of the problems that the first run never solves, or once (paper, 9.5): {"0 of n":
+    {problems, pass (a rate a run), solved (problems, a run)}, "1 of n": ...}. Chance alone solves some of
+    them later, without any learning: "0 of n/2" selects by the first half of the first run's samples, and its
+    pass of the first run is that of the other half: what an unchanged model would seem to gain.
+    runs: [{problem: scores, 0 or 1}], the same problems in each."""
+    first = runs[0]
+    samples = min(map(len, first.values()))
+    kinds = {}
+    for correct, selecting in ((0, samples), (1, samples), (0, samples // 2)):
+        chosen = [problem for problem, scores in first.items() if sum(scores[:selecting]) == correct]
+        measured = {}                                     # all samples, or those that did not select
+        for problem in chosen:
+            measured[problem] = first[problem][selecting % samples:]
+        kinds[f"{correct} of {selecting}"] = {
+            "problems": len(chosen),
+            "solved": [sum(any(run[problem]) for problem in chosen) for run in (measured, *runs[1:])],
+            "pass": [pass_rate(run, chosen) for run in (measured, *runs[1:])]}
+    return kinds
+
+
+def pass_rate(run, problems):
+    """The mean over problems of the share of right samples; None without any problem."""
+    if not problems:
+        return None
+    return float(np.mean([np.mean(run[problem]) for problem in problems]))
+
+
+# -- text --------------------------------------------------------------------------------------------------
+
+def as_text(names, listed, scores, gains, frontiers):
     """The lines of text that compare() prints: scores, gains, the frontier."""
-    def score(r):
-        x, low, high = (percent(r.get(k)) for k in ("score", "low", "high"))
-        return f"{x} [{low}, {high}]" if "score" in r else "-"
+    score_rows = []
+    for name in listed:
+        score_rows.append([name, *(with_interval(scores[run].get(name, {})) for run in names)])
+    gain_rows = []
+    for name in listed:
+        if any(name in pair for pair in gains.values()):
+            gain_rows.append([name, *(gain_text(pair.get(name)) for pair in gains.values())])
+    frontier_rows = []
+    for task, kinds in frontiers.items():
+        for kind, problems in kinds.items():
+            if problems["problems"]:
+                rates = zip(problems["pass"], problems["solved"], strict=True)
+                cells = [f"{percent(rate)} ({count} solved)" for rate, count in rates]
+                frontier_rows.append([f"{task}, {kind}: {problems['problems']}", *cells])
 
-    def gain(g):
-        if g is None:
-            return "-"
-        some = f", {g['problems']} of {g['of']}" if g["problems"] < g["of"] else ""
-        x, low, high = (100 * g[k] for k in ("gain", "low", "high"))
-        return f"{x:+.1f} [{low:+.1f}, {high:+.1f}] p {g['p']:.2g}{some}"
-
-    tables = [[["score, % [95 % interval]", *names]] + [
-                  [name, *(score(scores[run].get(name, {})) for run in names)] for name in shown],
-              [["gain, points, paired by problem", *gains]] + [
-                  [name, *(gain(own.get(name)) for own in gains.values())]
-                  for name in shown if any(name in own for own in gains.values())],
-              [[f"of problems that {names[0]} solved", *names]] + [
-                  [f"{task}, {kind}: {f['problems']}", *(f"{percent(p)} ({n} solved)" for p, n in
-                                                       zip(f["pass"], f["solved"], strict=True))]
-                  for task, front in fronts.items() for kind, f in front.items() if f["problems"]]]
     lines = []
-    for cells in tables:
-        lines += ["", *(aligned(cells, "<", "<") if len(cells) > 1 else [])]
+    for head, rows in (
+            (["score, % [95 % interval]", *names], score_rows),
+            (["gain, points, paired by problem", *gains], gain_rows),
+            ([f"of problems that {names[0]} solved", *names], frontier_rows)):
+        lines.append("")
+        if rows:
+            lines += aligned([head, *rows], "<", "<")
     return "\n".join(lines[1:])
+
+
+def gain_text(gain):
+    """A gain with its interval and p, and problems where not all are shared: +4.1 [+1.0, +7.2] p 0.009, 3 of
+    6."""
+    if gain is None:
+        return "-"
+    text = f"{with_interval(gain, 'gain', '{:+.1f}')} p {gain['p']:.2g}"
+    if gain["problems"] < gain["of"]:
+        text += f", {gain['problems']} of {gain['of']}"
+    return text

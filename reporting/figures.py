@@ -1,166 +1,248 @@
 """Pictures of results, as PNG and SVG: panels side by side, each a function of what it shows. Bars begin at
-zero, scores have their intervals, labels the number of problems."""
+zero, scores have their intervals, labels the number of problems.
+
+The i-th run (or stage, or pair) has the i-th colour in every panel; HATCHES, MARKERS and DASHES keep runs
+apart in a grey print.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
+COLOURS = ("#c4c4c4", "#4878a8", "#c8553d", "#5b8c5a", "#8e6c8a", "#c9a227", "#3f3f3f")
+HATCHES = ("", "", "///", "...", "\\\\\\", "xxx", "---")
+MARKERS = "osD^v<>"
+DASHES = ("-", "--", ":", "-.")
+GROUP = 0.8                              # of the distance between two groups of bars, their width
+
+
+class Panel(NamedTuple):
+    """One set of axes of a picture."""
+    inches: float                        # its width
+    draw: Callable                       # draws into the axes that it is given
+
 
 def picture(path, panels):
-    """Panels side by side, [(inches, draw(axes))], as path.png and path.svg."""
+    """Draws panels side by side, into path.png and path.svg."""
     import matplotlib
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
-    widths = [width for width, _ in panels]
-    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
-                                "axes.titlelocation": "left", "legend.frameon": False, "legend.fontsize": 8,
-                                "svg.hashsalt": "prism"}):
-        figure, axes = plt.subplots(1, len(panels), figsize=(sum(widths), 3.6), width_ratios=widths,
+    widths = [panel.inches for panel in panels]
+    settings = {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlelocation": "left",
+        "legend.frameon": False,
+        "legend.fontsize": 8,
+        "svg.hashsalt": "prism",         # the same picture has the same bytes
+    }
+    with matplotlib.rc_context(settings):
+        figure, grid = plt.subplots(1, len(panels), figsize=(sum(widths), 3.6), width_ratios=widths,
                                     squeeze=False, layout="constrained")
-        for (_, draw), own in zip(panels, axes[0], strict=True):
-            draw(own)
+        for panel, axes in zip(panels, grid[0], strict=True):
+            panel.draw(axes)
         figure.savefig(path + ".png", dpi=150)
         figure.savefig(path + ".svg", metadata={"Date": None})
         plt.close(figure)
 
 
-HATCHES = ("", "", "///", "...", "\\\\\\", "xxx", "---")
-MARKERS = "osD^v<>"
-DASHES = ("-", "--", ":", "-.")
-COLOURS = ("#c4c4c4", "#4878a8", "#c8553d", "#5b8c5a", "#8e6c8a", "#c9a227", "#3f3f3f")
-
+# -- how runs look, and are called -------------------------------------------------------------------------
 
 def colour(run):
-    """Of the run-th run in every picture; a print in grey keeps runs apart by HATCHES and MARKERS."""
+    """The colour of the run-th run."""
     return COLOURS[run % len(COLOURS)]
 
 
-def label(name, most=42):
-    """A name as matplotlib may draw it: one line, not too long, no formula; a legend would leave out what
-    begins with _."""
+def hatch(run):
+    """The pattern of the run-th run's bars."""
+    return HATCHES[run % len(HATCHES)]
+
+
+def marker(run):
+    """The mark of the run-th run's points."""
+    return MARKERS[run % len(MARKERS)]
+
+
+def line(run):
+    """How the run-th run's line looks, as settings of axes.plot."""
+    return dict(color=colour(run), marker=marker(run), linestyle=DASHES[run % len(DASHES)], markersize=4,
+                linewidth=1.3)
+
+
+def label(name, longest=42):
+    """A name as matplotlib may draw it: one line, at most `longest` characters, no formula; a legend would
+    leave out what begins with _."""
     name = "".join(c if c.isprintable() else "?" for c in str(name))
-    if len(name) > most:
-        name = f"{name[:most // 2 - 1]}...{name[2 - most // 2:]}"
+    if len(name) > longest:
+        name = f"{name[:longest // 2 - 1]}...{name[2 - longest // 2:]}"
     if name.startswith("_"):
         name = " " + name
     return name.replace("$", r"\$")
 
 
-def line(i):
-    """How the i-th line of a picture looks: a grey print keeps markers and dashes apart."""
-    return dict(color=colour(i), marker=MARKERS[i % len(MARKERS)], linestyle=DASHES[i % len(DASHES)],
-                markersize=4, linewidth=1.3)
+def labels(runs):
+    """{name: x} with its names as labels; two names that look the same are numbered."""
+    drawn = [label(name) for name in runs]
+    labelled = {}
+    for i, (text, x) in enumerate(zip(drawn, runs.values(), strict=True)):
+        labelled[text if drawn.count(text) == 1 else f"{i + 1}: {text}"] = x
+    return labelled
+
+
+# -- what panels are made of -------------------------------------------------------------------------------
+
+def beside(place, run, runs):
+    """The x of the run-th of `runs` marks or bars that stand side by side around `place`."""
+    return place + (run - (runs - 1) / 2) * GROUP / runs
+
+
+def in_percent(results, name="score"):
+    """(values (N,), whiskers below and above them (2, N)), in %, of N results {name, low, high}; a limit that
+    is None gives no whisker."""
+    values, below, above = [], [], []
+    for result in results:
+        value = 100 * result[name]
+        low = value if result["low"] is None else 100 * result["low"]
+        high = value if result["high"] is None else 100 * result["high"]
+        values.append(value)
+        below.append(max(0.0, value - low))
+        above.append(max(0.0, high - value))
+    return np.array(values), np.array([below, above])
 
 
 def lines(title, x, y, series, inches=4.4, **settings):
-    """The panel of [(name, [(x, y or None)], style)], labels x and y under and beside it. settings: those of
-    the axes; unless they give yscale, the y axis begins at 0 or below."""
+    """The panel of series, [(label, [(x, y or None)], settings of axes.plot)], under a title. x, y: names of
+    the axes. settings: of the axes; unless they have a yscale, y begins at 0 or below."""
     def draw(axes):
-        lowest = highest = 0
+        drawn = [0]                                       # every y, and the axis' zero
         for name, points, style in series:
             points = [(a, b) for a, b in points if b is not None]
             if points:
-                axes.plot(*zip(*points, strict=True), label=label(name), **style)
-                heights = [b for _, b in points]
-                lowest = min(lowest, *heights, 0)
-                highest = max(highest, *heights, 0)
+                xs, ys = zip(*points, strict=True)
+                axes.plot(xs, ys, label=label(name), **style)
+                drawn += ys
         axes.set(xlabel=x, ylabel=y, title=title, **settings)
         if "xscale" not in settings:
             axes.xaxis.get_major_locator().set_params(integer=True)
         if "yscale" not in settings:
-            axes.set_ylim(lowest, lowest + 1.06 * (highest - lowest) or 1)
+            least = min(drawn)
+            axes.set_ylim(least, least + 1.06 * (max(drawn) - least) or 1)
         if len(series) > 1:
             axes.legend()
-    return inches, draw
 
+    return Panel(inches, draw)
+
+
+# -- panels ------------------------------------------------------------------------------------------------
 
 def bars(names, runs):
     """The panel of scores with their intervals, a group a name, a bar a run: {run: {name: result}}."""
+    texts = {name: name for name in names}                # with the number of problems where it is known
+    for results in runs.values():
+        for name in names:
+            if "problems" in results.get(name, ()):
+                texts[name] = f"{name} ({results[name]['problems']})"
+
     def draw(axes):
-        width = 0.8 / len(runs)
-        for r, (run, scores) in enumerate(runs.items()):
-            there = [(i, scores[name]) for i, name in enumerate(names) if "score" in scores.get(name, ())]
-            there = [(i, s if s["low"] is not None else dict.fromkeys(s, s["score"])) for i, s in there]
-            x = [i + (r - (len(runs) - 1) / 2) * width for i, _ in there]
-            y, low, high = (np.array([100 * s[k] for _, s in there]) for k in ("score", "low", "high"))
-            axes.bar(x, y, width, label=run, color=colour(r), hatch=HATCHES[r % len(HATCHES)],
+        for run, (text, results) in enumerate(runs.items()):
+            places = [i for i, name in enumerate(names) if "score" in results.get(name, ())]
+            x = [beside(i, run, len(runs)) for i in places]
+            y, whiskers = in_percent(results[names[i]] for i in places)
+            axes.bar(x, y, GROUP / len(runs), label=text, color=colour(run), hatch=hatch(run),
                      edgecolor="black", linewidth=0.5)
-            axes.errorbar(x, y, np.array([y - low, high - y]), fmt="none", ecolor="black", elinewidth=1,
-                          capsize=2)
-        counts = {name: r["problems"] for scores in runs.values() for name, r in scores.items()
-                  if "problems" in r}
-        axes.set_xticks(range(len(names)), [f"{n} ({counts[n]})" if n in counts else n for n in names],
-                        rotation=30, ha="right")
+            axes.errorbar(x, y, whiskers, fmt="none", ecolor="black", elinewidth=1, capsize=2)
+        axes.set_xticks(range(len(names)), [texts[name] for name in names], rotation=30, ha="right")
         axes.set_ylim(0, 100)
         axes.set(ylabel="score, %", title="score and 95 % interval over problems")
         if len(runs) > 1:
             axes.legend()
 
-    return 2 + 0.4 * len(names) * (1 + 0.5 * len(runs)), draw
+    return Panel(2 + 0.4 * len(names) * (1 + 0.5 * len(runs)), draw)
 
 
-def lengths(rows):
-    """The panel of how long answers are: right, wrong, cut."""
+def lengths(samples):
+    """The panel of how long answers are: right, wrong, cut. samples: {tokens, score, finish} each."""
+    kinds = {"right": [], "wrong": [], "cut": []}
+    for sample in samples:
+        if sample["score"] == 1:
+            kind = "right"
+        elif sample["finish"] == "stop":
+            kind = "wrong"
+        else:
+            kind = "cut"
+        kinds[kind].append(sample["tokens"])
+
     def draw(axes):
-        kinds = {"right": [r["tokens"] for r in rows if r["score"] == 1],
-                 "wrong": [r["tokens"] for r in rows if r["score"] < 1 and r["finish"] == "stop"],
-                 "cut": [r["tokens"] for r in rows if r["score"] < 1 and r["finish"] != "stop"]}
-        edges = np.geomspace(1, max(2, *(r["tokens"] for r in rows)) + 1, 30)
-        axes.hist(list(kinds.values()), edges, stacked=True, edgecolor="black", linewidth=0.3,
-                  color=("#4878a8", "#c8553d", "#e8d8a0"),
-                  label=[f"{kind}: {len(own):,}" for kind, own in kinds.items()])
+        longest = max(2, *(sample["tokens"] for sample in samples))
+        axes.hist(list(kinds.values()), np.geomspace(1, longest + 1, 30), stacked=True, edgecolor="black",
+                  linewidth=0.3, color=("#4878a8", "#c8553d", "#e8d8a0"),
+                  label=[f"{kind}: {len(tokens):,}" for kind, tokens in kinds.items()])
         axes.set(xscale="log", xlabel="tokens of an answer", ylabel="samples", title="length of answers")
         axes.legend()
 
-    return 4, draw
+    return Panel(4, draw)
 
 
-def heat(results):
-    """The panel of RULER, tasks by length."""
-    grid = {name: r["score"] for name, r in results["tasks"].items() if "@" in name}
-    tasks, sizes = (list(dict.fromkeys(name.split("@")[i] for name in grid)) for i in (0, 1))
+def heat(results, title="RULER: score, %, by tokens"):
+    """The panel of RULER, tasks by length: results["tasks"] has the scores of task@tokens."""
+    scores, tasks, sizes = {}, {}, {}                     # the last two: their places
+    for name, result in results["tasks"].items():
+        task, at, size = name.partition("@")
+        if at:
+            row = tasks.setdefault(task, len(tasks))
+            column = sizes.setdefault(size, len(sizes))
+            scores[row, column] = 100 * result["score"]
 
     def draw(axes):
-        values = np.array([[100 * grid[f"{task}@{size}"] for size in sizes] for task in tasks])
+        values = np.array([[scores[row, column] for column in sizes.values()] for row in tasks.values()])
         axes.imshow(values, vmin=0, vmax=100, cmap="Greys", aspect="auto")
-        for (y, x), value in np.ndenumerate(values):
-            axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=7,
+        for (row, column), value in np.ndenumerate(values):
+            axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7,
                       color="white" if value > 60 else "black")
-        axes.set_xticks(range(len(sizes)), sizes, rotation=30, ha="right")
-        axes.set_yticks(range(len(tasks)), tasks)
-        axes.set_title("RULER: score, %, by tokens")
+        axes.set_xticks(range(len(sizes)), list(sizes), rotation=30, ha="right")
+        axes.set_yticks(range(len(tasks)), list(tasks))
+        axes.set_title(title)
 
-    return 2.6 + 0.6 * len(sizes), draw
+    return Panel(2.6 + 0.6 * len(sizes), draw)
 
 
-def gained(shown, gains):
-    """The panel of paired differences."""
+def gained(names, gains):
+    """The panel of paired differences, a row a name, a mark a pair: {pair: {name: gain}}."""
+    upwards = names[::-1]
+
     def draw(axes):
-        for g, (pair, own) in enumerate(gains.items()):
-            there = [(i, own[name]) for i, name in enumerate(shown[::-1]) if name in own]
-            y = [i + 0.25 - 0.5 * (g + 1) / (len(gains) + 1) for i, _ in there]
-            x, low, high = (np.array([100 * gain[k] for _, gain in there]) for k in ("gain", "low", "high"))
-            axes.errorbar(x, y, xerr=np.array([x - low, high - x]), fmt="os^Dv"[g % 5], color=colour(g + 1),
-                          label=pair, capsize=2, markersize=4)
+        for pair, (text, by_name) in enumerate(gains.items()):
+            places = [i for i, name in enumerate(upwards) if name in by_name]
+            y = [i + 0.25 - 0.5 * (pair + 1) / (len(gains) + 1) for i in places]
+            x, whiskers = in_percent((by_name[upwards[i]] for i in places), "gain")
+            axes.errorbar(x, y, xerr=whiskers, fmt="os^Dv"[pair % 5], color=colour(pair + 1), label=text,
+                          capsize=2, markersize=4)
         axes.axvline(0, color="black", linewidth=0.5)
-        axes.set_yticks(range(len(shown)), shown[::-1])
+        axes.set_yticks(range(len(names)), upwards)
         axes.set(xlabel="points gained", title="gain, paired by problem")
         axes.legend()
 
-    return 4.5, draw
+    return Panel(4.5, draw)
 
 
-def solved(names, fronts):
-    """The panel of problems that the first run does not solve: their pass rate in each run. Chosen by half of
-    its samples and measured by the other, so that luck alone makes no gain."""
+def solved(names, frontiers):
+    """The panel of problems that the first run does not solve: their pass rate in each run, {task:
+    frontier()}. They are chosen by half of its samples and measured by the other, so that luck alone makes no
+    gain."""
     def draw(axes):
-        for (task, front), mark in zip(fronts.items(), "os^Dv" * len(fronts), strict=False):
-            kind, f = list(front.items())[-1]
-            if f["problems"]:
-                axes.plot(range(len(names)), [100 * p for p in f["pass"]], marker=mark, color="black",
-                          alpha=0.7, linewidth=1, label=f"{task}: {f['problems']} problems, {kind}")
-        long = sum(map(len, names)) > 24
-        axes.set_xticks(range(len(names)), names, rotation=30 * long, ha="right" if long else "center")
+        for i, (task, frontier) in enumerate(frontiers.items()):
+            kind, problems = list(frontier.items())[-1]   # the one that is chosen by half of the samples
+            if problems["problems"]:
+                axes.plot(range(len(names)), [100 * rate for rate in problems["pass"]],
+                          marker="os^Dv"[i % 5], color="black", alpha=0.7, linewidth=1,
+                          label=f"{task}: {problems['problems']} problems, {kind}")
+        crowded = sum(map(len, names)) > 24
+        axes.set_xticks(range(len(names)), names, rotation=30 if crowded else 0,
+                        ha="right" if crowded else "center")
         axes.set_ylim(0)
         axes.set(ylabel="pass rate, %", title=f"what {names[0]} did not solve")
         axes.legend()
 
-    return 3 + 0.3 * len(names), draw
+    return Panel(3 + 0.3 * len(names), draw)
