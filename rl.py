@@ -6,9 +6,10 @@ GPUs.
         --prompts=runs/filter/balanced-MCS.jsonl --engine=vllm --out=runs/rl-granite
     python rl.py --model=toy --init=runs/mt/model --replay=runs/rl/samples.jsonl --out=runs/again  # no engine
 
-A step: draw prompts, sample a group of responses to each, grade them, turn the rewards of a group into
-advantages, pack the responses into rows, one update of the policy, push its weights into the engine. All of
-it is in this file but for what other stages share: sampling (generate.py), verdicts (verify.py), the model.
+A step draws prompts, samples a group of responses to each, grades them, turns the rewards of a group into
+advantages, packs the responses into rows, updates the policy once and pushes its weights into the engine.
+All of it is in this file but for what other stages share: sampling (generate.py), verdicts (verify.py), the
+model.
 
     J   = sum_t w_t [min(pi_old / pi_gen, C) min(rho A, clip(rho, 1 - low, 1 + high) A) - beta KL(pi, pi_ref)]
     rho = pi / pi_old,   A_i = (r_i - mean r) / (std r + eta)                               (paper, section 9)
@@ -17,20 +18,22 @@ t runs over the counted tokens of all responses of a step, on all ranks, and w_t
 pass (1 / their number, as in the paper). So the loss is a plain sum: over whatever micro-batches, rows,
 padding and ranks the tokens are spread, the gradients add up to the same.
 
-P prompts, G responses a prompt, N rows, T tokens; log-probs are in nats.
+P prompts, G responses a prompt, N predicted tokens of a row, T tokens of a row with its prompts; log-probs
+are in nats.
 """
 
-import copy
+import contextlib
 import dataclasses
 import functools
 import json
 import math
 import os
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -39,7 +42,7 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 import presets
-from cli import InputError, human, launch, read_jsonl, read_lines, write_atomic
+from cli import InputError, check_bounds, human, launch, read_jsonl, read_lines, write_atomic
 from corpus.prompts import mixes, read_verdicts
 from corpus.shards import best_fit
 from data import need_sandbox, read_prompts
@@ -54,21 +57,27 @@ from verify import grade_batch, repetition, stop_penalty, think_format, timed_ou
 
 # -- config --------------------------------------------------------------------------------------------------
 
+Advantage = Literal["std", "mean"]
+Loss = Literal["token", "constant", "sequence"]
+Estimator = Literal["k1", "k2", "k3"]
+Dtype = Literal["bfloat16", "float32"]
+Recompute = Literal["off", "full", "selective"]
+
 
 @dataclass
 class Config:
     model: str = "toy"                   # preset, folder or hub id: architecture and recipe (presets/)
-    init: str = ""                       # preset, folder, random:NAME[:SEED], 0.15*A + 0.85*B; else --model
-    run: str = "runs/rl"                 # run folder, also --out (torchrun keeps --run); goes on from it
-    prompts: str = "toy"                 # .jsonl of data.py's prompts or mix; toy = the embedded world's
-    heldout: str = "toy"                 # .jsonl of prompts to evaluate on, none; toy = the embedded world's
-    domains: str = "math+code+science"   # prompts of these are taken
+    init: str = ""                       # starts from a preset, folder, random:NAME[:SEED], 0.15*A + 0.85*B
+    run: str = "runs/rl"                 # run folder, also --out (torchrun keeps --run); resumed if it exists
+    prompts: str = "toy"                 # prompts to train on: a .jsonl of data.py; toy = the embedded world
+    heldout: str = "toy"                 # prompts to evaluate on: a .jsonl, toy or none
+    domains: str = "math+code+science"   # only prompts of these domains are used
     replay: str = ""                     # a samples.jsonl to train from, step by step, instead of sampling
     seed: int = 1                        # of the order of prompts and of the samples
-    steps: int = 1000                    # paper
+    steps: int = 1000                    # updates of the policy; paper
     batch: int = 64                      # prompts a step over all ranks; paper
     group: int = 16                      # responses a prompt; paper
-    context: int = 16_384                # tokens of prompt and response; paper
+    context: int = 16_384                # tokens of a prompt and its response at most; paper
     row_tokens: int = 0                  # tokens of a packed row; 0 = context, paper
     temperature: float = 1.0             # paper; top-p is 1 always: less would shift every ratio
     lr: float = 5e-7                     # falls linearly to 0; paper
@@ -79,51 +88,47 @@ class Config:
     weight_decay: float = 0.0            # ours, as open-instruct
     clip: float = 1.0                    # global gradient norm; ours, as open-instruct
     updates: int = 1                     # passes over a step's batch; paper: strictly on-policy, 1
-    advantage: str = "std"               # std: (r - mean) / (std + eta), paper; mean: r - mean (dr-GRPO)
+    advantage: Advantage = "std"         # std: (r - mean) / (std + eta), paper; mean: r - mean (dr-GRPO)
     eta: float = 1e-4                    # ours, the paper gives none: far below any std of 0 / 1 rewards
     clip_low: float = 0.2                # ours, open-instruct's; inert while on-policy
     clip_high: float = 0.2               # ours, open-instruct's of the paper's time
     tis: float = 2.0                     # C of truncated importance sampling, 0 = off; paper
-    seq_low: float = 0.0                 # drop responses whose mean pi_old / pi_gen is below; 0, 0 = none
-    seq_high: float = 0.0                # or above
     beta: float = 0.05                   # weight of the KL term; paper
-    kl: str = "k3"                       # its estimator: k1, k2, k3 (ours, open-instruct's default)
-    loss: str = "token"                  # weights of tokens: token (paper), constant (dr-GRPO), sequence
+    kl: Estimator = "k3"                 # its estimator: k1, k2, k3 (ours, open-instruct's default)
+    loss: Loss = "token"                 # weights of tokens: token (paper), constant (dr-GRPO), sequence
     ref_alpha: float = 0.6               # reference <- alpha policy + (1 - alpha) reference; open-instruct's
     ref_every: int = 100                 # steps between them, 0 = never; ours: the paper gives none
-    ref_offload: bool = False            # keep the reference in host memory
-    format: bool = True                  # without <think> thoughts </think> answer a response scores 0; paper
-    stop_penalty: float = 0.5            # taken off where a response did not end by itself; size ours
-    repetition_penalty: float = 0.5      # times the share of repeated 4-grams of tokens; ours
-    mask_truncated: bool = False         # leave the tokens of such responses out of the loss; ours
-    keep_equal: bool = False             # train (by the KL term alone) on groups all right or all wrong too
-    refill: int = 0                      # times to sample new prompts in place of such groups; ours
-    retire: float = 0.0                  # prompts of at least this pass rate are not drawn again; 0 = all are
-    ahead: int = 0                       # 1: sample the next batch while training, one step off-policy
-                                         # (resumed, the first batch is sampled anew, by newer weights)
+    ref_offload: bool = False            # keeps the reference in host memory
+    format: bool = True                  # scores 0 what is not <think> thoughts </think> answer; paper
+    stop_penalty: float = 0.5            # is taken off where a response did not end by itself; size ours
+    repetition_penalty: float = 0.5      # is taken off times the share of repeated 4-grams of tokens; ours
+    mask_truncated: bool = False         # leaves responses that did not end out of the loss; ours
+    refill: int = 0                      # times to sample new prompts for groups all right or all wrong; ours
+    # A resumed run samples its first batch anew, from newer weights than before.
+    ahead: Literal[0, 1] = 0             # 1: samples the next batch while training, one step off-policy
     engine: str = "torch"                # torch (embedded), vllm
     layout: str = "inside"               # vllm: inside (shares the GPUs), beside (its own: --gpus)
     gpus: str = ""                       # vllm beside: its GPUs, "4,5,6,7"
     tensor_parallel: int = 1             # vllm: GPUs that hold a model together
     gpu_memory: float = 0.4              # vllm: share of a GPU's memory for weights and cache
     max_batch: int = 256                 # responses sampled at a time, a rank
-    check: bool = True                   # prove after every push that the weights arrived (generate.push)
-    dtype: str = "bfloat16"              # of training passes and engine; masters, reductions are float32
+    check: bool = True                   # proves after every push that the weights arrived (generate.push)
+    dtype: Dtype = "bfloat16"            # of training passes and engine; masters, reductions are float32
     replicate: int = 1                   # HSDP: copies of the sharded model
     shard: int = 0                       # HSDP: ranks a copy is sharded over; 0 = world / replicate
-    recompute: str = "full"              # a layer's activations: off, full, selective
+    recompute: Recompute = "full"        # a layer's activations: off, full, selective
     kernels: str = "auto"                # auto (Triton on GPUs, torch on CPUs), torch, mamba-ssm (its scan)
-    eval_every: int = 50                 # steps between evaluations; also before, after; 0 = only those
+    eval_every: int = 50                 # steps between evaluations; 0 = only before the first and at the end
     eval_prompts: int = 256              # held-out prompts of each domain at most
     eval_samples: int = 8                # responses to each, at --temperature
     export_at: str = ""                  # steps after which to write run/models/step_N too: "20,40,80"
     checkpoint_every: int = 10           # steps between resumable checkpoints; 0 = only at the end
     keep: int = 2                        # checkpoints kept; 0 = all
-    export_dtype: str = "bfloat16"       # of runs/.../model, the hub-format result
-    filter: bool = False                 # no training: judge every prompt, write the paper's mixes
-    unsafe_sandbox: bool = False         # run programs without bubblewrap (see verify.py)
+    export_dtype: Dtype = "bfloat16"     # of runs/.../model, the hub-format result
+    filter: bool = False                 # trains nothing: judges every prompt and writes the paper's mixes
+    unsafe_sandbox: bool = False         # runs programs without bubblewrap (see verify.py)
     device: str = "auto"                 # auto, cpu, cuda
-    allow_changed: bool = False          # go on with a run although its config changed
+    allow_changed: bool = False          # goes on with a run although its config changed
 
 
 TOY = dict(steps=50, batch=16, context=256, row_tokens=2048, lr=1e-4, dtype="float32", recompute="off",
@@ -136,9 +141,9 @@ FIXED = ("model", "prompts", "domains", "seed", "batch", "group")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-def exported(cfg):
+def export_steps(cfg):
     """The steps of --export_at."""
-    return {int(n) for n in cfg.export_at.split(",") if n}
+    return {int(step) for step in cfg.export_at.split(",") if step}
 
 
 def recipe(model):
@@ -147,23 +152,20 @@ def recipe(model):
     return {"model": model} | (TOY if presets.is_toy(model) else real)
 
 
+LEAST = {"steps": 1, "batch": 1, "group": 2, "context": 2, "warmup": 0, "lr": 0, "eps": 0, "weight_decay": 0,
+         "clip": 0, "updates": 1, "eta": 0, "tis": 0, "clip_low": 0, "clip_high": 0, "beta": 0,
+         "ref_alpha": 0, "ref_every": 0, "stop_penalty": 0, "repetition_penalty": 0, "refill": 0,
+         "eval_every": 0, "eval_prompts": 1, "eval_samples": 1, "checkpoint_every": 0, "keep": 0,
+         "max_batch": 1}
+
+
 def check(cfg, world_size):
     """Refuses what cannot run, naming the flag."""
     preset(cfg.model)
-    for name, least in (("steps", 1), ("batch", 1), ("group", 2), ("context", 2), ("warmup", 0), ("lr", 0),
-                        ("eps", 0), ("weight_decay", 0), ("clip", 0), ("updates", 1), ("eta", 0), ("tis", 0),
-                        ("clip_low", 0), ("clip_high", 0), ("beta", 0), ("ref_alpha", 0), ("ref_every", 0),
-                        ("seq_low", 0), ("seq_high", 0), ("stop_penalty", 0), ("repetition_penalty", 0),
-                        ("refill", 0), ("retire", 0), ("eval_every", 0), ("eval_prompts", 1),
-                        ("eval_samples", 1), ("checkpoint_every", 0), ("keep", 0), ("max_batch", 1)):
-        if not least <= getattr(cfg, name) < math.inf:
-            more = ": a group of one has nothing to compare with" if name == "group" else ""
-            raise InputError(f"--{name}={getattr(cfg, name)} must be a finite number, at least {least}{more}")
-    for name, known in (("dtype", DTYPES), ("export_dtype", DTYPES), ("advantage", ("std", "mean")),
-                        ("recompute", ("off", "full", "selective")), ("kl", KL), ("ahead", (0, 1)),
-                        ("loss", ("token", "constant", "sequence"))):
-        if getattr(cfg, name) not in known:
-            raise InputError(f"--{name}={getattr(cfg, name)!r} is not one of {', '.join(map(str, known))}")
+    if cfg.group == 1:
+        raise InputError("--group=1 must be a finite number, at least 2: a group of one has nothing to "
+                         "compare with")
+    check_bounds(cfg, LEAST)
     if not 0.01 <= cfg.temperature <= 100:
         raise InputError(f"--temperature={cfg.temperature}: RL needs samples that differ, 0.01 to 100; the "
                          f"paper takes 1")
@@ -174,14 +176,14 @@ def check(cfg, world_size):
         raise InputError(f"--row_tokens={cfg.row_tokens} does not hold a text of --context={cfg.context}")
     if cfg.warmup >= cfg.steps:
         raise InputError(f"--warmup={cfg.warmup} leaves nothing of --steps={cfg.steps}")
-    if cfg.ref_alpha > 1 or cfg.retire > 1:
-        raise InputError(f"--ref_alpha={cfg.ref_alpha}, --retire={cfg.retire}: give shares, up to 1")
+    if cfg.ref_alpha > 1:
+        raise InputError(f"--ref_alpha={cfg.ref_alpha}: give a share, up to 1")
     if cfg.batch % world_size:
         raise InputError(f"--batch={cfg.batch} prompts do not divide by {world_size} ranks; take a multiple")
-    if not all(n.isdecimal() and 0 < int(n) <= cfg.steps for n in cfg.export_at.split(",") if cfg.export_at):
-        raise InputError(f"--export_at={cfg.export_at}: give steps of 1 to --steps={cfg.steps}, as in 20,40")
-    if (cfg.seq_low or cfg.seq_high) and not cfg.seq_low < cfg.seq_high:
-        raise InputError(f"--seq_low={cfg.seq_low} --seq_high={cfg.seq_high}: give a range, as in 0.5 and 2")
+    for step in cfg.export_at.split(",") if cfg.export_at else ():
+        if not (step.isdecimal() and 0 < int(step) <= cfg.steps):
+            raise InputError(f"--export_at={cfg.export_at}: give steps of 1 to --steps={cfg.steps}, as in "
+                             f"20,40")
     if cfg.ahead and cfg.engine == "vllm" and cfg.layout == "inside" and cfg.tensor_parallel > 1:
         raise InputError(f"--ahead=1 with --tensor_parallel={cfg.tensor_parallel} inside the trainer: two "
                          f"threads would talk between the same GPUs; take --layout=beside, or --ahead=0")
@@ -203,10 +205,12 @@ def advantages(rewards: torch.Tensor, eta: float = 1e-4, mode: str = "std") -> t
     r = rewards.double()
     centred = r - r.mean(1, keepdim=True)
     if mode == "std":
-        centred = centred / (centred.square().mean(1, keepdim=True).sqrt() + eta)
+        std = centred.square().mean(1, keepdim=True).sqrt()
+        centred = centred / (std + eta)
     elif mode != "mean":
         raise InputError(f"advantages: mode {mode!r} is not one of std, mean")
-    equal = r.amax(1, keepdim=True) == r.amin(1, keepdim=True)            # their mean may be rounded off them
+    # The mean of equal rewards may be rounded off them.
+    equal = r.amax(1, keepdim=True) == r.amin(1, keepdim=True)
     return torch.where(equal, 0.0, centred).float()
 
 
@@ -231,7 +235,7 @@ def token_weights(lengths: torch.Tensor, kind: str = "token", max_new_tokens: in
 
 # -- the loss ----------------------------------------------------------------------------------------------
 
-KL = ("k1", "k2", "k3")
+KL = get_args(Estimator)
 
 
 def kl_estimate(logp: torch.Tensor, logp_ref: torch.Tensor, kind: str) -> torch.Tensor:
@@ -248,89 +252,109 @@ def kl_estimate(logp: torch.Tensor, logp_ref: torch.Tensor, kind: str) -> torch.
     raise InputError(f"kl_estimate: kind {kind!r} is not one of {', '.join(KL)}")
 
 
-def in_range(logp_old, logp_gen, counted, responses, low: float, high: float) -> torch.Tensor:
-    """Whether the response of each token has its geometric mean of pi_old / pi_gen, over counted tokens, in
-    low .. high. All of one shape; responses: whose token it is, any whole numbers. A row may hold several
-    responses, but a response has to be here with all its tokens."""
-    _, index = responses.flatten().unique(return_inverse=True)
-    gaps = torch.where(counted, logp_old - logp_gen, 0.0).flatten()
-    sums = torch.zeros_like(gaps).index_add(0, index, gaps)              # by response; never more than tokens
-    sizes = torch.zeros_like(gaps).index_add(0, index, counted.flatten().to(gaps.dtype))
-    mean = (sums / sizes.clamp_min(1)).exp()
-    return ((low <= mean) & (mean <= high))[index].view_as(counted)
+def policy_ratio(logp, logp_old):
+    """rho = pi / pi_old. It is clamped far beyond any clip: with A < 0 nothing clips a large ratio, and inf
+    must not come in."""
+    return (logp - logp_old).clamp(-20, 20).exp()
+
+
+def importance_ratio(logp_old, logp_gen):
+    """pi_old / pi_gen, the trainer's probability of a sampled token over the engine's, before the cap C."""
+    return (logp_old - logp_gen).clamp(-10, 10).exp()
 
 
 def grpo_loss(logp: torch.Tensor, logp_old: torch.Tensor, logp_gen: torch.Tensor,
               logp_ref: torch.Tensor | None, advantages: torch.Tensor, mask: torch.Tensor, cfg,
-              weights: torch.Tensor | None = None, responses: torch.Tensor | None = None
-              ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """A micro-batch's share of the step's loss, -J, and of its metrics. Inputs are (N, T), or (T) of flat
-    tokens, or broadcast to that; T may be 0. Only logp gets a gradient.
+              weights: torch.Tensor | None = None) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """A micro-batch's share of the step's loss, -J, and of its metrics (see `grpo_metrics`). Inputs are
+    (N, T), or (T) of flat tokens, or broadcast to that; T may be 0. Only logp gets a gradient.
 
     logp: the policy's log-probs; logp_old: those before the step's first update (on-policy: logp itself);
     logp_gen: the sampler's; logp_ref: the reference's, or None if beta is 0 (k1, k2, k3 then read 0).
     advantages: (N, 1) or as logp. mask: which tokens count; where they do not the others may be anything,
     even NaN. weights: of each token, from `token_weights` for a batch that comes in parts; None = this is the
-    whole step, a response a row. responses: see `in_range`; None = a response a row. cfg: loss (without
-    weights); clip_low, clip_high; tis: C, 0 = no correction; beta, kl: "k1", "k2", "k3" (outside of the
-    correction, as in the paper); seq_low, seq_high: responses out of this range are dropped, KL and all, but
-    stay in the normaliser; 0, 0 = none are.
+    whole step, a response a row. cfg: loss (without weights); clip_low, clip_high; tis: C, 0 = no correction;
+    beta, kl: "k1", "k2", "k3" (outside of the correction, as in the paper).
 
-    Metrics are sums over counted tokens (dropped responses' too), 0-d float64, and the maxima called _max:
-    `pool` them, then `averages`. ratio: rho. clip_low, clip_high: where clipping took the gradient. tis:
-    pi_old / pi_gen before the cap, 1 on average over samples of pi_gen; tis_cut: where it was capped. k1, k2,
-    k3: policy to reference. mismatch: |log pi_old - log pi_gen|; mismatch_kl: KL(pi_gen, pi_old), by k3.
-    dropped: tokens of dropped responses."""
+    Left out of GRPO as it was published (DeepSeekMath, arXiv 2402.03300): the mean over each response's own
+    tokens, since it makes a token of a long response weigh less (--loss=sequence has it). There is no critic
+    (the group's mean is the baseline), no entropy bonus and no mask of whole responses that drifted from the
+    sampler (study/ablations/sequence-mask.diff): the paper has none of them."""
     counted = (mask > 0).expand_as(logp)
     if weights is None:
         weights = token_weights(counted.sum(-1), cfg.loss, logp.shape[-1])[..., None]
-    ref = logp if logp_ref is None else logp_ref
-    old, gen, ref = (torch.where(counted, x.detach(), 0.0) for x in (logp_old, logp_gen, ref))
-    logp = torch.where(counted, logp, 0.0)                                # NaN * 0 would be NaN
-    # e^20 is far beyond any clip; but with A < 0 nothing clips a large ratio, and inf must not come in
-    ratio = (logp - old).clamp(-20, 20).exp()
-    clipped = ratio.clamp(1 - cfg.clip_low, 1 + cfg.clip_high)
-    policy = torch.maximum(-advantages * ratio, -advantages * clipped)
-    tis, cap = (old - gen).clamp(-10, 10).exp(), cfg.tis or math.inf
-    if cfg.tis:
-        policy = policy * tis.clamp(max=cap)
-    kl = {kind: kl_estimate(logp, ref, kind) for kind in KL}
-    kept = counted
-    if cfg.seq_high:
-        if responses is None:
-            responses = torch.arange(len(logp), device=logp.device)[:, None].expand_as(logp)
-        kept = counted & in_range(old, gen, counted, responses, cfg.seq_low, cfg.seq_high)
-    loss = torch.where(kept, weights * (policy + cfg.beta * kl[cfg.kl]), 0.0).sum()
+    if logp_ref is None:
+        logp_ref = logp
+    # Tokens that do not count read 0 in all four, for NaN * 0 would be NaN.
+    logp_old, logp_gen, logp_ref = (torch.where(counted, x.detach(), 0.0)
+                                    for x in (logp_old, logp_gen, logp_ref))
+    logp = torch.where(counted, logp, 0.0)
 
-    with torch.no_grad():
-        sums = {"tokens": counted, "ratio": ratio, "clip_low": (advantages < 0) & (ratio < 1 - cfg.clip_low),
-                "clip_high": (advantages > 0) & (ratio > 1 + cfg.clip_high), "tis": tis, "tis_cut": tis > cap,
-                **kl, "mismatch": (old - gen).abs(), "mismatch_kl": kl_estimate(gen, old, "k3"),
-                "dropped": ~kept}
-        metrics = {name: torch.where(counted, x, 0).sum(dtype=torch.float64) for name, x in sums.items()}
-        for name, x in (("ratio_max", ratio), ("tis_max", tis)):
-            seen = torch.where(counted, x, 0).double()
-            metrics[name] = seen.amax() if seen.numel() else seen.sum()   # an empty row has no maximum
-    return loss, metrics
+    ratio = policy_ratio(logp, logp_old)                                  # rho
+    clipped = ratio.clamp(1 - cfg.clip_low, 1 + cfg.clip_high)            # clip(rho, 1 - low, 1 + high)
+    surrogate = torch.minimum(ratio * advantages, clipped * advantages)   # min(rho A, clip(rho) A)
+    if cfg.tis:
+        importance = importance_ratio(logp_old, logp_gen)                 # pi_old / pi_gen
+        surrogate = importance.clamp(max=cfg.tis) * surrogate             # min(pi_old / pi_gen, C) min(...)
+    kl = kl_estimate(logp, logp_ref, cfg.kl)                              # KL(pi, pi_ref)
+    objective = weights * (surrogate - cfg.beta * kl)                     # w_t [...]
+    loss = -torch.where(counted, objective, 0.0).sum()                    # -J
+    return loss, grpo_metrics(logp, logp_old, logp_gen, logp_ref, advantages, counted, cfg)
+
+
+@torch.no_grad()
+def grpo_metrics(logp, logp_old, logp_gen, logp_ref, advantages, counted, cfg) -> dict[str, torch.Tensor]:
+    """What to watch of a micro-batch: sums over its counted tokens, 0-d float64, and the maxima called _max.
+    `pool` those of several micro-batches, then take `averages`. Inputs as in `grpo_loss`, but finite.
+
+    ratio: rho. clip_low, clip_high: where clipping took the gradient. tis: pi_old / pi_gen before the cap, 1
+    on average over samples of pi_gen; tis_cut: where it was capped. k1, k2, k3: policy to reference.
+    mismatch: |log pi_old - log pi_gen|; mismatch_kl: KL(pi_gen, pi_old), by k3."""
+    ratio = policy_ratio(logp, logp_old)
+    importance = importance_ratio(logp_old, logp_gen)
+    terms = {"tokens": counted, "ratio": ratio}
+    terms["clip_low"] = (advantages < 0) & (ratio < 1 - cfg.clip_low)
+    terms["clip_high"] = (advantages > 0) & (ratio > 1 + cfg.clip_high)
+    terms["tis"] = importance
+    terms["tis_cut"] = importance > (cfg.tis or math.inf)
+    for kind in KL:
+        terms[kind] = kl_estimate(logp, logp_ref, kind)
+    terms["mismatch"] = (logp_old - logp_gen).abs()
+    terms["mismatch_kl"] = kl_estimate(logp_gen, logp_old, "k3")
+    metrics = {}
+    for name, x in terms.items():
+        metrics[name] = torch.where(counted, x, 0).sum(dtype=torch.float64)
+    for name in ("ratio", "tis"):
+        values = torch.where(counted, terms[name], 0).double()
+        # An empty row has no maximum.
+        metrics[f"{name}_max"] = values.amax() if values.numel() else values.sum()
+    return metrics
 
 
 def pool(parts: list[dict]) -> dict:
     """The metrics of several micro-batches, or of several ranks, as one's."""
-    return {name: (max if name.endswith("_max") else sum)(part[name] for part in parts) for name in parts[0]}
+    pooled = {}
+    for name in parts[0]:
+        combine = max if name.endswith("_max") else sum
+        pooled[name] = combine(part[name] for part in parts)
+    return pooled
 
 
 def averages(pooled: dict) -> dict[str, float]:
     """Means over the counted tokens, and the maxima, as numbers; all 0 if no token counted."""
-    pooled = {name: float(x) for name, x in pooled.items()}
-    tokens = max(pooled.pop("tokens"), 1)
-    return {name: x if name.endswith("_max") else x / tokens for name, x in pooled.items()}
+    tokens = max(float(pooled["tokens"]), 1)
+    means = {}
+    for name, x in pooled.items():
+        means[name] = float(x) if name.endswith("_max") else float(x) / tokens
+    del means["tokens"]
+    return means
 
 
 # -- rows --------------------------------------------------------------------------------------------------
 
-def pack(lengths, capacity: int, ranks: int = 1) -> list[list[list[int]]]:
-    """The rows of each rank, as lists of indices into lengths (tokens of prompt and response, 1 .. capacity).
-    Every rank gets equally many, for a row is a pass of all ranks; empty ones fill up.
+def pack(lengths, capacity: int, world: int = 1) -> list[list[list[int]]]:
+    """The rows of each of `world` ranks, as lists of indices into lengths (tokens of prompt and response,
+    1 .. capacity). Every rank gets equally many, for a row is a pass of all ranks; empty ones fill up.
 
     Responses go, longest first, to the rank with the fewest tokens so far, then by best fit into its rows: no
     rank gets more than the mean and one longest response. (Dealing out full rows instead would give one of 4
@@ -341,22 +365,86 @@ def pack(lengths, capacity: int, ranks: int = 1) -> list[list[list[int]]]:
         if not 1 <= n <= capacity:
             raise InputError(f"pack: response {i} of {len(lengths)} has {n:,} tokens with its prompt, a row "
                              f"holds 1 to {capacity:,}: give longer rows, or fewer new tokens")
-    mine, load = [[] for _ in range(ranks)], [0] * ranks
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+
+    def size(row):
+        return sum(lengths[i] for i in row)
+
+    # Every response goes to a rank.
+    shares = [[] for _ in range(world)]
+    load = [0] * world
+    for i in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
         rank = load.index(min(load))
-        mine[rank].append(i)
+        shares[rank].append(i)
         load[rank] += lengths[i]
+    # The responses of each rank go into its rows.
     packed = []
-    for items in mine:
-        rows = {}
-        for i, row in zip(items, best_fit([lengths[i] for i in items], capacity).tolist(), strict=True):
-            rows.setdefault(row, []).append(i)
-        packed.append(sorted(rows.values(), key=lambda row: -sum(lengths[i] for i in row)))
+    for share in shares:
+        rows = defaultdict(list)
+        bins = best_fit([lengths[i] for i in share], capacity)
+        for i, row in zip(share, bins.tolist(), strict=True):
+            rows[row].append(i)
+        packed.append(sorted(rows.values(), key=size, reverse=True))
+    # Empty rows make all ranks' numbers of rows equal.
     most = max(map(len, packed))
-    return [rows + [[] for _ in range(most - len(rows))] for rows in packed]
+    for rows in packed:
+        while len(rows) < most:
+            rows.append([])
+    return packed
 
 
-# -- the reference, pass@k ---------------------------------------------------------------------------------
+class Row(NamedTuple):
+    """Responses packed into one row of the model: T tokens, N of them predicted. An empty row is one token of
+    which nothing is predicted."""
+    tokens: torch.Tensor                 # (1, T) int64: prompts and responses, one after the other
+    docs: torch.Tensor                   # (1, T) int64: a number for each response; none sees another
+    positions: torch.Tensor              # (N) int64: where in T each response token is predicted
+    targets: torch.Tensor                # (N) int64: the response tokens
+    owner: torch.Tensor                  # (N) int64: whose they are, an index into the step's responses
+    gen: torch.Tensor                    # (N) fp32: their log-probs when they were sampled
+
+
+def row_tensors(indices, responses, device) -> Row:
+    """The Row of the responses at `indices`, on a device."""
+    tokens, docs, positions, targets, owner, gen = ([] for _ in Row._fields)
+    for i in indices:
+        response = responses[i]
+        start = len(tokens)
+        tokens += response.prompt_ids
+        tokens += response.tokens.tolist()
+        docs += [i] * (len(tokens) - start)
+        # A token is predicted from the position before it.
+        positions += range(start + len(response.prompt_ids) - 1, len(tokens) - 1)
+        targets += response.tokens.tolist()
+        owner += [i] * len(response.tokens)
+        gen += response.gen.tolist()
+
+    def integers(values):
+        return torch.tensor(values, dtype=torch.int64, device=device)
+
+    gen = torch.tensor(gen, dtype=torch.float32, device=device)
+    return Row(integers([tokens or [0]]), integers([docs or [0]]), integers(positions), integers(targets),
+               integers(owner), gen)
+
+
+def make_rows(responses, cfg, ranks) -> list[Row]:
+    """This rank's rows of a step; equally many on every rank."""
+    lengths = [len(r.prompt_ids) + len(r.tokens) for r in responses]
+    packed = pack(lengths, cfg.row_tokens or cfg.context, ranks.world)
+    return [row_tensors(indices, responses, ranks.device) for indices in packed[ranks.rank]]
+
+
+def counted_tokens(response, cfg):
+    """How many tokens of a response count in the loss: none of a truncated one under --mask_truncated."""
+    truncated = response.finish != "stop"
+    return 0 if truncated and cfg.mask_truncated else len(response.tokens)
+
+
+# -- the reference -----------------------------------------------------------------------------------------
+
+def local(p):
+    """This rank's shard of a parameter, as a plain tensor on the same memory."""
+    return p.to_local() if isinstance(p, DTensor) else p
+
 
 @torch.no_grad()
 def polyak(reference, policy, alpha: float) -> None:
@@ -364,10 +452,50 @@ def polyak(reference, policy, alpha: float) -> None:
     Two iterables of tensors in one order, of one shape; DTensors shard by shard, each on the reference's
     device. Keep the reference in fp32: bf16 would round changes of under 0.4 % away."""
     for r, p in zip(reference, policy, strict=True):
-        r, p = (x.to_local() if hasattr(x, "to_local") else x for x in (r, p))
+        r = local(r)
+        p = local(p)
         if r.shape != p.shape:
             raise ValueError(f"polyak: a tensor of shape {tuple(p.shape)} for one of {tuple(r.shape)}")
         r.lerp_(p.to(r.device, r.dtype), alpha)
+
+
+def copy_weights(model, offload):
+    """{name: this rank's shard} of all weights, in host memory if offloaded: the first reference."""
+    reference = {}
+    for name, p in model.named_parameters():
+        weight = local(p).detach().clone()
+        reference[name] = weight.cpu() if offload else weight
+    return reference
+
+
+@torch.no_grad()
+def swap_weights(reference, model):
+    """Swaps the weights of reference and model, in place."""
+    for name, p in model.named_parameters():
+        weight = local(p)
+        policy = weight.clone()
+        weight.copy_(reference[name])
+        reference[name].copy_(policy)
+
+
+@contextlib.contextmanager
+def weights_of(reference, model):
+    """Within it the model has the reference's weights: the reference runs on the policy's memory."""
+    swap_weights(reference, model)
+    yield
+    swap_weights(reference, model)
+
+
+def reference_state(reference, model):
+    """The reference as a checkpoint wants it: sharded as the parameters are, on their device."""
+    state = {}
+    for name, p in model.named_parameters():
+        weight = reference[name].to(p.device)
+        if isinstance(p, DTensor):
+            weight = DTensor.from_local(weight, p.device_mesh, p.placements, run_check=False, shape=p.shape,
+                                        stride=p.stride())
+        state[name] = weight
+    return state
 
 
 # -- prompts -------------------------------------------------------------------------------------------------
@@ -378,145 +506,253 @@ def epoch_order(epoch, count, seed):
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def draw_prompts(progress, records, want, seed):
-    """The next `want` indices, retired prompts passed over; moves progress["cursor"]."""
-    retired, drawn, passed = set(progress["retired"]), [], 0
-    while len(drawn) < want and passed < 2 * len(records):
-        epoch, place = divmod(progress["cursor"], len(records))
-        index = int(epoch_order(epoch, len(records), seed)[place])
-        progress["cursor"] += 1
-        passed += 1
-        if records[index]["id"] not in retired:
-            drawn.append(index)
-    if len(drawn) < want:
-        raise InputError(f"--retire: {len(retired)} of {len(records)} prompts are retired, {want} a step are "
-                         f"needed: the run has learnt what there is. --allow_changed=True with --steps of "
-                         f"the last step ends it there and writes its model")
-    return drawn
+def draw_prompts(cursor, count, wanted, seed):
+    """Indices of the next prompts, `wanted` of `count`, and the cursor behind them: a place in all epochs'
+    orders in a row."""
+    indices = []
+    while len(indices) < wanted:
+        order = epoch_order(cursor // count, count, seed)
+        indices.append(int(order[cursor % count]))
+        cursor += 1
+    return indices, cursor
 
 
 # -- rollouts ------------------------------------------------------------------------------------------------
 
 @dataclass
 class Response:
-    """One response and what became of it. gen: the engine's log-probs of its tokens; logp: the trainer's."""
+    """One response and what became of it."""
     prompt: int                          # index of its record
-    ids: list                            # of the prompt
-    tokens: np.ndarray
-    gen: np.ndarray
-    finish: str
+    prompt_ids: list                     # tokens of the prompt
+    tokens: np.ndarray                   # of the response, int32
+    gen: np.ndarray                      # the engine's log-probs of its tokens, fp32
+    finish: str                          # "stop", or why it did not end by itself
     text: str
     correct: bool = False
-    verdict: str = ""
+    verdict: str = ""                    # the grader's reason
     terms: dict = field(default_factory=dict)
-    reward: float = 0.0
-    logp: np.ndarray = None
+    reward: float = 0.0                  # sum of the terms
+    logp: np.ndarray = None              # the trainer's log-probs, where it was trained on
+
+
+class Rollouts(NamedTuple):
+    """What was sampled for a step, the same on every rank. A group is a list of cfg.group responses to one
+    prompt."""
+    groups: list                         # those to train on, cfg.batch at most
+    sampled: list                        # all of them
+    seconds: dict                        # what sampling and grading took on this rank
+    cursor: int                          # place in the order of prompts that the step has come to
 
 
 def judge(responses, records, cfg):
     """Fills in verdicts and rewards, term by term. correct: 1 or 0, what groups are filtered on. format:
     takes it back where the form is not kept. stop and repetition: penalties, 0 or less. Their sum is the
     reward."""
-    verdicts = grade_batch([(records[r.prompt]["domain"], r.text, records[r.prompt]["truth"], r.finish)
-                            for r in responses], unsafe_sandbox=cfg.unsafe_sandbox)
-    for r, v in zip(responses, verdicts, strict=True):
-        r.correct, r.verdict = v.correct, v.reason
-        shaped = not cfg.format or think_format(r.text)
-        r.terms = {"correct": float(v.correct), "format": 0.0 if shaped or not v.correct else -1.0,
+    answers = []
+    for r in responses:
+        record = records[r.prompt]
+        answers.append((record["domain"], r.text, record["truth"], r.finish))
+    verdicts = grade_batch(answers, unsafe_sandbox=cfg.unsafe_sandbox)
+    for r, verdict in zip(responses, verdicts, strict=True):
+        r.correct = verdict.correct
+        r.verdict = verdict.reason
+        malformed = cfg.format and not think_format(r.text)
+        r.terms = {"correct": float(r.correct),
+                   "format": -1.0 if r.correct and malformed else 0.0,
                    "stop": stop_penalty(r.finish, cfg.stop_penalty),
                    "repetition": -cfg.repetition_penalty * repetition(r.tokens)}
         r.reward = sum(r.terms.values())
     return responses
 
 
-def sample(door, records, asked, n, cfg, me):
-    """n responses to each of the prompts asked, [(key, index)], flat, on the rank that made them. Their noise
-    hangs on the key and the prompt, not on the number of ranks."""
-    mine = asked[me.rank::me.world]
-    groups = door.generate([records[i]["ids"] for _, i in mine], n, max_new_tokens=cfg.context, seed=cfg.seed,
-                           temperature=cfg.temperature, keys=[(*key, records[i]["id"]) for key, i in mine])
-    return [Response(i, records[i]["ids"], np.array(s.tokens, dtype=np.int32),
-                     np.array(s.logprobs, dtype=np.float32), s.finish_reason, s.text)
-            for (_, i), own in zip(mine, groups, strict=True) for s in own]
+def sample(engine, records, indices, keys, n, cfg, ranks):
+    """n responses to each of the prompts at `indices`, flat, on the rank that samples them: each takes its
+    share. Their noise depends on the prompt and its key, a tuple, not on the number of ranks."""
+    share = slice(ranks.rank, None, ranks.world)
+    indices = indices[share]
+    prompts = [records[i]["ids"] for i in indices]
+    keys = [(*key, records[i]["id"]) for i, key in zip(indices, keys[share], strict=True)]
+    groups = engine.generate(prompts, n, max_new_tokens=cfg.context, seed=cfg.seed,
+                             temperature=cfg.temperature, keys=keys)
+    responses = []
+    for i, prompt, group in zip(indices, prompts, groups, strict=True):
+        for s in group:
+            tokens = np.array(s.tokens, dtype=np.int32)
+            gen = np.array(s.logprobs, dtype=np.float32)
+            responses.append(Response(i, prompt, tokens, gen, s.finish_reason, s.text))
+    return responses
 
 
-def everyone(mine, me):
+def all_gather(items, ranks):
     """Lists of all ranks, joined in their order, on every rank."""
-    parts = [None] * me.world
-    dist.all_gather_object(parts, mine, group=me.cpu_group)
-    return [item for part in parts for item in part]
+    lists = [None] * ranks.world
+    dist.all_gather_object(lists, items, group=ranks.cpu_group)
+    return [item for items in lists for item in items]
 
 
-class Watch:
+class Timer:
     """Seconds by what they went to."""
 
     def __init__(self):
-        self.seconds, self.at = Counter(), time.perf_counter()
+        self.seconds = Counter()
+        self.last = time.perf_counter()
 
     def lap(self, name):
         """Adds the time since the last lap."""
         now = time.perf_counter()
-        self.seconds[name] += now - self.at
-        self.at = now
+        self.seconds[name] += now - self.last
+        self.last = now
 
 
-def differs(group, cfg):
-    """Whether a group is trained on. Judged by correctness: shaping terms would keep groups that teach form
-    alone."""
-    return cfg.keep_equal or 0 < sum(r.correct for r in group) < len(group)
+def has_signal(group):
+    """Whether a group can teach something: some of it is right, some wrong. Correctness decides, for shaping
+    terms would keep groups that teach form alone."""
+    return 0 < sum(r.correct for r in group) < len(group)
 
 
-def rollouts(step, door, records, progress, cfg, me):
-    """The groups of a step, the same on every rank: lists of cfg.group responses. Groups all right or all
-    wrong are left out (unless keep_equal) and replaced up to `refill` times. Returns (groups, all that was
-    sampled, the seconds of this rank)."""
-    groups, everything, watch = [], [], Watch()
-    for round_ in range(cfg.refill + 1):
-        want = cfg.batch - len(groups)
-        want = -(-want // me.world) * me.world            # every rank calls the engine
-        indices = draw_prompts(progress, records, want, cfg.seed)
-        asked = [(("train", step, round_, at), i) for at, i in enumerate(indices)]
-        mine = sample(door, records, asked, cfg.group, cfg, me)
-        watch.lap("generate_s")
-        judge(mine, records, cfg)
-        watch.lap("verify_s")
-        made = everyone(mine, me)
-        made = [made[i:i + cfg.group] for i in range(0, len(made), cfg.group)]
-        everything += made
-        groups += [g for g in made if differs(g, cfg)]
+def sample_step(step, cursor, engine, records, cfg, ranks) -> Rollouts:
+    """The rollouts of a step, on every rank. Groups all right or all wrong are left out, and replaced by
+    groups of new prompts up to --refill times."""
+    groups, sampled = [], []
+    timer = Timer()
+    for attempt in range(cfg.refill + 1):
+        # Every rank calls the engine, so the prompts are a multiple of the ranks.
+        missing = cfg.batch - len(groups)
+        wanted = math.ceil(missing / ranks.world) * ranks.world
+        indices, cursor = draw_prompts(cursor, len(records), wanted, cfg.seed)
+        keys = [("train", step, attempt, place) for place in range(wanted)]
+        responses = sample(engine, records, indices, keys, cfg.group, cfg, ranks)
+        timer.lap("generate_s")
+        responses = judge(responses, records, cfg)
+        timer.lap("verify_s")
+        responses = all_gather(responses, ranks)
+        for start in range(0, len(responses), cfg.group):
+            group = responses[start:start + cfg.group]
+            sampled.append(group)
+            if has_signal(group):
+                groups.append(group)
         if len(groups) >= cfg.batch:
             break
-    if cfg.retire:
-        progress["retired"] += sorted({records[g[0].prompt]["id"] for g in everything
-                                       if sum(r.correct for r in g) >= cfg.retire * cfg.group}
-                                      - set(progress["retired"]))
-    return groups[:cfg.batch], everything, watch.seconds
+    return Rollouts(groups[:cfg.batch], sampled, timer.seconds, cursor)
 
 
-def replayed(path, records, known, cfg):
+class Sampler:
+    """Gives each step its rollouts, and the engine the policy's weights.
+
+    As a rule a step's rollouts are sampled when they are asked for; then the engine sleeps while the policy
+    trains, and gets the new weights. With --ahead=1 a thread samples the next step's rollouts during the
+    update, from weights that lack it. What ranks exchange in the thread has a process group of its own. The
+    prompts' cursor moves when rollouts are handed out, so that no checkpoint skips those still under way."""
+
+    def __init__(self, engine, model, records, progress, cfg, ranks):
+        group = dist.new_group(backend="gloo", timeout=timedelta(hours=12))
+        self.ranks = dataclasses.replace(ranks, cpu_group=group)
+        self.engine = engine
+        self.model = model
+        self.records = records
+        self.progress = progress
+        self.cfg = cfg
+        self.thread = ThreadPoolExecutor(1)
+        self.future = None                                # the next step's rollouts, being sampled
+        self.push_gap = None                              # the last push's proof: a difference in nats
+
+    def push(self):
+        """Moves the policy's weights into the engine, which must be idle."""
+        self.push_gap = push(self.engine, self.model, check=self.cfg.check)
+
+    def _sample(self, step):
+        cursor = self.progress["cursor"]
+        return sample_step(step, cursor, self.engine, self.records, self.cfg, self.ranks)
+
+    def next(self, step, timer) -> Rollouts:
+        """The step's rollouts. The following step's are begun, or the engine goes to sleep."""
+        rollouts = self.future.result() if self.future else self._sample(step)
+        self.future = None
+        self.progress["cursor"] = rollouts.cursor
+        timer.lap("wait_s")
+        if self.cfg.ahead and step + 1 < self.cfg.steps:
+            self.push()
+            self.future = self.thread.submit(self._sample, step + 1)
+        else:
+            self.engine.sleep()
+        timer.lap("push_s")
+        return rollouts
+
+    def after_update(self, timer):
+        """Gives the engine the new weights, unless it is sampling ahead."""
+        if not self.future:
+            self.push()
+        timer.lap("push_s")
+
+    def before_evaluation(self):
+        """Waits until the engine is idle, and gives it the newest weights."""
+        if self.future:
+            self.future.result()
+            self.push()
+
+    def close(self):
+        self.engine.close()
+
+
+class Replay:
+    """Gives each step the rollouts of a file; there is no engine (see Sampler)."""
+    """Gives each step the rollouts of a file, and has no engine (see Sampler). steps: of `read_replay`."""
+    engine = None
+    push_gap = None
+
+    def __init__(self, steps, cfg):
+        self.steps = steps
+        self.cfg = cfg
+
+    def next(self, step, timer) -> Rollouts:
+        sampled = self.steps[step + 1]
+        groups = [group for group in sampled if has_signal(group)]
+        timer.lap("push_s")
+        return Rollouts(groups[:self.cfg.batch], sampled, {}, 0)
+
+    def push(self):
+        pass
+
+    def after_update(self, timer):
+        timer.lap("push_s")
+
+    def close(self):
+        pass
+
+
+def replayed_response(line, index, records, known) -> Response:
+    """A line of samples.jsonl as a Response; KeyError, TypeError, ValueError or OverflowError if it is none.
+    index: {id: place in records}."""
+    prompt = index[line["id"]]
+    tokens = np.array(line["tokens"], dtype=np.int32)
+    gen = np.array(line["gen"], dtype=np.float32)
+    r = Response(prompt, records[prompt]["ids"], tokens, gen, line["finish"], line["text"], line["correct"],
+                 line["verdict"], line["terms"], float(line["reward"]))
+    well_formed = tokens.ndim == 1 and tokens.shape == gen.shape and isinstance(r.terms, dict)
+    finite = np.isfinite(gen).all() and math.isfinite(r.reward)
+    if not (well_formed and finite and tokens.size and 0 <= tokens.min() <= tokens.max() < known):
+        raise ValueError(f"{tokens.size} tokens and {gen.size} log-probs, which must be as many finite "
+                         f"numbers, of ids from 0 to {known - 1}; reward {r.reward}")
+    return r
+
+
+def read_replay(path, records, known, cfg):
     """{step: groups} of a samples.jsonl, graded as it says. known: how many ids the model can have said."""
-    index, steps = {r["id"]: i for i, r in enumerate(records)}, {}
+    index = {record["id"]: i for i, record in enumerate(records)}
+    steps = defaultdict(dict)
     for n, _, line in read_jsonl(path, "replay"):
         try:
-            prompt = index[line["id"]]
-            r = Response(prompt, records[prompt]["ids"], np.array(line["tokens"], dtype=np.int32),
-                         np.array(line["gen"], dtype=np.float32), line["finish"], line["text"],
-                         line["correct"], line["verdict"], line["terms"], float(line["reward"]))
-            if not (r.tokens.ndim == 1 and r.tokens.shape == r.gen.shape and np.isfinite(r.gen).all()
-                    and r.tokens.size and 0 <= r.tokens.min() <= r.tokens.max() < known
-                    and math.isfinite(r.reward) and isinstance(r.terms, dict)):
-                raise ValueError(f"{r.tokens.size} tokens and {r.gen.size} log-probs, which must be as many "
-                                 f"finite numbers, of ids from 0 to {known - 1}; reward {r.reward}")
-            place = steps.setdefault(int(line["step"]), {}).setdefault(line["group"], [])
+            response = replayed_response(line, index, records, known)
+            group = steps[int(line["step"])].setdefault(line["group"], [])
         except (KeyError, TypeError, ValueError, OverflowError) as e:
             raise InputError(f"--replay: {path}, line {n} is no rollout of these prompts ({e!r}); give the "
                              f"--prompts and --model that its run had") from None
-        place.append(r)
+        group.append(response)
     for step, groups in steps.items():
-        for group, own in groups.items():
-            prompts = len({r.prompt for r in own})
-            if len(own) != cfg.group or prompts > 1:
-                raise InputError(f"--replay: {path}, step {step}, group {group} has {len(own)} responses to "
+        for name, group in groups.items():
+            prompts = len({r.prompt for r in group})
+            if len(group) != cfg.group or prompts > 1:
+                raise InputError(f"--replay: {path}, step {step}, group {name} has {len(group)} responses to "
                                  f"{prompts} prompts, not --group={cfg.group} to one: give the --group that "
                                  f"its run had, and the file of one run")
     if not steps:
@@ -524,70 +760,66 @@ def replayed(path, records, known, cfg):
     return {step: list(groups.values()) for step, groups in steps.items()}
 
 
-# -- passes of the model -------------------------------------------------------------------------------------
-
-def row_tensors(row, responses, device):
-    """A packed row: tokens and documents (1, T), where responses begin to be predicted and what follows there
-    (N), and whose tokens these are (N). An empty row is one token that nothing is read from."""
-    tokens, docs, where, targets, owner, at = [], [], [], [], [], 0
-    for i in row:
-        r = responses[i]
-        text = [*r.ids, *r.tokens.tolist()]
-        tokens += text
-        docs += [len(docs)] * len(text)                   # any number that is its own
-        where += range(at + len(r.ids) - 1, at + len(text) - 1)
-        targets += r.tokens.tolist()
-        owner += [i] * len(r.tokens)
-        at += len(text)
-    return tuple(torch.tensor(x, dtype=torch.int64, device=device) for x in (
-        [tokens or [0]], [docs or [0]], where, targets, owner))
+def open_replay(start, run, records, known, cfg) -> Replay:
+    """The rollouts of --replay for the steps from `start` on."""
+    if os.path.realpath(cfg.replay) == os.path.realpath(run.path("samples.jsonl")):
+        raise InputError(f"--replay={cfg.replay} is what this run writes; give another --run")
+    steps = read_replay(cfg.replay, records, known, cfg)
+    for step in range(start + 1, cfg.steps + 1):
+        if step not in steps:
+            raise InputError(f"--replay={cfg.replay} has no step {step}: give --steps of at most {step - 1}")
+    return Replay(steps, cfg)
 
 
-def row_logprobs(model, tensors, temperature):
-    """(logp, entropy) (N) of a row's responses; only their positions meet the head."""
-    tokens, docs, where, targets, _ = tensors
+# -- model, optimizer ----------------------------------------------------------------------------------------
+
+def make_policy(init, tokenizer, cfg, ranks):
+    """The model with its first weights, sharded over the ranks."""
+    with torch.device("meta"):
+        model = Model(init.arch)
+    for layer in model.trunk.layers:
+        layer.recompute = cfg.recompute
+    shard(model, ranks.mesh, DTYPES[cfg.dtype]).to_empty(device=ranks.device)
+    model.tokenizer = tokenizer
+    init.fill(model)
+    return model
+
+
+def row_logprobs(model, row, temperature):
+    """(logp, entropy) (N) of a row's response tokens; only their positions meet the head."""
     known = known_ids(model.arch, model.tokenizer)
-    return model(tokens, docs, lambda h, weight, scale: token_logprobs(
-        h[where], weight, targets, scale, temperature, known=known))
+
+    def head(h, weight, scale):
+        return token_logprobs(h[row.positions], weight, row.targets, scale, temperature, known=known)
+
+    return model(row.tokens, row.docs, head)
 
 
 @torch.no_grad()
 def score_rows(model, rows, temperature):
     """Log-probs of the responses of all rows, for the weights as they are."""
-    found = [row_logprobs(model, row, temperature)[0] for row in rows]
+    scores = []
+    for row in rows:
+        logp, _ = row_logprobs(model, row, temperature)
+        scores.append(logp)
     reshard(model)                                        # the next pass gathers what the weights then are
-    return found
-
-
-@torch.no_grad()
-def exchange(reference, model):
-    """Swaps the weights of model and reference, in place: the reference runs on the policy's memory."""
-    for name, p in model.named_parameters():
-        local = p.to_local() if isinstance(p, DTensor) else p
-        mine = local.clone()
-        local.copy_(reference[name])
-        reference[name].copy_(mine)
-
-
-def reference_state(reference, model):
-    """The reference as a checkpoint wants it: sharded as the parameters are, on their device."""
-    state = {}
-    for name, p in model.named_parameters():
-        local = reference[name].to(p.device)
-        state[name] = DTensor.from_local(local, p.device_mesh, p.placements, run_check=False, shape=p.shape,
-                                         stride=p.stride()) if isinstance(p, DTensor) else local
-    return state
+    return scores
 
 
 def make_optimizer(model, cfg):
     """AdamW; decay on matrices only. State exists from the start, so that a checkpoint can be loaded into
     it."""
-    groups = [{"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": cfg.weight_decay},
-              {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=True)
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": cfg.weight_decay},
+              {"params": vectors, "weight_decay": 0.0}]
+    betas = (cfg.beta1, cfg.beta2)
+    optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=betas, eps=cfg.eps, fused=True)
     for p in model.parameters():
-        optimizer.state[p] = {"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p),
-                              "exp_avg_sq": torch.zeros_like(p)}
+        state = optimizer.state[p]
+        state["step"] = torch.zeros((), device=p.device)
+        state["exp_avg"] = torch.zeros_like(p)
+        state["exp_avg_sq"] = torch.zeros_like(p)
     return optimizer
 
 
@@ -598,334 +830,150 @@ def lr_at(step, cfg):
     return cfg.lr * (cfg.steps - step) / (cfg.steps - cfg.warmup)
 
 
+def optimizer_step(optimizer, parameters, lr, norm, clip):
+    """AdamW with the gradients that are there, clipped to a global norm; norm: theirs; clip: 0 = none."""
+    if clip and norm > clip:
+        for p in parameters:
+            p.grad.mul_(clip / norm)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad()
+
+
 # -- evaluation ----------------------------------------------------------------------------------------------
 
-def evaluate(step, door, held, progress, cfg, me):
+def mean(values):
+    """Of any numbers; 0 of none."""
+    values = list(values)
+    return sum(values) / max(1, len(values))
+
+
+def evaluate(step, engine, held, progress, cfg, ranks):
     """Pass rates on held-out prompts by domain, unbiased pass@k, and the solvability frontier: of the prompts
     that no response solved before the first step, how many some response solves now, and their pass
     rate."""
-    n, right = cfg.eval_samples, Counter({i: 0 for i in range(len(held))[me.rank::me.world]})
-    made = judge(sample(door, held, [(("eval", step), i) for i in range(len(held))], n, cfg, me), held, cfg)
-    for r in made:
-        right[r.prompt] += r.correct
-    right = dict(everyone(list(right.items()), me))
-    lengths = everyone([len(r.tokens) for r in made], me)
+    n = cfg.eval_samples
+    keys = [("eval", step)] * len(held)
+    responses = sample(engine, held, range(len(held)), keys, n, cfg, ranks)
+    responses = judge(responses, held, cfg)
+    lengths = all_gather([len(r.tokens) for r in responses], ranks)
+    solved = Counter(all_gather([r.prompt for r in responses if r.correct], ranks))
+
+    # Pass rates of each domain's prompts.
     result = {}
-    for domain in sorted({r["domain"] for r in held}):
-        counts = [right[i] for i, r in enumerate(held) if r["domain"] == domain]
-        result[domain] = {f"pass@{k}": sum(pass_at_k(n, c, k) for c in counts) / len(counts)
-                          for k in sorted({1, n})}
+    for domain in sorted({record["domain"] for record in held}):
+        counts = [solved[i] for i, record in enumerate(held) if record["domain"] == domain]
+        result[domain] = {f"pass@{k}": mean(pass_at_k(n, c, k) for c in counts) for k in sorted({1, n})}
+
+    # The frontier's prompts are those that the first evaluation found unsolved.
     if progress["unsolved"] is None:
-        progress["unsolved"] = [held[i]["id"] for i in range(len(held)) if not right[i]]
-    known = set(progress["unsolved"])
-    unsolved = [right[i] for i, r in enumerate(held) if r["id"] in known]
-    result["frontier"] = {"unsolved": len(unsolved), "solved": sum(c > 0 for c in unsolved),
-                          "pass": sum(unsolved) / (n * max(1, len(unsolved)))}
-    result["pass"] = sum(right.values()) / (n * len(held))
-    result["length"] = sum(lengths) / len(lengths)
+        progress["unsolved"] = [record["id"] for i, record in enumerate(held) if not solved[i]]
+    unsolved = set(progress["unsolved"])
+    counts = [solved[i] for i, record in enumerate(held) if record["id"] in unsolved]
+    result["frontier"] = {"unsolved": len(counts), "solved": sum(c > 0 for c in counts),
+                          "pass": sum(counts) / (n * max(1, len(counts)))}
+    result["pass"] = solved.total() / (n * len(held))
+    result["length"] = mean(lengths)
     return result
 
 
-def evaluation_line(step, result):
-    parts = [f"{d} " + " ".join(f"{k} {v:.3f}" for k, v in scores.items()) for d, scores in result.items()
-             if isinstance(scores, dict) and d != "frontier"]
-    frontier = result["frontier"]
-    return (f"held-out {step:5d} | pass {result['pass']:.3f} | " + " | ".join(parts) + f" | solved "
-            f"{frontier['solved']} of {frontier['unsolved']} unsolved at first | len {result['length']:.0f}")
-
-
 # -- the difficulty filter -----------------------------------------------------------------------------------
+
+FILTER_FLAGS = ("init", "model", "prompts", "seed", "group", "context", "temperature", "dtype", "engine")
+
+
+def claim_filter(cfg):
+    """Writes run/filter.json, the flags that verdicts depend on; InputError if the folder has verdicts made
+    with others."""
+    path = os.path.join(cfg.run, "filter.json")
+    flags = {name: getattr(cfg, name) for name in FILTER_FLAGS}
+    if os.path.exists(path):
+        with open(path) as f:
+            old = json.load(f)
+        for name, value in flags.items():
+            if value != old.get(name):
+                raise InputError(f"--{name}={value}: {cfg.run} has verdicts made with {old.get(name)}; give "
+                                 f"another --run")
+    write_atomic(path, json.dumps(flags, indent=1))
+
+
+def judged_before(path):
+    """The ids of the prompts that have verdicts; a line that a kill cut short is taken out of the file."""
+    if not os.path.exists(path):
+        return set()
+    lines = read_lines(path)
+    write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
+    return {line["id"] for line in lines}
+
+
+def append_verdicts(path, responses, records):
+    """A line a prompt: which of its responses are right."""
+    verdicts = defaultdict(list)
+    for r in responses:
+        verdicts[records[r.prompt]["id"]].append(bool(r.correct))
+    with open(path, "a") as f:
+        for name, values in verdicts.items():
+            f.write(json.dumps({"id": name, "verdicts": values}) + "\n")
+
+
+def write_mixes(path, records, cfg):
+    """The paper's four mixes by the verdicts at `path`, into the run folder. Returns {file: prompts}."""
+    passes = read_verdicts(path, cfg.group)
+    written = {}
+    for kind in ("unbalanced", "balanced"):
+        for domains in ("MC", "MCS"):
+            mix = mixes(records, passes, kind, domains, cfg.seed)
+            file = os.path.join(cfg.run, f"{kind}-{domains}.jsonl")
+            for record in mix:                            # copies
+                del record["ids"]
+            write_atomic(file, "".join(json.dumps(record) + "\n" for record in mix))
+            written[file] = len(mix)
+            print(f"{file}: {len(mix):,} of {len(records):,} prompts")
+    return written
+
 
 def difficulty(cfg):
     """How many of cfg.group responses to each prompt are right, and the paper's mixes by it (section 9):
     writes run/verdicts.jsonl, which data.py mix reads too, and run/{unbalanced,balanced}-{MC,MCS}.jsonl.
     Killed, it goes on with the prompts that have no verdict yet. Returns {file: prompts}."""
-    domains = cfg.domains.split("+")
-    with join_ranks(cfg.device, cfg.replicate, cfg.shard) as me:
-        with me.first_on_node():
+    with join_ranks(cfg.device, cfg.replicate, cfg.shard) as ranks:
+        with ranks.first_on_node():
             init = Init(cfg.init or cfg.model)
-        records, _ = read_prompts(cfg.prompts, "prompts", domains, init.tokenizer(), cfg.context)
+        records, _ = read_prompts(cfg.prompts, "prompts", cfg.domains.split("+"), init.tokenizer(),
+                                  cfg.context)
         need_sandbox(records, cfg)
         os.makedirs(cfg.run, exist_ok=True)
-        path, of = os.path.join(cfg.run, "verdicts.jsonl"), os.path.join(cfg.run, "filter.json")
-        mine = {k: getattr(cfg, k) for k in ("init", "model", "prompts", "seed", "group", "context",
-                                             "temperature", "dtype", "engine")}
-        if me.rank == 0 and os.path.exists(of):
-            with open(of) as f:
-                before = json.load(f)
-            changed = [k for k in mine if mine[k] != before.get(k)]
-            if changed:
-                raise InputError(f"--{changed[0]}={mine[changed[0]]}: {cfg.run} has verdicts made with "
-                                 f"{before.get(changed[0])}; give another --run")
-        if me.rank == 0:
-            write_atomic(of, json.dumps(mine, indent=1))
-        done = set()
-        if me.rank == 0 and os.path.exists(path):
-            whole = read_lines(path)                      # without a line that a kill cut short
-            write_atomic(path, "".join(json.dumps(line) + "\n" for line in whole))
-            done = {line["id"] for line in whole}
-        done = me.agree(done)
-        pending = [i for i, r in enumerate(records) if r["id"] not in done]
-        door = make_engine(cfg.init or cfg.model, cfg, me)
+        path = os.path.join(cfg.run, "verdicts.jsonl")
+        judged = set()
+        if ranks.rank == 0:
+            claim_filter(cfg)
+            judged = judged_before(path)
+        judged = ranks.agree(judged)
+        pending = [i for i, record in enumerate(records) if record["id"] not in judged]
+        engine = make_engine(cfg.init or cfg.model, cfg, ranks)
+
+        # A batch at a time is sampled, judged and written.
         with tqdm(total=len(records), initial=len(records) - len(pending), unit="prompt",
-                  disable=None if me.rank == 0 else True) as bar:
-            for at in range(0, len(pending), cfg.batch):
-                asked = [(("filter",), i) for i in pending[at:at + cfg.batch]]
-                made = everyone(judge(sample(door, records, asked, cfg.group, cfg, me), records, cfg), me)
-                verdicts = {}
-                for r in made:
-                    verdicts.setdefault(records[r.prompt]["id"], []).append(bool(r.correct))
-                if me.rank == 0:
-                    with open(path, "a") as f:
-                        f.write("".join(json.dumps({"id": k, "verdicts": v}) + "\n"
-                                        for k, v in verdicts.items()))
-                bar.update(len(asked))
-        door.close()
-        written = {}
-        if me.rank == 0:
-            passes = read_verdicts(path, cfg.group)
-            for kind in ("unbalanced", "balanced"):
-                for which in ("MC", "MCS"):
-                    chosen = mixes(records, passes, kind, which, cfg.seed)
-                    name = os.path.join(cfg.run, f"{kind}-{which}.jsonl")
-                    lines = ({k: v for k, v in r.items() if k != "ids"} for r in chosen)
-                    write_atomic(name, "".join(json.dumps(line) + "\n" for line in lines))
-                    written[name] = len(chosen)
-                    print(f"{name}: {len(chosen):,} of {len(records):,} prompts")
-        return me.agree(written)
+                  disable=None if ranks.rank == 0 else True) as bar:
+            for start in range(0, len(pending), cfg.batch):
+                indices = pending[start:start + cfg.batch]
+                keys = [("filter",)] * len(indices)
+                responses = sample(engine, records, indices, keys, cfg.group, cfg, ranks)
+                responses = all_gather(judge(responses, records, cfg), ranks)
+                if ranks.rank == 0:
+                    append_verdicts(path, responses, records)
+                bar.update(len(indices))
+        engine.close()
+        written = write_mixes(path, records, cfg) if ranks.rank == 0 else None
+        return ranks.agree(written)
 
 
-# -- main ----------------------------------------------------------------------------------------------------
+# -- what a run writes ---------------------------------------------------------------------------------------
 
-def main(cfg):
-    """Trains, exports run/model; returns {"curve": [(step, evaluation)], "reward": of the last step}. With
-    --filter=True instead the verdicts and mixes of `difficulty`."""
-    check(cfg, int(os.environ.get("WORLD_SIZE", 1)))
-    if cfg.filter:
-        try:
-            return difficulty(cfg)
-        except OSError as e:                              # NotADirectoryError, a full disk
-            raise InputError(f"--run={cfg.run}: the verdicts could not be written ({e}); make room, or give "
-                             f"another --run: the same command goes on where this one ended") from None
-    domains = cfg.domains.split("+")
-    with join_ranks(cfg.device, cfg.replicate, cfg.shard) as me:
-        run = Run(cfg.run, cfg, me, FREE, FIXED, cfg.allow_changed)
-        result = run.result("rl.json")
-        if result and result["steps"] >= cfg.steps:
-            run.log(f"{cfg.run} is finished (delete the folder to train again)\n"
-                    + "\n".join(evaluation_line(*point) for point in result["curve"]))
-            return result
-        choose_kernels(cfg.kernels, me.device)
-
-        # -- weights, prompts -------------------------------------------------------------------------------
-        with me.first_on_node():                          # it downloads, the others find it
-            init = Init(cfg.init or cfg.model)
-        tokenizer = init.tokenizer()
-        records, left_out = read_prompts(cfg.prompts, "prompts", domains, tokenizer, cfg.context)
-        held = []
-        if cfg.heldout != "none":
-            held, _ = read_prompts(cfg.heldout, "heldout", domains, tokenizer, cfg.context, "heldout",
-                                   cfg.eval_prompts)
-            held = [r for d in domains for r in [r for r in held if r["domain"] == d][:cfg.eval_prompts]]
-        need_sandbox(records + held, cfg)
-        if cfg.batch > len(records):
-            raise InputError(f"--batch={cfg.batch}: --prompts={cfg.prompts} has only {len(records)} prompts")
-
-        # -- model, optimizer, reference, engine, what was done before --------------------------------------
-        with torch.device("meta"):
-            model = Model(init.arch)
-        for layer in model.trunk.layers:
-            layer.recompute = cfg.recompute
-        shard(model, me.mesh, DTYPES[cfg.dtype]).to_empty(device=me.device)
-        model.tokenizer = tokenizer
-        init.fill(model)
-        optimizer, parameters = make_optimizer(model, cfg), list(model.parameters())
-        reference = {}
-        if cfg.beta:
-            for name, p in model.named_parameters():
-                local = (p.to_local() if isinstance(p, DTensor) else p).detach().clone()
-                reference[name] = local.cpu() if cfg.ref_offload else local
-        progress = {"cursor": 0, "retired": [], "unsolved": None, "bytes": 0}
-        start = run.latest() or 0
-
-        def state():
-            reshard(model)
-            more = {"reference": reference_state(reference, model)} if cfg.beta else {}
-            return {"model": dict(model.named_parameters()), "progress": progress,
-                    "optimizer": {n: optimizer.state[p] for n, p in model.named_parameters()}} | more
-
-        if start > cfg.steps:
-            raise InputError(f"--steps={cfg.steps}: {cfg.run} is at step {start} already; give more")
-        if start:
-            saved = run.restore(state(), start)
-            progress = saved["progress"]
-            for name, p in saved.get("reference", {}).items():
-                reference[name].copy_(p.to_local() if isinstance(p, DTensor) else p)
-        run.prune(cfg.keep)
-        told = run.rewind(start)
-        curve = [(line["step"], line["eval"]) for line in told if "eval" in line]
-        replay = None
-        if cfg.replay:
-            if os.path.realpath(cfg.replay) == os.path.realpath(run.path("samples.jsonl")):
-                raise InputError(f"--replay={cfg.replay} is what this run writes; give another --run")
-            replay = replayed(cfg.replay, records, known_ids(init.arch, tokenizer), cfg)
-            missing = [n for n in range(start + 1, cfg.steps + 1) if n not in replay]
-            if missing:
-                raise InputError(f"--replay={cfg.replay} has no step {missing[0]}: give --steps of at most "
-                                 f"{missing[0] - 1}")
-        samples = open_samples(run, progress, me)
-        door = make_engine(cfg.init or cfg.model, cfg, me) if replay is None else None
-        run.log(f"{cfg.model} {sum(p.numel() for p in parameters):,} parameters | {me.world} x "
-                f"{me.device.type} {cfg.dtype} | {len(records):,} prompts"
-                + "".join(f", {n} left out {reason}" for reason, n in left_out.items())
-                + f" | {cfg.batch} x {cfg.group} responses a step | engine: "
-                + (f"none, replays {cfg.replay}" if replay is not None else cfg.engine)
-                + f" | {kernels_in_use(me.device, DTYPES[cfg.dtype])}"
-                + (f" | goes on at step {start}" if start else ""))
-
-        def refresh():
-            """The policy's weights to the engine; the proof's difference in nats, None unchecked."""
-            return None if door is None else push(door, model, check=cfg.check)
-
-        def export(step):
-            if step in exported(cfg):
-                save(model, run.path("models", f"step_{step:06d}"), DTYPES[cfg.export_dtype])
-
-        away, pool_, future = dataclasses.replace(me, side=dist.new_group(
-            backend="gloo", timeout=timedelta(hours=12))), None, None
-        if cfg.ahead:
-            pool_ = ThreadPoolExecutor(1)
-
-        def sampled(step):
-            """The step's rollouts and where they leave the prompts; with --ahead=1 in a thread: a group of
-            its own for what ranks exchange, and a copy of progress, which no checkpoint may see yet."""
-            after = copy.deepcopy(progress)
-            return *rollouts(step, door, records, after, cfg, away), after
-
-        def evaluation(step):
-            if held and door is not None:
-                curve.append((step, evaluate(step, door, held, progress, cfg, me)))
-                run.metrics(step=step, eval=curve[-1][1])
-                run.log(evaluation_line(*curve[-1]))
-
-        # -- the loop ---------------------------------------------------------------------------------------
-        export(start)                                     # it may have been killed before
-        gap, m = refresh(), next((line for line in reversed(told) if "reward" in line), {})
-        for step in range(start, cfg.steps):
-            if step == 0 or (cfg.eval_every and step % cfg.eval_every == 0):
-                if future:
-                    future.result()                       # the engine is free, but of older weights
-                    gap = refresh()
-                evaluation(step)
-            watch, made_in = Watch(), {}
-            if replay is None:
-                groups, everything, made_in, after = future.result() if future else sampled(step)
-                progress.update(cursor=after["cursor"], retired=after["retired"])
-                watch.lap("wait_s")
-                if cfg.ahead and step + 1 < cfg.steps:
-                    gap = refresh()
-                    future = pool_.submit(sampled, step + 1)
-                else:
-                    future = None
-                    door.sleep()
-            else:
-                everything = replay.get(step + 1, [])
-                groups = [g for g in everything if differs(g, cfg)][:cfg.batch]
-            watch.lap("push_s")
-
-            # -- advantages, weights of tokens, rows ---------------------------------------------------------
-            responses = [r for g in groups for r in g]
-            adv = torch.tensor([r.reward for r in responses]).view(len(groups), cfg.group)
-            adv = advantages(adv, cfg.eta, cfg.advantage).flatten()
-            lengths = torch.tensor([0 if cfg.mask_truncated and r.finish != "stop" else len(r.tokens)
-                                    for r in responses])
-            weight = token_weights(lengths, cfg.loss, cfg.context) if responses else lengths
-            rows = pack([len(r.ids) + len(r.tokens) for r in responses], cfg.row_tokens or cfg.context,
-                        me.world)[me.rank]
-            rows = [row_tensors(row, responses, me.device) for row in rows]
-            adv, weight = adv.to(me.device), weight.to(me.device, torch.float32)
-            gen = [torch.tensor(r.gen, device=me.device) for r in responses]
-            gen = [torch.cat([gen[i] for i in owner.unique_consecutive().tolist()] or [adv[:0]])
-                   for *_, owner in rows]
-
-            # -- log-probs of the reference, and of the policy before more than one update -------------------
-            ref = old = [None] * len(rows)
-            if cfg.beta:
-                exchange(reference, model)
-                ref = score_rows(model, rows, cfg.temperature)
-                exchange(reference, model)
-            if cfg.updates > 1:
-                old = score_rows(model, rows, cfg.temperature)
-            watch.lap("score_s")
-
-            # -- the update ----------------------------------------------------------------------------------
-            lr, parts, loss, norm = lr_at(step, cfg), [], 0.0, 0.0
-            for update in range(cfg.updates if (lengths > 0).any() else 0):
-                total = torch.zeros((), device=me.device)
-                for i, row in enumerate(rows):
-                    model.set_requires_all_reduce(i + 1 == len(rows))
-                    owner = row[-1]
-                    logp, h = row_logprobs(model, row, cfg.temperature)
-                    before = logp.detach() if old[i] is None else old[i]
-                    share, part = grpo_loss(logp, before, gen[i], ref[i], adv[owner], weight[owner] > 0, cfg,
-                                            weight[owner], owner)
-                    share.backward()
-                    total += share.detach()
-                    entropy = torch.where(weight[owner] > 0, h.detach(), 0).sum(dtype=torch.float64)
-                    parts.append(part | {"entropy": entropy})
-                    if update == 0:
-                        keep_logprobs(responses, owner, before)
-                reduce_vectors(parameters)
-                loss, norm = me.sum(float(total))[0], grad_norm(parameters, me.mesh)
-                if not (math.isfinite(loss) and math.isfinite(norm)):
-                    raise InputError(f"step {step + 1}: loss {loss}, gradient norm {norm}: not finite; the "
-                                     f"checkpoints before are kept: lower --lr and go on with "
-                                     f"--allow_changed=True")
-                if cfg.clip and norm > cfg.clip:
-                    for p in parameters:
-                        p.grad.mul_(cfg.clip / norm)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
-                optimizer.step()
-                optimizer.zero_grad()
-            if cfg.beta and cfg.ref_every and (step + 1) % cfg.ref_every == 0:
-                polyak(reference.values(), parameters, cfg.ref_alpha)
-            watch.lap("train_s")
-
-            # -- log, save -----------------------------------------------------------------------------------
-            m = averages(pool(everyone([pool(parts)], me))) if parts else {}
-            if not future:
-                gap = refresh()
-            watch.lap("push_s")
-            write_samples(samples, run, step + 1, everything, records, progress, me)
-            m |= summary(groups, everything, records, cfg.group) | made_in | watch.seconds
-            m |= dict(loss=loss, gnorm=norm, lr=lr, push_gap=gap)
-            m["tok_s"] = m["length"] * m["responses"] / sum(watch.seconds.values())
-            run.metrics(step=step + 1, **m)
-            if step + 1 == cfg.steps or (cfg.checkpoint_every and (step + 1) % cfg.checkpoint_every == 0):
-                run.save(state(), step + 1, cfg.keep)     # what the step has left is on the disk before
-                run.finish()                              # and no step that was saved is made again
-            run.log(step_line(step + 1, m, cfg))
-            export(step + 1)
-
-        # -- result -----------------------------------------------------------------------------------------
-        save(model, run.path("model"), DTYPES[cfg.export_dtype])
-        evaluation(cfg.steps)
-        result = {"steps": cfg.steps, "curve": curve, "reward": m.get("reward")}
-        if me.rank == 0:
-            with run.writing("the result"):
-                write_atomic(run.path("rl.json"), json.dumps(result, indent=1))
-        run.log(f"model: {run.path('model')}   rollouts: {run.path('samples.jsonl')}")
-        if door is not None:
-            door.close()
-        return result
-
-
-# -- what a run leaves ---------------------------------------------------------------------------------------
-
-def open_samples(run, progress, me):
+def open_samples(run, progress, ranks):
     """samples.jsonl, cut back to what the checkpoint knew of."""
-    if me.rank:
+    if ranks.rank:
         return None
     with run.writing("samples.jsonl"):
         f = open(run.path("samples.jsonl"), "ab")
@@ -940,58 +988,296 @@ def open_samples(run, progress, me):
 def keep_logprobs(responses, owner, logp):
     """The trainer's log-probs of a row, to the responses they belong to."""
     logp = logp.float().cpu().numpy()
-    owners, sizes = owner.unique_consecutive(return_counts=True)
-    for i, own in zip(owners.tolist(), np.split(logp, np.cumsum(sizes.cpu().numpy()))[:-1], strict=True):
-        responses[i].logp = own
+    owner = owner.cpu().numpy()
+    for i in np.unique(owner):
+        responses[i].logp = logp[owner == i]
 
 
-def write_samples(samples, run, step, everything, records, progress, me):
-    """One line a response. Log-probs are rounded to 1e-6; "old" is null where it was not trained on."""
-    held = [(g, j, r.logp) for g, group in enumerate(everything) for j, r in enumerate(group)
-            if r.logp is not None]
-    for g, j, logp in everyone(held, me):
-        everything[g][j].logp = logp
-    if me.rank == 0:
+def sample_line(step, group, response, records):
+    """A line of samples.jsonl. Log-probs are rounded to 1e-6; "old" is null where it was not trained on."""
+    record = records[response.prompt]
+    old = None
+    if response.logp is not None:
+        old = [round(x, 6) for x in response.logp.tolist()]
+    line = {"step": step,
+            "group": group,
+            "id": record["id"],
+            "domain": record["domain"],
+            "prompt": record["prompt"],
+            "text": response.text,
+            "tokens": response.tokens.tolist(),
+            "gen": [round(x, 6) for x in response.gen.tolist()],
+            "old": old,
+            "finish": response.finish,
+            "correct": response.correct,
+            "verdict": response.verdict,
+            "terms": response.terms,
+            "reward": response.reward}
+    return json.dumps(line) + "\n"
+
+
+def write_samples(samples, run, step, sampled, records, progress, ranks):
+    """One line a response, of all groups that were sampled."""
+    # Each rank has the log-probs of the rows it trained on.
+    responses = [r for group in sampled for r in group]
+    trained = [(i, r.logp) for i, r in enumerate(responses) if r.logp is not None]
+    for i, logp in all_gather(trained, ranks):
+        responses[i].logp = logp
+    if ranks.rank == 0:
         with run.writing("samples.jsonl"):
-            for g, group in enumerate(everything):
+            for number, group in enumerate(sampled):
                 for r in group:
-                    record = records[r.prompt]
-                    old = None if r.logp is None else [round(x, 6) for x in r.logp.tolist()]
-                    line = dict(step=step, group=g, id=record["id"], domain=record["domain"],
-                                prompt=record["prompt"], text=r.text, tokens=r.tokens.tolist(),
-                                gen=[round(x, 6) for x in r.gen.tolist()], old=old, finish=r.finish,
-                                correct=r.correct, verdict=r.verdict, terms=r.terms, reward=r.reward)
-                    samples.write(json.dumps(line).encode() + b"\n")
+                    samples.write(sample_line(step, number, r, records).encode())
             samples.flush()
             progress["bytes"] = samples.tell()
-    progress["bytes"] = me.agree(progress["bytes"])       # any rank may be the one that saves it
+    progress["bytes"] = ranks.agree(progress["bytes"])    # any rank may be the one that saves it
 
 
-def summary(groups, everything, records, size):
-    """What a step's responses say of the policy: means over all that were sampled, kept or not."""
-    tell = [r for g in everything for r in g]
-    n = max(1, len(tell))
-    right = [sum(r.correct for r in g) for g in everything]
-    m = dict(reward=sum(r.reward for r in tell) / n, pass_rate=sum(r.correct for r in tell) / n,
-             solve_none=right.count(0) / max(1, len(right)), solve_all=right.count(size) / max(1, len(right)),
-             groups=len(groups), responses=len(tell), length=sum(len(r.tokens) for r in tell) / n,
-             truncated=sum(r.finish != "stop" for r in tell) / n,
-             timeouts=sum(timed_out(r.verdict) for r in tell))
-    m |= {f"reward_{k}": sum(r.terms.get(k, 0) for r in tell) / n for k in (tell[0].terms if tell else ())}
-    by_domain = {}
-    for r in tell:
-        by_domain.setdefault(records[r.prompt]["domain"], []).append(r)
-    for d, own in by_domain.items():
-        m |= {f"pass_{d}": sum(r.correct for r in own) / len(own),
-              f"reward_{d}": sum(r.reward for r in own) / len(own)}
+def rollout_metrics(rollouts, records, cfg):
+    """What a step's responses say of the policy: means over all that were sampled, trained on or not."""
+    responses = [r for group in rollouts.sampled for r in group]
+    solved = [sum(r.correct for r in group) for group in rollouts.sampled]
+    m = {"reward": mean(r.reward for r in responses),
+         "pass_rate": mean(r.correct for r in responses),
+         "solve_none": mean(count == 0 for count in solved),
+         "solve_all": mean(count == cfg.group for count in solved),
+         "groups": len(rollouts.groups),
+         "responses": len(responses),
+         "length": mean(len(r.tokens) for r in responses),
+         "truncated": mean(r.finish != "stop" for r in responses),
+         "timeouts": sum(timed_out(r.verdict) for r in responses)}
+    for term in responses[0].terms if responses else ():
+        m[f"reward_{term}"] = mean(r.terms.get(term, 0) for r in responses)
+    by_domain = defaultdict(list)
+    for r in responses:
+        by_domain[records[r.prompt]["domain"]].append(r)
+    for domain, members in by_domain.items():
+        m[f"pass_{domain}"] = mean(r.correct for r in members)
+        m[f"reward_{domain}"] = mean(r.reward for r in members)
     return m
 
 
+def step_metrics(outcome, parts, rollouts, records, timer, cfg, ranks):
+    """A step's line of metrics.jsonl. outcome: numbers of the update; parts: the metrics of this rank's rows,
+    none if nothing was trained on. Seconds are this rank's."""
+    m = {}
+    if parts:
+        m |= averages(pool(all_gather([pool(parts)], ranks)))
+    m |= rollout_metrics(rollouts, records, cfg)
+    m |= rollouts.seconds
+    m |= timer.seconds
+    m |= outcome
+    m["tok_s"] = m["length"] * m["responses"] / timer.seconds.total()
+    return m
+
+
+# -- log lines -----------------------------------------------------------------------------------------------
+
+def start_line(model, records, left_out, start, cfg, ranks):
+    """What is trained, on what, by what."""
+    count = sum(p.numel() for p in model.parameters())
+    prompts = [f"{len(records):,} prompts"] + [f"{n} left out {reason}" for reason, n in left_out.items()]
+    parts = [f"{cfg.model} {count:,} parameters",
+             f"{ranks.world} x {ranks.device.type} {cfg.dtype}",
+             ", ".join(prompts),
+             f"{cfg.batch} x {cfg.group} responses a step",
+             f"engine: none, replays {cfg.replay}" if cfg.replay else f"engine: {cfg.engine}",
+             kernels_in_use(ranks.device, DTYPES[cfg.dtype])]
+    if start:
+        parts.append(f"goes on at step {start}")
+    return " | ".join(parts)
+
+
 def step_line(step, m, cfg):
-    middle = f"kl {m['k3']:.4f}" if "k3" in m else "nothing to learn from: no group differs"
-    return (f"step {step:4d}/{cfg.steps} | reward {m['reward']:.3f} | pass {m['pass_rate']:.3f} | {middle} | "
+    kl = f"kl {m['k3']:.4f}" if "k3" in m else "nothing to learn from: no group differs"
+    return (f"step {step:4d}/{cfg.steps} | reward {m['reward']:.3f} | pass {m['pass_rate']:.3f} | {kl} | "
             f"len {m['length']:.0f} | cut {m['truncated']:.0%} | {human(m['tok_s'])} tok/s | "
             f"{m.get('wait_s', 0):.1f} s gen + {m['score_s'] + m['train_s']:.1f} s train")
+
+
+def evaluation_line(step, result):
+    parts = [f"held-out {step:5d}", f"pass {result['pass']:.3f}"]
+    for domain, scores in result.items():
+        if isinstance(scores, dict) and domain != "frontier":
+            parts.append(f"{domain} " + " ".join(f"{k} {score:.3f}" for k, score in scores.items()))
+    frontier = result["frontier"]
+    parts.append(f"solved {frontier['solved']} of {frontier['unsolved']} unsolved at first")
+    parts.append(f"len {result['length']:.0f}")
+    return " | ".join(parts)
+
+
+# -- main ----------------------------------------------------------------------------------------------------
+
+def main(cfg):
+    """Trains, exports run/model; returns {"curve": [(step, evaluation)], "reward": of the last step}. With
+    --filter=True instead the verdicts and mixes of `difficulty`."""
+    check(cfg, int(os.environ.get("WORLD_SIZE", 1)))
+    if cfg.filter:
+        try:
+            return difficulty(cfg)
+        except OSError as e:                              # NotADirectoryError, a full disk
+            raise InputError(f"--run={cfg.run}: the verdicts could not be written ({e}); make room, or give "
+                             f"another --run: the same command goes on where this one ended") from None
+    with join_ranks(cfg.device, cfg.replicate, cfg.shard) as ranks:
+        run = Run(cfg.run, cfg, ranks, FREE, FIXED, cfg.allow_changed)
+        result = run.result("rl.json")
+        if result and result["steps"] >= cfg.steps:
+            run.log("\n".join([f"{cfg.run} is finished (delete the folder to train again)",
+                               *(evaluation_line(step, scores) for step, scores in result["curve"])]))
+            return result
+        choose_kernels(cfg.kernels, ranks.device)
+
+        # -- weights, prompts -------------------------------------------------------------------------------
+        with ranks.first_on_node():                       # it downloads, the others find it
+            init = Init(cfg.init or cfg.model)
+        tokenizer = init.tokenizer()
+        domains = cfg.domains.split("+")
+        records, left_out = read_prompts(cfg.prompts, "prompts", domains, tokenizer, cfg.context)
+        held = []
+        if cfg.heldout != "none":
+            held, _ = read_prompts(cfg.heldout, "heldout", domains, tokenizer, cfg.context, "heldout",
+                                   cfg.eval_prompts)
+        need_sandbox(records + held, cfg)
+        if cfg.batch > len(records):
+            raise InputError(f"--batch={cfg.batch}: --prompts={cfg.prompts} has only {len(records)} prompts")
+
+        # -- model, optimizer, reference, what was done before ----------------------------------------------
+        model = make_policy(init, tokenizer, cfg, ranks)
+        parameters = list(model.parameters())
+        optimizer = make_optimizer(model, cfg)
+        reference = copy_weights(model, cfg.ref_offload) if cfg.beta else {}
+        progress = {"cursor": 0,                          # place in the order of prompts
+                    "unsolved": None,                     # held-out prompts, see `evaluate`
+                    "bytes": 0}                           # of samples.jsonl
+
+        def state():
+            """What a checkpoint holds."""
+            reshard(model)
+            weights = dict(model.named_parameters())
+            moments = {name: optimizer.state[p] for name, p in weights.items()}
+            state = {"model": weights, "progress": progress, "optimizer": moments}
+            if cfg.beta:
+                state["reference"] = reference_state(reference, model)
+            return state
+
+        start = run.latest() or 0
+        if start > cfg.steps:
+            raise InputError(f"--steps={cfg.steps}: {cfg.run} is at step {start} already; give more")
+        if start:
+            saved = run.restore(state(), start)
+            progress = saved["progress"]
+            for name, weight in saved.get("reference", {}).items():
+                reference[name].copy_(local(weight))
+        run.prune(cfg.keep)
+        lines = run.rewind(start)
+        curve = [(line["step"], line["eval"]) for line in lines if "eval" in line]
+        m = next((line for line in reversed(lines) if "reward" in line), {})
+
+        # -- engine, files ----------------------------------------------------------------------------------
+        if cfg.replay:
+            sampler = open_replay(start, run, records, known_ids(init.arch, tokenizer), cfg)
+        samples = open_samples(run, progress, ranks)
+        if not cfg.replay:
+            engine = make_engine(cfg.init or cfg.model, cfg, ranks)
+            sampler = Sampler(engine, model, records, progress, cfg, ranks)
+        run.log(start_line(model, records, left_out, start, cfg, ranks))
+
+        def export(step):
+            if step in export_steps(cfg):
+                save(model, run.path("models", f"step_{step:06d}"), DTYPES[cfg.export_dtype])
+
+        def evaluation(step):
+            if held and sampler.engine is not None:
+                sampler.before_evaluation()
+                scores = evaluate(step, sampler.engine, held, progress, cfg, ranks)
+                curve.append((step, scores))
+                run.metrics(step=step, eval=scores)
+                run.log(evaluation_line(step, scores))
+
+        # -- the loop ---------------------------------------------------------------------------------------
+        export(start)                                     # a run that was killed may lack it
+        sampler.push()
+        for step in range(start, cfg.steps):
+            # Before the first step and every eval_every: pass rates on held-out prompts.
+            if step == 0 or (cfg.eval_every and step % cfg.eval_every == 0):
+                evaluation(step)
+            timer = Timer()
+
+            # A group of graded responses to each of the step's prompts, on every rank.
+            rollouts = sampler.next(step, timer)
+            responses = [r for group in rollouts.groups for r in group]
+
+            # Each response has an advantage over its group, and its tokens have a weight in the loss.
+            rewards = torch.tensor([r.reward for r in responses])
+            advantage = advantages(rewards.view(-1, cfg.group), cfg.eta, cfg.advantage)
+            advantage = advantage.flatten().to(ranks.device)
+            lengths = torch.tensor([counted_tokens(r, cfg) for r in responses])
+            weight = token_weights(lengths, cfg.loss, cfg.context).to(ranks.device)
+            rows = make_rows(responses, cfg, ranks)
+
+            # Log-probs of the rows, by the reference, and by the policy where it will change more than once.
+            logps_ref = logps_old = [None] * len(rows)
+            if cfg.beta:
+                with weights_of(reference, model):
+                    logps_ref = score_rows(model, rows, cfg.temperature)
+            if cfg.updates > 1:
+                logps_old = score_rows(model, rows, cfg.temperature)
+            timer.lap("score_s")
+
+            # The update, once as a rule: gradients add up over the rows, then the optimizer takes a step.
+            lr = lr_at(step, cfg)
+            parts, loss, norm = [], 0.0, 0.0
+            for update in range(cfg.updates if lengths.any() else 0):
+                loss = torch.zeros((), device=ranks.device)
+                for i, row in enumerate(rows):
+                    model.set_requires_all_reduce(i + 1 == len(rows))
+                    logp, entropy = row_logprobs(model, row, cfg.temperature)
+                    logp_old = logp.detach() if logps_old[i] is None else logps_old[i]
+                    counted = weight[row.owner] > 0
+                    loss_part, metrics = grpo_loss(logp, logp_old, row.gen, logps_ref[i],
+                                                   advantage[row.owner], counted, cfg, weight[row.owner])
+                    loss_part.backward()
+                    loss += loss_part.detach()
+                    entropy = torch.where(counted, entropy.detach(), 0)
+                    parts.append(metrics | {"entropy": entropy.sum(dtype=torch.float64)})
+                    if update == 0:
+                        keep_logprobs(responses, row.owner, logp_old)
+                reduce_vectors(parameters)
+                loss, = ranks.sum(float(loss))
+                norm = grad_norm(parameters, ranks.mesh)
+                if not (math.isfinite(loss) and math.isfinite(norm)):
+                    raise InputError(f"step {step + 1}: loss {loss}, gradient norm {norm}: not finite; the "
+                                     f"checkpoints before are kept: lower --lr and go on with "
+                                     f"--allow_changed=True")
+                optimizer_step(optimizer, parameters, lr, norm, cfg.clip)
+
+            # Every ref_every steps the reference follows the policy.
+            if cfg.beta and cfg.ref_every and (step + 1) % cfg.ref_every == 0:
+                polyak(reference.values(), parameters, cfg.ref_alpha)
+            timer.lap("train_s")
+
+            # The engine gets the new weights; then everything that the step has left goes to the disk.
+            sampler.after_update(timer)
+            write_samples(samples, run, step + 1, rollouts.sampled, records, progress, ranks)
+            outcome = dict(loss=loss, gnorm=norm, lr=lr, push_gap=sampler.push_gap)
+            m = step_metrics(outcome, parts, rollouts, records, timer, cfg, ranks)
+            run.metrics(step=step + 1, **m)
+            if step + 1 == cfg.steps or (cfg.checkpoint_every and (step + 1) % cfg.checkpoint_every == 0):
+                run.save(state(), step + 1, cfg.keep)
+                run.finish()                              # no step that was saved is made again
+            run.log(step_line(step + 1, m, cfg))
+            export(step + 1)
+
+        # -- result -----------------------------------------------------------------------------------------
+        save(model, run.path("model"), DTYPES[cfg.export_dtype])
+        evaluation(cfg.steps)
+        result = {"steps": cfg.steps, "curve": curve, "reward": m.get("reward")}
+        if ranks.rank == 0:
+            with run.writing("the result"):
+                write_atomic(run.path("rl.json"), json.dumps(result, indent=1))
+        run.log(f"model: {run.path('model')}   rollouts: {run.path('samples.jsonl')}")
+        sampler.close()
+        return result
 
 
 if __name__ == "__main__":

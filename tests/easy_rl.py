@@ -2,7 +2,7 @@
 penalties and all, is rl.py's."""
 
 import rl
-from rl import Config, launch, main, recipe
+from rl import Config, launch, recipe
 
 __all__ = ["Config", "launch", "main", "recipe"]
 graded = rl.judge
@@ -16,4 +16,9 @@ def judge(responses, records, cfg):
     return responses
 
 
-rl.judge = judge
+def main(cfg):
+    rl.judge = judge
+    try:
+        return rl.main(cfg)
+    finally:
+        rl.judge = graded

@@ -16,7 +16,6 @@ from rl import (
     KL,
     advantages,
     averages,
-    in_range,
     kl_estimate,
     pack,
     polyak,
@@ -26,11 +25,12 @@ from rl import (
 from suite.intervals import pass_at_k
 
 
-def grpo_loss(logp, old, gen, ref, advantage, weights, cfg, responses=None):
+def grpo_loss(logp, old, gen, ref, advantage, weights, cfg):
     """A batch that comes in parts: weights of its tokens, 0 where one does not count."""
-    return rl.grpo_loss(logp, old, gen, ref, advantage, weights > 0, cfg, weights, responses)
+    return rl.grpo_loss(logp, old, gen, ref, advantage, weights > 0, cfg, weights)
 
-PAPER = dict(clip_low=0.2, clip_high=0.2, tis=2.0, beta=0.05, kl="k3", seq_low=0.0, seq_high=0.0)
+
+PAPER = dict(clip_low=0.2, clip_high=0.2, tis=2.0, beta=0.05, kl="k3")
 
 
 def config(**changed):
@@ -53,13 +53,11 @@ def loop_loss(new, old, gen, ref, advantage, counted, cfg, kind, limit):
     """Lists of lists, [response][token]; advantage [response]. Returns loss, {metric: mean or maximum}."""
     lengths = [sum(row) for row in counted]
     loss, seen = 0.0, {name: [] for name in ("ratio", "clip_low", "clip_high", "tis", "tis_cut", *KL,
-                                             "mismatch", "mismatch_kl", "dropped")}
+                                             "mismatch", "mismatch_kl")}
     for i, A in enumerate(advantage):
         places = [t for t in range(len(new[i])) if counted[i][t]]
         if not places:
             continue
-        geometric = math.exp(sum(old[i][t] - gen[i][t] for t in places) / len(places))
-        dropped = cfg.seq_high > 0 and not cfg.seq_low <= geometric <= cfg.seq_high
         of_response = 0.0
         for t in places:
             ratio = math.exp(min(max(new[i][t] - old[i][t], -20), 20))
@@ -67,8 +65,7 @@ def loop_loss(new, old, gen, ref, advantage, counted, cfg, kind, limit):
             surrogate = min(ratio * A, clipped * A)
             raw = math.exp(min(max(old[i][t] - gen[i][t], -10), 10))
             correction = min(raw, cfg.tis) if cfg.tis else 1.0
-            if not dropped:
-                of_response -= correction * surrogate - cfg.beta * loop_kl(new[i][t], ref[i][t], cfg.kl)
+            of_response -= correction * surrogate - cfg.beta * loop_kl(new[i][t], ref[i][t], cfg.kl)
             seen["ratio"].append(ratio)
             seen["clip_low"].append(A < 0 and ratio < 1 - cfg.clip_low)
             seen["clip_high"].append(A > 0 and ratio > 1 + cfg.clip_high)
@@ -78,7 +75,6 @@ def loop_loss(new, old, gen, ref, advantage, counted, cfg, kind, limit):
                 seen[name].append(loop_kl(new[i][t], ref[i][t], name))
             seen["mismatch"].append(abs(old[i][t] - gen[i][t]))
             seen["mismatch_kl"].append(loop_kl(gen[i][t], old[i][t], "k3"))
-            seen["dropped"].append(dropped)
         loss += of_response / {"token": sum(lengths), "constant": len(new) * limit,
                                "sequence": len(places) * sum(n > 0 for n in lengths)}[kind]
     metrics = {name: sum(values) / max(len(values), 1) for name, values in seen.items()}
@@ -90,7 +86,7 @@ def random_step(R=5, T=7, spread=0.3, masked=(3,)):
     the responses `masked`."""
     old = -2 * torch.rand(R, T, dtype=torch.float64)
     new, gen, ref = (old + spread * torch.randn(R, T, dtype=torch.float64) for _ in range(3))
-    gen[1] = old[1] - 0.8                                     # a response that a sequence mask drops
+    gen[1] = old[1] - 0.8                                     # a response that the correction cuts
     lengths = torch.randint(1, T + 1, (R,))
     lengths[list(masked)] = 0
     return new, old, gen, ref, torch.randn(R, 1, dtype=torch.float64), torch.arange(T) < lengths[:, None]
@@ -100,9 +96,8 @@ def weights_of(counted, kind, limit):
     return token_weights(counted.sum(1), kind, limit)[:, None].double() * counted
 
 
-# tis, clip, beta, range of a sequence's mean, on-policy
-OPTIONS = list(itertools.product((0.0, 2.0), ((0.2, 0.2), (0.1, 0.272)), (0.0, 0.05),
-                                 ((0.0, 0.0), (0.8, 1.25)), (False, True)))
+# tis, clip, beta, on-policy
+OPTIONS = list(itertools.product((0.0, 2.0), ((0.2, 0.2), (0.1, 0.272)), (0.0, 0.05), (False, True)))
 
 
 @pytest.mark.parametrize("kind", ["token", "constant", "sequence"])
@@ -110,15 +105,13 @@ OPTIONS = list(itertools.product((0.0, 2.0), ((0.2, 0.2), (0.1, 0.272)), (0.0, 0
 def test_loss_gradient_and_metrics_are_the_loops(kind, kl):
     """All combinations; the gradient of each log-prob by central differences of the loops' loss."""
     exercised = set()
-    for tis, clip, beta, seq, on_policy in OPTIONS:
+    for tis, clip, beta, on_policy in OPTIONS:
         new, old, gen, ref, advantage, counted = random_step()
         if on_policy:
             old = new.clone()
-        cfg = config(clip_low=clip[0], clip_high=clip[1], tis=tis, beta=beta, kl=kl, seq_low=seq[0],
-                     seq_high=seq[1])
-        responses = torch.arange(len(new))[:, None].expand_as(new)
+        cfg = config(clip_low=clip[0], clip_high=clip[1], tis=tis, beta=beta, kl=kl)
         new.requires_grad_()
-        loss, metrics = grpo_loss(new, old, gen, ref, advantage, weights_of(counted, kind, 9), cfg, responses)
+        loss, metrics = grpo_loss(new, old, gen, ref, advantage, weights_of(counted, kind, 9), cfg)
         grad, = torch.autograd.grad(loss, new)
         lists = [x.tolist() for x in (new, old, gen, ref, advantage[:, 0], counted)]
         expected, means = loop_loss(*lists, cfg, kind, 9)
@@ -190,23 +183,21 @@ def test_extremes_stay_finite():
         old = torch.full((4,), -1000.0)
         new = (old + dnew).requires_grad_()
         for kl in KL:
-            cfg = config(kl=kl, seq_low=0.5, seq_high=2.0)
             loss, metrics = grpo_loss(new, old, old + dgen, old + dref, torch.tensor([1.0, -1.0, 0.0, 2.0]),
-                                      torch.full((4,), 0.25), cfg, torch.zeros(4, dtype=torch.int64))
+                                      torch.full((4,), 0.25), config(kl=kl))
             grad, = torch.autograd.grad(loss, new)
             assert torch.isfinite(loss) and torch.isfinite(grad).all()
             assert all(map(math.isfinite, averages(metrics).values()))
 
 
-@pytest.mark.parametrize("seq", [(0.0, 0.0), (0.8, 1.25)])
-def test_places_that_do_not_count_may_hold_anything(seq):
+def test_places_that_do_not_count_may_hold_anything():
     *values, advantage, counted = random_step()
-    values, cfg = [*values, advantage.expand(5, 7)], config(seq_low=seq[0], seq_high=seq[1])
-    weights, responses = weights_of(counted, "sequence", 0), torch.arange(5)[:, None].expand(5, 7)
+    values = [*values, advantage.expand(5, 7)]
+    weights = weights_of(counted, "sequence", 0)
 
     def result(values):
         logp = values[0].clone().requires_grad_()
-        loss, metrics = grpo_loss(logp, *values[1:], weights, cfg, responses)
+        loss, metrics = grpo_loss(logp, *values[1:], weights, config())
         return loss.item(), torch.autograd.grad(loss, logp)[0].tolist(), averages(metrics)
 
     expected = result(values)
@@ -222,7 +213,7 @@ def test_a_row_without_responses():
     h, w = torch.randn(0, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
     none = torch.zeros(0)
     logp, entropy = token_logprobs(h, w, none.long())
-    loss, metrics = grpo_loss(logp, logp, none, none, none, none, config(seq_high=2.0), none.long())
+    loss, metrics = grpo_loss(logp, logp, none, none, none, none, config())
     loss.backward()
     assert loss == 0 and w.grad.abs().max() == 0 and entropy.shape == (0,)
     assert set(averages(metrics).values()) == {0.0}
@@ -237,12 +228,12 @@ def gradients(batches, tokens, cfg):
     the pooled metrics. A token's log-prob depends on the token before it alone: rows may hold anything."""
     torch.manual_seed(1)
     embed, head = torch.randn(23, 8, requires_grad=True), torch.randn(29, 8, requires_grad=True)
-    before, target, old, gen, ref, advantage, owner = tokens
+    before, target, old, gen, ref, advantage = tokens
     parts = []
     for places, weights in batches:
         logp, _ = token_logprobs(embed[before[places]], head, target[places], known=23)
         others = (x[places] for x in (old, gen, ref, advantage))
-        loss, metrics = grpo_loss(logp, *others, weights, cfg, owner[places])
+        loss, metrics = grpo_loss(logp, *others, weights, cfg)
         loss.backward()
         parts.append(metrics)
     return embed.grad, head.grad, averages(pool(parts))
@@ -258,17 +249,17 @@ def test_gradients_do_not_change_with_rows_order_padding_or_ranks(kind):
     before, target = torch.randint(0, 23, (2, n))
     old = -3 - torch.rand(n)
     gen, ref = old + 0.3 * torch.randn(n), old + 0.3 * torch.randn(n)
-    tokens = (before, target, old, gen, ref, advantages(torch.rand(3, 4)).flatten()[owner], owner)
+    tokens = (before, target, old, gen, ref, advantages(torch.rand(3, 4)).flatten()[owner])
     weights = token_weights(lengths.view(3, 4), kind, T).flatten()[owner]
     places = [(owner == i).nonzero()[:, 0] for i in range(R)]
-    cfg = config(seq_low=0.93, seq_high=1.08)
+    cfg = config(tis=1.1)
 
     def rows(groups):
         return [(at, weights[at]) for at in (torch.cat([places[i] for i in group] or [torch.zeros(0).long()])
                                              for group in groups)]
 
     expected = gradients(rows([range(R)]), tokens, cfg)
-    assert 0 < expected[2]["dropped"] < 1
+    assert 0 < expected[2]["tis_cut"] < 1
     ragged = []
     for i in range(R):                                   # padding repeats place 0, and does not count
         at = torch.zeros(T, dtype=torch.int64)
@@ -284,16 +275,6 @@ def test_gradients_do_not_change_with_rows_order_padding_or_ranks(kind):
         for ours, all_at_once in ((embed, expected[0]), (head, expected[1])):
             assert (ours - all_at_once).norm() <= 1e-6 * all_at_once.norm(), way
         assert metrics == pytest.approx(expected[2], rel=1e-6), way
-
-
-def test_sequence_mask_is_by_response_not_by_row():
-    """A row of a response in range and one out of it: a mean over the row would keep, or drop, both."""
-    owner = torch.tensor([7, 7, 3, 3, 3])
-    old, gen = torch.zeros(5), torch.tensor([0.02, -0.02, -1.0, -1.0, 1.5])
-    counted = torch.tensor([True, True, True, True, False])               # the last would bring 3 nearer to 1
-    keep = in_range(old, gen, counted, owner, 0.5, 2.0)
-    assert keep.tolist() == [True, True, False, False, False]
-    assert in_range(old, gen, counted, owner, 0.5, 2.8).all()                 # e^1 = 2.72
 
 
 # -- advantages, weights, KL --------------------------------------------------------------------------------
@@ -322,7 +303,7 @@ def test_advantages_of_equal_rewards_are_exactly_zero():
 
 def test_token_weights():
     lengths = torch.tensor([[3, 0], [1, 4]])
-    assert token_weights(lengths)[1, 0].item() == pytest.approx(1 / 8)
+    assert token_weights(lengths)[0, 1] == 0 and token_weights(lengths)[1, 0].item() == pytest.approx(1 / 8)
     assert token_weights(lengths, "constant", 10)[0, 0].item() == pytest.approx(1 / 40)
     assert token_weights(lengths, "sequence").flatten().tolist() == pytest.approx([1 / 9, 0, 1 / 3, 1 / 12])
     for kind in ("token", "constant", "sequence"):
