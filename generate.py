@@ -1,4 +1,4 @@
-r"""Sampling from a model: one interface, two engines. rl.py, evaluate.py and analyze.py go through this door.
+r"""Sampling from a model: one interface, two engines. rl.py, evaluate.py and analyze.py sample through it.
 
     python generate.py --init=runs/mt/model --prompt='What is 12 + 30?\n'          # try a checkpoint
     python generate.py --init=granite-3.3-8b --engine=vllm --n=4 --prompt=-        # the prompt from stdin
@@ -15,9 +15,6 @@ What both engines promise:
     noise, and a sample does not depend on which others are made with it, rounding aside;
   - only what `stop` names ends a sample early; the stop token is part of the sample and was sampled;
   - after load_weights() nothing of the old weights is left: no stale tensor, no stale prefix.
-
-Notation: S samples being made, P their prompts, B rows of a step, T tokens, K kv heads, R query heads a kv
-head, D head dim.
 """
 
 import os
@@ -26,54 +23,49 @@ import sys
 import time
 from dataclasses import dataclass
 
-import torch
-
 from cli import InputError, did_you_mean, human, launch
+from engines.contract import compute_dtype, load_model
 from engines.embedded import TorchEngine
 from engines.push import push
-from model import load
 
 __all__ = ["engine", "make_engine", "push"]
 
+# -- an engine -----------------------------------------------------------------------------------------------
 
-def make_engine(init, cfg, me):
+def engine(model, kind="torch", *, dtype=None, device=None, **options):
+    """An engine that samples from model: a Model, or what --init takes. kind: "torch" or "vllm"; dtype:
+    "float32" or "bfloat16", None = the Model's, else float32; device: of a Model made here, None = a GPU if
+    there is one; options: of TorchEngine or VllmEngine. A folder in hub format vLLM reads itself."""
+    if kind == "torch":
+        if isinstance(model, str):
+            model = load_model(model, dtype or "float32", device)
+        return TorchEngine(model, **options)
+    if kind == "vllm":
+        return _vllm_engine(model, dtype, options)
+    raise InputError(f"--engine={kind}{did_you_mean(kind, ('torch', 'vllm'))} (known: torch, vllm)")
+
+
+def _vllm_engine(model, dtype, options):
+    from engines.vllm_engine import VllmEngine, check_vllm
+    check_vllm(options.get("allow_untested", False))
+    if not isinstance(model, str):
+        return VllmEngine(model, dtype=dtype or str(compute_dtype(model)).removeprefix("torch."), **options)
+    dtype = dtype or "float32"
+    if os.path.isdir(model):
+        return VllmEngine(None, folder=model, dtype=dtype, **options)
+    return VllmEngine(load_model(model, dtype, "cpu"), dtype=dtype, **options)
+
+
+def make_engine(init, cfg, ranks):
     """The engine that a stage's flags ask for. init: a checkpoint, as --init has it."""
     options = dict(context=cfg.context, max_batch=cfg.max_batch)
     if cfg.engine == "vllm":
         options |= dict(layout=cfg.layout, gpus=cfg.gpus, tensor_parallel=cfg.tensor_parallel,
                         gpu_memory=cfg.gpu_memory)
-    elif cfg.engine == "torch":
-        init = load(init, dtype=getattr(torch, cfg.dtype), device=me.device)
-    return engine(init, cfg.engine, dtype=cfg.dtype, **options)
+    return engine(init, cfg.engine, dtype=cfg.dtype, device=ranks.device, **options)
 
 
-# -- the door ------------------------------------------------------------------------------------------------
-
-def engine(model, kind="torch", *, dtype=None, **options):
-    """An engine that samples from model: a Model, or what --init takes. kind: "torch" or "vllm"; dtype:
-    "float32" or "bfloat16", None = the Model's own, else float32; options: of TorchEngine or VllmEngine. A
-    folder in hub format vLLM reads itself."""
-    if isinstance(model, str):
-        dtype = dtype or "float32"
-    elif kind == "vllm" and dtype is None:                # sharded masters are fp32, whatever is computed in
-        own = getattr(model, "compute_dtype", next(model.parameters()).dtype)
-        dtype = str(own).removeprefix("torch.")
-    if kind not in ("torch", "vllm"):
-        raise InputError(f"--engine={kind}{did_you_mean(kind, ('torch', 'vllm'))} (known: torch, vllm)")
-    if kind == "vllm":
-        from engines.vllm_engine import VllmEngine, check_vllm
-        check_vllm(options.get("allow_untested", False))
-        if isinstance(model, str) and os.path.isdir(model):
-            return VllmEngine(None, folder=model, dtype=dtype, **options)
-        model = load(model, dtype=getattr(torch, dtype)) if isinstance(model, str) else model
-        return VllmEngine(model, dtype=dtype, **options)
-    if isinstance(model, str):
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = load(model, dtype=getattr(torch, dtype), device=device)
-    return TorchEngine(model, **options)
-
-
-# -- from the shell ------------------------------------------------------------------------------------------
+# -- the command ---------------------------------------------------------------------------------------------
 
 @dataclass
 class Config:
@@ -93,7 +85,8 @@ class Config:
 def line_breaks(text):
     r"""A text with the line breaks that shells make hard to type: \n at its end, not the one of \neq."""
     end = re.search(r"(\\n)*$", text)
-    return text[:end.start()] + "\n" * (len(end[0]) // 2)
+    count = len(end[0]) // len(r"\n")
+    return text[:end.start()] + "\n" * count
 
 
 def main(cfg):
@@ -101,22 +94,30 @@ def main(cfg):
         raise InputError("--init: name a checkpoint, a folder or a preset (--init=runs/mt/model)")
     if cfg.dtype not in ("float32", "bfloat16"):
         raise InputError(f"--dtype={cfg.dtype}: give float32 or bfloat16")
-    door = engine(cfg.init, cfg.engine, dtype=cfg.dtype, context=cfg.context)
-    tokenizer = door.tokenizer
-    sys.stdout.reconfigure(errors="replace")              # a terminal that cannot show a sample
-    text, stop = (line_breaks(t) for t in (cfg.prompt, cfg.stop))
-    text = sys.stdin.read() if text == "-" else text
-    ids = [*tokenizer.before, *tokenizer.encode(text)] or [tokenizer.eos_id]
-    began = time.time()
-    stop = [tokenizer.eos_id, stop] if stop else None
-    samples, = door.generate([ids], cfg.n, max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature,
-                             top_p=cfg.top_p, seed=cfg.seed, stop=stop)
-    seconds, made = time.time() - began, sum(len(s.tokens) for s in samples)
-    for i, s in enumerate(samples, 1):
-        print(f"-- {i} of {cfg.n} | {len(s.tokens)} tokens | {s.finish_reason} | mean log-prob "
-              f"{sum(s.logprobs) / len(s.logprobs):.3f}\n{text}{s.text}")
-    print(f"-- {len(ids)} tokens of prompt, {made} sampled in {seconds:.1f} s: {human(made / seconds)} tok/s")
-    door.close()
+    sampler = engine(cfg.init, cfg.engine, dtype=cfg.dtype, context=cfg.context)
+    tokenizer = sampler.tokenizer
+    prompt = line_breaks(cfg.prompt)
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    ids = [*tokenizer.bos_ids, *tokenizer.encode(prompt)] or [tokenizer.eos_id]
+    stop = [tokenizer.eos_id]
+    if cfg.stop:
+        stop.append(line_breaks(cfg.stop))
+
+    start = time.time()
+    samples, = sampler.generate([ids], cfg.n, max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature,
+                                top_p=cfg.top_p, seed=cfg.seed, stop=stop)
+    seconds = time.time() - start
+    sampler.close()
+
+    sys.stdout.reconfigure(errors="replace")              # a terminal may not be able to show a sample
+    for i, sample in enumerate(samples, 1):
+        mean = sum(sample.logprobs) / len(sample.logprobs)
+        print(f"-- {i} of {cfg.n} | {len(sample.tokens)} tokens | {sample.finish_reason} | mean log-prob "
+              f"{mean:.3f}\n{prompt}{sample.text}")
+    count = sum(len(sample.tokens) for sample in samples)
+    print(f"-- {len(ids)} tokens of prompt, {count} sampled in {seconds:.1f} s: "
+          f"{human(count / seconds)} tok/s")
     return samples
 
 

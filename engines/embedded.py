@@ -1,8 +1,15 @@
-"""The embedded engine: continuous batching over the trainer's own model, on any device."""
+"""The embedded engine: continuous batching over the trainer's own model, on any device.
 
-import math
+A prompt is read in one pass (prefill); then each of its samples grows by one token a step (decode). Both
+passes are the model's own: only attention, convolution and scan ask the cache for what came before.
+
+Notation: P prompts and B samples in the cache, T tokens, H query heads, K kv heads, D head dim, C channels.
+"""
+
 import os
 from collections import deque
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,11 +18,164 @@ from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 from cli import InputError
-from engines.contract import EngineError, Sample, checked, context_of, draw, known_ids, plan
+from engines.contract import (
+    EngineError,
+    Request,
+    Sample,
+    check_weights,
+    context_of,
+    draw,
+    known_ids,
+    make_requests,
+)
 from kernels import conv1d, ssd
 from model import Attention, Mamba, attend_documents, project
 
-# -- the embedded engine: what earlier tokens leave behind ---------------------------------------------------
+# -- the cache: what earlier tokens leave behind -------------------------------------------------------------
+
+class KeysValues(NamedTuple):
+    """What attention keeps."""
+    keys: torch.Tensor                   # (rows, K, tokens, D)
+    values: torch.Tensor                 # (rows, K, tokens, D)
+
+
+class MambaState(NamedTuple):
+    """What a Mamba layer keeps."""
+    inputs: torch.Tensor                 # (rows, width - 1, channels): the convolution's last inputs
+    state: torch.Tensor                  # (rows, heads, head dim, state) fp32
+
+
+class LayerCache(NamedTuple):
+    """What one layer keeps."""
+    prompts: KeysValues | MambaState     # a row a prompt
+    samples: KeysValues | MambaState     # a row a sample
+
+
+class Cache:
+    """Memory of everything read so far. Attention: keys and values of the prompts, which their samples share,
+    and of the samples; with a window, only as many as can be seen (a ring). Mamba: the last inputs of the
+    convolution and the state, at the end of each prompt and of each sample."""
+
+    def __init__(self, model, prompt_rows, sample_rows, prompt_tokens, sample_tokens):
+        """Rows, and tokens a row, to make room for."""
+        weight = model.trunk.embed.weight
+        self.dtype = weight.dtype
+        self.prompt_rows = prompt_rows
+        self.sample_rows = sample_rows
+        self.prompt_tokens = tokens_kept(model, prompt_tokens)
+        self.sample_tokens = tokens_kept(model, sample_tokens)
+        self.layers = {}                                  # module: LayerCache
+        for module in caching_modules(model):
+            prompts = zeros(module, prompt_rows, self.prompt_tokens, weight.dtype, weight.device)
+            samples = zeros(module, sample_rows, self.sample_tokens, weight.dtype, weight.device)
+            self.layers[module] = LayerCache(prompts, samples)
+
+    @staticmethod
+    def row_bytes(model, tokens):
+        """Bytes of one row with room for that many tokens, over all layers."""
+        dtype = model.trunk.embed.weight.dtype
+        total = 0
+        for module in caching_modules(model):
+            row = zeros(module, 1, tokens_kept(model, tokens), dtype, "meta")
+            total += sum(tensor.nbytes for tensor in row)
+        return total
+
+    def move_prompts(self, source, target):
+        """Copies rows of prompts; source and target are index tensors."""
+        for layer in self.layers.values():
+            move_rows(layer.prompts, source, target)
+
+    def move_samples(self, source, target):
+        """Copies rows of samples; source and target are index tensors."""
+        for layer in self.layers.values():
+            move_rows(layer.samples, source, target)
+
+    def begin_samples(self, prompt_rows, sample_rows):
+        """Samples begin where their prompts end: the Mamba states are copied, keys and values shared."""
+        for layer in self.layers.values():
+            if isinstance(layer.samples, MambaState):
+                for prompts, samples in zip(layer.prompts, layer.samples, strict=True):
+                    samples[sample_rows] = prompts[prompt_rows]
+
+
+def caching_modules(model):
+    return [module for module in model.modules() if isinstance(module, Attention | Mamba)]
+
+
+def tokens_kept(model, tokens):
+    """How many of so many tokens the attention can still see."""
+    window = model.arch.window
+    return min(tokens, window) if window else tokens
+
+
+def zeros(module, rows, tokens, dtype, device):
+    """The empty memory of one layer."""
+    if isinstance(module, Attention):
+        arch = module.arch
+        shape = (rows, arch.K, round_up(tokens), arch.D)
+        return KeysValues(keys=torch.zeros(shape, dtype=dtype, device=device),
+                          values=torch.zeros(shape, dtype=dtype, device=device))
+    channels, _, width = module.conv1d.weight.shape
+    sizes = module.sizes
+    state = (rows, sizes.heads, sizes.head_dim, sizes.state)
+    return MambaState(inputs=torch.zeros(rows, width - 1, channels, dtype=dtype, device=device),
+                      state=torch.zeros(state, dtype=torch.float32, device=device))
+
+
+def round_up(n, multiple=16):
+    """n, or the next multiple: the GPU's attention kernel wants aligned masks."""
+    return -(-n // multiple) * multiple
+
+
+def move_rows(tensors, source, target):
+    for tensor in tensors:
+        tensor[target] = tensor[source]
+
+
+# -- prefill: a pass over whole prompts ----------------------------------------------------------------------
+
+class Prefill:
+    """One pass over whole prompts, a row each, padded on the right: attention, convolution and scan as in
+    training. What they leave behind goes into the prompts' rows of the cache."""
+
+    def __init__(self, cache, rows, lengths):
+        """rows: the prompts' rows of the cache; lengths: their tokens; (P) int64 both, on the device."""
+        self.cache = cache
+        self.rows = rows
+        self.lengths = lengths
+        self.batch = torch.arange(len(rows), device=rows.device)[:, None]
+        self.positions = torch.arange(int(lengths.max()), device=rows.device)[None]
+
+    def attend(self, module, q, k, v, scale, window):
+        """q (P, T, H, D), k and v (P, T, K, D) -> (P, T, H, D)."""
+        memory = self.cache.layers[module].prompts
+        kept = min(k.shape[1], self.cache.prompt_tokens)  # the window's, if it is shorter
+        first = (self.lengths[:, None] - kept).clamp(min=0)
+        index = first + torch.arange(kept, device=q.device)
+        memory.keys[self.rows, :, :kept] = k[self.batch, index].transpose(1, 2)
+        memory.values[self.rows, :, :kept] = v[self.batch, index].transpose(1, 2)
+        return attend_documents(q, k, v, None, scale, window)    # padding comes last: no real token sees it
+
+    def conv(self, module, x):
+        """x (P, T, channels) -> the same shape."""
+        weight = module.conv1d.weight
+        width_before = weight.shape[-1] - 1
+        padded = F.pad(x, (0, 0, width_before, 0))
+        last = self.lengths[:, None] + torch.arange(width_before, device=x.device)
+        self.cache.layers[module].prompts.inputs[self.rows] = padded[self.batch, last]
+        return conv1d.causal_conv1d(x, weight, module.conv1d.bias)
+
+    def scan(self, module, x, dt, *terms):
+        """x (P, T, heads, head dim) -> the same shape."""
+        real = self.positions < self.lengths[:, None]
+        dt = dt * real[..., None]                         # padding leaves the state alone
+        y, state = ssd.ssd(x, dt, *terms, last=True)
+        self.cache.layers[module].prompts.state[self.rows] = state
+        return y
+
+
+# -- decode: a pass over one new token a sample --------------------------------------------------------------
+
 MASKED = -1e30                                            # finite: a row without any key must not become NaN
 
 
@@ -31,158 +191,105 @@ def attention(q, k, v, mask, scale):
     return out, lse[..., :q.shape[2]]
 
 
-def round_up(n, multiple=16):                             # the GPU's kernel wants aligned masks
-    return -(-n // multiple) * multiple
+class Decode:
+    """Passes over one new token a sample, as long as the samples in the batch stay the same. Attention is
+    computed in two parts: over the shared keys of the prompts, where all samples of a prompt are the queries
+    of one product, and over each sample's keys. Their log-sum-exps join them exactly."""
 
-
-class Cache:
-    """Memory of everything read so far. Attention: keys and values of the prompts, a row each, which their
-    samples share, and of the samples; with a window, only as many as can be seen (a ring). Mamba: the last
-    inputs of the convolution and the state, at the end of each prompt and of each sample."""
-
-    def __init__(self, model, prompts, samples, prompt_tokens, sample_tokens):
-        """Rows and tokens a row to make room for."""
-        window, weight = model.arch.window or math.inf, model.trunk[0].weight
-        self.rows = prompts, samples
-        self.sizes = [int(min(t, window)) for t in (prompt_tokens, sample_tokens)]
-        self.layers = {}                                  # module: [tensors of prompts, tensors of samples]
-        for module in model.modules():
-            if isinstance(module, Attention | Mamba):
-                self.layers[module] = [[torch.zeros(rows, *shape, dtype=dtype or weight.dtype,
-                                                    device=weight.device)
-                                        for shape, dtype in self.shapes(module, tokens)]
-                                       for rows, tokens in zip((prompts, samples), self.sizes, strict=True)]
-
-    @staticmethod
-    def shapes(module, tokens):
-        """What one row of a layer holds: [(shape, dtype or None for the weights')]."""
-        if isinstance(module, Attention):
-            return [((module.arch.K, round_up(tokens), module.arch.D), None)] * 2
-        channels, _, width = module.conv1d.weight.shape
-        sizes = module.sizes
-        return [((width - 1, channels), None), ((sizes.heads, sizes.head_dim, sizes.state), torch.float32)]
-
-    @classmethod
-    def row_bytes(cls, model, tokens):
-        """Bytes of one row with room for that many tokens, over all layers."""
-        tokens = int(min(tokens, model.arch.window or math.inf))
-        width = model.trunk[0].weight.itemsize
-        return sum(math.prod(shape) * (dtype.itemsize if dtype else width)
-                   for module in model.modules() if isinstance(module, Attention | Mamba)
-                   for shape, dtype in cls.shapes(module, tokens))
-
-    def move(self, which, source, target):
-        """Rows of the prompts (0) or the samples (1): from source to target, index tensors."""
-        for tensors in self.layers.values():
-            for t in tensors[which]:
-                t[target] = t[source]
-
-    def begin(self, prompt_rows, sample_rows):
-        """Samples begin where their prompts end: the Mamba states are copied, keys and values shared."""
-        for module, (prompts, samples) in self.layers.items():
-            if isinstance(module, Mamba):
-                for prompt, sample in zip(prompts, samples, strict=True):
-                    sample[sample_rows] = prompt[prompt_rows]
-
-
-class Reading:
-    """One pass over whole prompts, a row each, padded on the right: attention, convolution and scan as in
-    training; what they leave behind goes into the prompts' rows of the cache."""
-
-    def __init__(self, cache, rows, lengths):
-        self.cache, self.rows, self.lengths = cache, rows, lengths          # (B) int64 each, on the device
-        self.batch = torch.arange(len(rows), device=rows.device)[:, None]
-        self.positions = torch.arange(int(lengths.max()), device=rows.device)[None]
-
-    def attend(self, module, q, k, v, scale, window):
-        kept = min(k.shape[1], self.cache.sizes[0])                         # the window's, if it is shorter
-        index = (self.lengths[:, None] - kept).clamp(min=0) + torch.arange(kept, device=q.device)
-        for memory, new in zip(self.cache.layers[module][0], (k, v), strict=True):
-            memory[self.rows, :, :kept] = new[self.batch, index].transpose(1, 2)
-        return attend_documents(q, k, v, None, scale, window)    # padding comes last: no real token sees it
-
-    def conv(self, module, x):
-        weight = module.conv1d.weight
-        before = weight.shape[-1] - 1
-        last = self.lengths[:, None] + torch.arange(before, device=x.device)
-        self.cache.layers[module][0][0][self.rows] = F.pad(x, (0, 0, before, 0))[self.batch, last]
-        return conv1d.causal_conv1d(x, weight, module.conv1d.bias)
-
-    def scan(self, module, x, dt, *terms):
-        dt = dt * (self.positions < self.lengths[:, None])[..., None]       # padding leaves the state alone
-        y, state = ssd.ssd(x, dt, *terms, last=True)
-        self.cache.layers[module][0][1][self.rows] = state
-        return y
-
-
-class Writing:
-    """One new token a sample. Attention is computed in two parts, over the shared keys of the prompts, where
-    all samples of a prompt are the queries of one product, and over each sample's own; their log-sum-exps
-    join them exactly."""
-
-    def __init__(self, cache, arch, prompt_lengths, groups):
-        """prompt_lengths (P) of the prompts' rows; groups (B): each sample's prompt row; int64, on the
+    def __init__(self, cache, arch, prompt_lengths, prompt_of):
+        """prompt_lengths (P): tokens of the prompts; prompt_of (B): each sample's prompt row; int64, on the
         device."""
-        self.cache, self.window, self.groups, self.heads = cache, arch.window, groups, arch.H // arch.K
-        self.rows = torch.arange(len(groups), device=groups.device)
-        # members (P, n): the samples of each prompt, padded by any row; place (B): the inverse
-        order = torch.argsort(groups, stable=True)
-        sizes = torch.bincount(groups, minlength=len(prompt_lengths))
-        self.place = torch.empty_like(groups)
-        self.place[order] = self.rows - (sizes.cumsum(0) - sizes)[groups[order]]
-        self.members = torch.zeros(len(sizes), int(sizes.max()), dtype=torch.int64, device=groups.device)
-        self.members[groups, self.place] = self.rows
-        self.lengths, self.stored = prompt_lengths[groups], prompt_lengths.clamp(max=cache.sizes[0])
-        self.longest = int(self.stored.max())
-        self.prompt_tokens = round_up(self.longest)
-        self.index = torch.arange(round_up(max(cache.sizes)), device=groups.device)
-        self.exists = self.index[:self.prompt_tokens] < self.stored[:, None]
-        self.prompt_mask = self._additive(self.exists[:, None, None])       # (P, 1, 1, T)
+        device = prompt_of.device
+        self.cache = cache
+        self.window = arch.window
+        self.queries_per_kv = arch.H // arch.K
+        self.prompt_of = prompt_of
+        self.rows = torch.arange(len(prompt_of), device=device)
+        self._group_by_prompt(len(prompt_lengths))
+        self.tokens_before = prompt_lengths[prompt_of]
+        self.prompt_stored = prompt_lengths.clamp(max=cache.prompt_tokens)
+        self.longest_stored = int(self.prompt_stored.max())
+        self.prompt_width = round_up(self.longest_stored)
+        self.index = torch.arange(round_up(max(cache.prompt_tokens, cache.sample_tokens)), device=device)
+        self.prompt_exists = self.index[:self.prompt_width] < self.prompt_stored[:, None]
+        self.prompt_mask = self._additive(self.prompt_exists[:, None, None])        # (P, 1, 1, T)
 
-    def step(self, counts, most):
-        """counts (B) int64: each sample's own tokens, the one being read included; most: the largest of
-        them."""
-        kept = self.cache.sizes[1]
-        self.positions, self.at = (self.lengths + counts - 1)[:, None], (counts - 1) % kept     # maybe a ring
-        self.tokens = round_up(min(most, kept))
+    def _group_by_prompt(self, prompts):
+        """members (P, most samples of a prompt): the samples of each prompt, padded by any row; place (B):
+        where a sample stands among them."""
+        order = torch.argsort(self.prompt_of, stable=True)
+        sizes = torch.bincount(self.prompt_of, minlength=prompts)
+        first = sizes.cumsum(0) - sizes
+        self.place = torch.empty_like(self.prompt_of)
+        self.place[order] = self.rows - first[self.prompt_of[order]]
+        self.members = torch.zeros(prompts, int(sizes.max()), dtype=torch.int64, device=self.rows.device)
+        self.members[self.prompt_of, self.place] = self.rows
+
+    def advance(self, counts, longest):
+        """Makes ready for the next token. counts (B) int64: each sample's tokens, that one included; longest:
+        the largest of them."""
+        kept = self.cache.sample_tokens
+        self.positions = (self.tokens_before + counts - 1)[:, None]
+        self.slots = (counts - 1) % kept                  # where its key goes: a ring, if there is a window
+        self.sample_width = round_up(min(longest, kept))
         stored = counts.clamp(max=kept)[:, None]
-        self.mask = self._additive((self.index[:self.tokens] < stored)[:, None, None])
-        # what each sample still sees of its prompt, once the window has moved on; a row a query head
-        if self.window and self.longest + most > self.window:
-            from_ = (self.stored[:, None] + counts[self.members] - self.window)[..., None]
-            seen = self.exists[:, None] & (self.index[:self.prompt_tokens] >= from_)
-            seen = seen[:, None].repeat_interleave(self.heads, 2)           # (P, 1, n R, T)
-            self.prompt_mask = self._additive(seen)
-        return self
+        self.sample_mask = self._additive((self.index[:self.sample_width] < stored)[:, None, None])
+        if self.window and self.longest_stored + longest > self.window:
+            self._move_window(counts)
+
+    def _move_window(self, counts):
+        """What each sample still sees of its prompt, once the window has moved on."""
+        first_seen = self.prompt_stored[:, None] + counts[self.members] - self.window
+        seen = self.index[:self.prompt_width] >= first_seen[..., None]
+        seen = self.prompt_exists[:, None] & seen         # (P, samples, T)
+        seen = seen[:, None].repeat_interleave(self.queries_per_kv, 2)      # a row a query head
+        self.prompt_mask = self._additive(seen)           # (P, 1, samples x queries, T)
 
     def _additive(self, seen):
-        dtype = next(iter(self.cache.layers.values()))[0][0].dtype
-        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, MASKED)
+        mask = torch.zeros(seen.shape, dtype=self.cache.dtype, device=seen.device)
+        return mask.masked_fill_(~seen, MASKED)
 
     def attend(self, module, q, k, v, scale, window):
-        (B, _, _, D), K, (P, n) = q.shape, k.shape[2], self.members.shape
-        (prompt_k, prompt_v), (own_k, own_v) = self.cache.layers[module]
-        own_k[self.rows, :, self.at], own_v[self.rows, :, self.at] = k[:, 0], v[:, 0]
-        q = q.view(B, K, -1, D)                           # the query heads of a kv head as its queries
-        R, t, tp = q.shape[2], self.tokens, self.prompt_tokens
-        own, own_lse = attention(q, own_k[:B, :, :t], own_v[:B, :, :t], self.mask, scale)
-        q = q[self.members].transpose(1, 2).reshape(P, K, n * R, D)
-        out, lse = attention(q, prompt_k[:P, :, :tp], prompt_v[:P, :, :tp], self.prompt_mask, scale)
-        out = out.view(P, K, n, R, D)[self.groups, :, self.place]
-        lse = lse.view(P, K, n, R)[self.groups, :, self.place]
-        share = torch.sigmoid(lse.float() - own_lse.float())[..., None]
-        return torch.lerp(own.float(), out.float(), share).to(q.dtype).view(B, 1, -1, D)
+        """q (B, 1, H, D), k and v (B, 1, K, D) -> (B, 1, H, D)."""
+        batch, _, heads, head_dim = q.shape
+        kv_heads = k.shape[2]
+        prompts, per_prompt = self.members.shape
+        memory = self.cache.layers[module]
+        memory.samples.keys[self.rows, :, self.slots] = k[:, 0]
+        memory.samples.values[self.rows, :, self.slots] = v[:, 0]
+
+        # over a sample's tokens: the query heads of a kv head are its queries
+        q = q.view(batch, kv_heads, -1, head_dim)
+        keys = memory.samples.keys[:batch, :, :self.sample_width]
+        values = memory.samples.values[:batch, :, :self.sample_width]
+        sample_out, sample_lse = attention(q, keys, values, self.sample_mask, scale)
+
+        # over the prompts: the queries of all its samples at once
+        queries = q[self.members].transpose(1, 2).reshape(prompts, kv_heads, -1, head_dim)
+        keys = memory.prompts.keys[:prompts, :, :self.prompt_width]
+        values = memory.prompts.values[:prompts, :, :self.prompt_width]
+        out, lse = attention(queries, keys, values, self.prompt_mask, scale)
+        out = out.view(prompts, kv_heads, per_prompt, -1, head_dim)
+        lse = lse.view(prompts, kv_heads, per_prompt, -1)
+        prompt_out = out[self.prompt_of, :, self.place]
+        prompt_lse = lse[self.prompt_of, :, self.place]
+
+        prompt_share = torch.sigmoid(prompt_lse.float() - sample_lse.float())[..., None]
+        joined = torch.lerp(sample_out.float(), prompt_out.float(), prompt_share)
+        return joined.to(q.dtype).view(batch, 1, heads, head_dim)
 
     def conv(self, module, x):
-        state = self.cache.layers[module][1][0][:len(x)]
-        return conv1d.step(state, x[:, 0], module.conv1d.weight, module.conv1d.bias)[:, None]
+        """x (B, 1, channels) -> the same shape."""
+        inputs = self.cache.layers[module].samples.inputs[:len(x)]
+        return conv1d.step(inputs, x[:, 0], module.conv1d.weight, module.conv1d.bias)[:, None]
 
     def scan(self, module, x, dt, A, B, C, D):
-        state = self.cache.layers[module][1][1][:len(x)]
+        """x (B, 1, heads, head dim) -> the same shape."""
+        state = self.cache.layers[module].samples.state[:len(x)]
         return ssd.step(state, x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D)[:, None]
 
 
-# -- the embedded engine -------------------------------------------------------------------------------------
+# -- the engine ----------------------------------------------------------------------------------------------
 
 class TorchEngine:
     """Continuous batching in plain torch: a row that ends makes place for the next sample; a prompt is read
@@ -192,25 +299,34 @@ class TorchEngine:
     def __init__(self, model, *, context=0, max_batch=256, cache_gb=0.0, read_tokens=8192, progress=True):
         """model: a whole Model (not sharded), used as it is, weights shared. context: tokens of a prompt and
         its answer, 0 = what config.json says. max_batch: samples at a time. cache_gb: of keys, values and
-        states, 0 = half of what is free on a GPU, 4 on a CPU. read_tokens: of prompts at a time."""
-        sharded = [n for n, p in model.named_parameters() if isinstance(p, DTensor)]
-        if sharded:
-            raise InputError(f"the engine needs whole weights, but {sharded[0]} is sharded: give it a model "
-                             f"of its own, and push() the trainer's weights into it")
-        self.model, self.tokenizer = model, model.tokenizer
-        self.max_batch, self.progress = max_batch, progress
-        self.context, self.cache_gb, self.broken = context_of(model.arch, context), cache_gb, False
-        self.known, self.read_tokens = known_ids(model.arch, model.tokenizer), read_tokens
-        self.device, self.dtype = model.trunk[0].weight.device, model.trunk[0].weight.dtype
+        states, 0 = half of what is free on a GPU, 4 on a CPU. read_tokens: of prompts in one pass."""
+        for name, parameter in model.named_parameters():
+            if isinstance(parameter, DTensor):
+                raise InputError(f"the engine needs whole weights, but {name} is sharded: give it a model of "
+                                 f"its own, and push() the trainer's weights into it")
+        self.model = model
+        self.tokenizer = model.tokenizer
+        self.max_batch = max_batch
+        self.cache_gb = cache_gb
+        self.read_tokens = read_tokens
+        self.progress = progress
+        self.context = context_of(model.arch, context)
+        self.known = known_ids(model.arch, model.tokenizer)
+        weight = model.trunk.embed.weight
+        self.device = weight.device
+        self.dtype = weight.dtype
+        self.broken = False                               # half of the weights are new
 
     @torch.no_grad()
     def load_weights(self, pairs):
-        """pairs: (hub name, whole tensor) of every parameter, copied in place; see `checked`. After an error
-        the engine refuses to sample until all have come."""
-        own, self.broken = dict(self.model.named_parameters()), True
-        for name, tensor in checked(pairs, self.model.arch, {n: tuple(p.shape) for n, p in own.items()}):
-            if name in own:                               # not the tied head: it is the embedding
-                own[name].copy_(tensor)
+        """pairs: (hub name, whole tensor) of every parameter, copied in place; see `check_weights`. After an
+        error the engine refuses to sample until all have come."""
+        self.broken = True
+        parameters = dict(self.model.named_parameters())
+        shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+        for name, tensor in check_weights(pairs, self.model.arch, shapes):
+            if name in parameters:                        # not the tied head: it is the embedding
+                parameters[name].copy_(tensor)
         self.broken = False
 
     def sleep(self):
@@ -224,34 +340,6 @@ class TorchEngine:
     def close(self):
         pass
 
-    def _allocate(self, requests):
-        """A cache for as many samples at a time as the budget holds; and that number."""
-        n = len(requests[0].seeds)
-        prompt_tokens = max(len(r.ids) for r in requests)
-        own_tokens = max(r.room for r in requests)
-        a_prompt, a_sample = (Cache.row_bytes(self.model, t) for t in (prompt_tokens, own_tokens))
-
-        budget = self.cache_gb * 1e9
-        if not budget:
-            budget = torch.cuda.mem_get_info(self.device)[0] / 2 if self.device.type == "cuda" else 4e9
-        samples = min(self.max_batch, n * len(requests))
-        while samples:                                    # the first and the last prompt may be partly done
-            prompts = min(len(requests), samples, -(-samples // n) + 1)
-            if samples * a_sample + prompts * a_prompt <= budget:
-                break
-            samples -= 1
-        if not samples:
-            raise InputError(f"--cache_gb={budget / 1e9:g} does not hold one sample: a prompt of "
-                             f"{prompt_tokens} tokens and {own_tokens} new ones need "
-                             f"{(a_prompt + a_sample) / 1e9:.3g} GB; raise it, or lower --max_new_tokens")
-        # more prompts than that, if there is room: a prompt's row is free only when its last sample has ended
-        prompts = int(min(len(requests), samples, (budget - samples * a_sample) // a_prompt))
-        try:
-            return Cache(self.model, prompts, samples, prompt_tokens, own_tokens), samples
-        except RuntimeError as e:                         # torch.OutOfMemoryError is one, a CPU's has no name
-            raise InputError(f"--cache_gb={budget / 1e9:g}: the device has not that much left "
-                             f"({str(e).splitlines()[0]}); lower it") from None
-
     @torch.inference_mode()
     def generate(self, prompts, n=1, *, max_new_tokens, temperature=1.0, top_p=1.0, stop=None, seed=0,
                  keys=None, first=0, on_sample=None):
@@ -262,175 +350,299 @@ class TorchEngine:
         draws its noise from (seed, key, first + j). on_sample(i, j, sample): called as each one ends."""
         if self.broken:
             raise EngineError("the last load_weights() did not end well: load all weights before sampling")
-        requests, stops = plan(self, prompts, n, max_new_tokens, temperature, top_p, stop, seed, keys, first)
+        requests, stops = make_requests(self, prompts, n=n, max_new_tokens=max_new_tokens, stop=stop,
+                                        temperature=temperature, top_p=top_p, seed=seed, keys=keys,
+                                        first=first)
         if not requests:
             return []
-        batch = Batch(self, *self._allocate(requests), requests, stops, temperature, top_p, on_sample)
-        with tqdm(total=n * len(requests), unit="sample", leave=False, mininterval=1,
-                  disable=None if self.progress and os.environ.get("RANK", "0") == "0" else True) as bar:
-            while batch.admit():
-                bar.update(batch.sample())
-                batch.read_on()
+        batch = Batch(self, self.allocate(requests), requests, stops, temperature, top_p, on_sample)
+        shown = self.progress and os.environ.get("RANK", "0") == "0"
+        with tqdm(total=batch.unfinished, unit="sample", leave=False, mininterval=1,
+                  disable=None if shown else True) as bar:
+            while batch.unfinished:
+                bar.update(batch.step())
         return [request.samples for request in requests]
 
+    def allocate(self, requests):
+        """A cache for as many samples at a time as the budget holds."""
+        samples_per_prompt = len(requests[0].seeds)
+        prompt_tokens = max(len(request.ids) for request in requests)
+        sample_tokens = max(request.max_tokens for request in requests)
+        prompt_bytes = Cache.row_bytes(self.model, prompt_tokens)
+        sample_bytes = Cache.row_bytes(self.model, sample_tokens)
+        budget = self._cache_bytes()
 
-def squeeze(rows, ended):
-    """How to close the gaps when some of the first `rows` rows end: (rows left, from, to)."""
-    left, gone = rows - len(ended), set(ended)
-    return left, [r for r in range(left, rows) if r not in gone], sorted(r for r in gone if r < left)
+        samples = min(self.max_batch, samples_per_prompt * len(requests))
+        while samples:
+            full_prompts = -(-samples // samples_per_prompt)
+            # one more, since the first and the last may be partly done
+            prompts = min(len(requests), samples, full_prompts + 1)
+            if samples * sample_bytes + prompts * prompt_bytes <= budget:
+                break
+            samples -= 1
+        if not samples:
+            raise InputError(f"--cache_gb={budget / 1e9:g} does not hold one sample: a prompt of "
+                             f"{prompt_tokens} tokens and {sample_tokens} new ones need "
+                             f"{(prompt_bytes + sample_bytes) / 1e9:.3g} GB; raise it, or lower "
+                             f"--max_new_tokens")
+        # more prompts than that, if there is room: a prompt's row is free only when its last sample has ended
+        affordable = int((budget - samples * sample_bytes) // prompt_bytes)
+        prompts = min(len(requests), samples, affordable)
+        try:
+            return Cache(self.model, prompts, samples, prompt_tokens, sample_tokens)
+        except RuntimeError as e:                         # torch.OutOfMemoryError is one, a CPU's has no name
+            raise InputError(f"--cache_gb={budget / 1e9:g}: the device has not that much left "
+                             f"({str(e).splitlines()[0]}); lower it") from None
+
+    def _cache_bytes(self):
+        if self.cache_gb:
+            return self.cache_gb * 1e9
+        if self.device.type != "cuda":
+            return 4e9
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return free / 2
+
+
+# -- continuous batching -------------------------------------------------------------------------------------
+
+@dataclass
+class ActivePrompt:
+    """A prompt that has been read, and how far its samples are."""
+    request: Request
+    started: int = 0
+    ended: int = 0
+
+    def start(self, most):
+        """The indices of the samples that begin now, `most` of them or what is left."""
+        first = self.started
+        self.started = min(first + most, len(self.request.seeds))
+        return range(first, self.started)
+
+    def is_done(self):
+        return self.ended == len(self.request.samples)
+
+
+def compact(rows, removed):
+    """How the rows that stay fill the gaps when some of the first `rows` rows go: (from, to), two lists."""
+    left = rows - len(removed)
+    removed = set(removed)
+    source = [row for row in range(left, rows) if row not in removed]
+    target = sorted(row for row in removed if row < left)
+    return source, target
 
 
 class Batch:
-    """The samples being made. They fill the first rows of the cache: when one ends, the last row moves into
-    its place. The device holds the cache and the hidden states from which the next tokens will be drawn; all
-    else, numbers a row, is the host's."""
+    """The samples that are being made, of N new tokens at most. They fill the first rows of the cache: when
+    one ends, the last row moves into its place. So do the prompts in their rows.
 
-    def __init__(self, engine, cache, size, requests, stops, temperature, top_p, on_sample):
-        self.engine, self.model, self.cache, self.size = engine, engine.model, cache, size
-        self.stops, self.temperature, self.top_p, self.on_sample = stops, temperature, top_p, on_sample
-        self.longest_stop = max((len(s.encode()) for s in stops.strings), default=0)
-        for i, request in enumerate(requests):
-            request.index, request.samples = i, [None] * len(request.seeds)
-        self.waiting, self.rows, room = deque(requests), 0, max(r.room for r in requests)
-        head, width = self.model.trunk[3], self.model.arch.C
-        self.head = (self.model.trunk[0] if head is None else head).weight[:engine.known]
-        # by row of the prompts
-        self.open = []                                    # the requests that have been read
-        self.begun, self.ended = [], []                   # how many of their samples have
-        self.prompt_hidden = torch.zeros(cache.rows[0], width, dtype=engine.dtype, device=engine.device)
-        # by row of the samples
-        self.hidden = torch.zeros(size, width, dtype=engine.dtype, device=engine.device)
-        self.group, self.index, self.count, self.room = np.zeros((4, size), dtype=np.int64)
-        self.tokens, self.uniform = np.zeros((size, room), dtype=np.int64), np.zeros((size, room))
-        self.logprobs, self.now = np.zeros((size, room), dtype=np.float32), np.arange(size)
-        self.per_row = (self.group, self.index, self.count, self.room, self.tokens, self.logprobs,
-                        self.uniform)
+    By prompt row, P of them in use:
+        prompts         list[ActivePrompt]      where a prompt stands
+        prompt_hidden   (P, C)       device     the final norm's output at the prompt's last token
+    By sample row, the first `running` of them in use:
+        hidden          (B, C)       device     the final norm's output from which the next token is drawn
+        prompt_of       (B) int64    host       the sample's prompt row
+        sample_index    (B) int64    host       which of its prompt's samples it is
+        count           (B) int64    host       tokens it has
+        limit           (B) int64    host       tokens it may have
+        tokens          (B, N) int64 host       those tokens
+        logprobs        (B, N) fp32  host       and their log-probs
+        uniform         (B, N) fp64  host       the noise of each token, in [0, 1)
+    """
 
-    def admit(self):
-        """Begins waiting samples in free rows, a good number at a time (a pass over a single prompt costs as
-        much as a step of many rows). Returns whether there is any sample to go on with."""
-        free = self.size - self.rows
-        if self.rows and free < max(1, self.size // 8):
-            return True
-        starts = []                                       # (row of the prompt, index of the sample)
-        unread = len(self.open)
-        while len(starts) < free:
-            for p, request in enumerate(self.open):
-                more = min(len(request.samples) - self.begun[p], free - len(starts))
-                starts += [(p, self.begun[p] + j) for j in range(more)]
-                self.begun[p] += more
-            if not self.waiting or len(self.open) == self.cache.rows[0] or len(starts) == free:
-                break
-            self.open.append(self.waiting.popleft())
-            self.begun.append(0)
-            self.ended.append(0)
-        self.read(range(unread, len(self.open)))
-        if starts:
-            rows = range(self.rows, self.rows + len(starts))
-            for row, (p, j) in zip(rows, starts, strict=True):
-                request = self.open[p]
-                self.group[row], self.index[row], self.count[row], self.room[row] = p, j, 0, request.room
-                rng = np.random.default_rng(request.seeds[j])
-                self.uniform[row, :request.room] = rng.random(request.room)
-            rows, prompts = self.device(list(rows)), self.device([p for p, _ in starts])
-            self.hidden[rows] = self.prompt_hidden[prompts]
-            self.cache.begin(prompts, rows)
-            self.rows += len(starts)
-            self.writing = None
-        return self.rows > 0
+    def __init__(self, engine, cache, requests, stops, temperature, top_p, on_sample):
+        self.engine = engine
+        self.model = engine.model
+        self.cache = cache
+        self.stops = stops
+        self.temperature = temperature
+        self.top_p = top_p
+        self.on_sample = on_sample
+        self.longest_stop = max((len(string.encode()) for string in stops.strings), default=0)
+        embedding, _, _, head = self.model.trunk
+        self.head = (embedding if head is None else head).weight[:engine.known]
+        self.waiting = deque(requests)
+        self.unfinished = sum(len(request.seeds) for request in requests)
+        self.running = 0
+        self.decoding = None                              # a Decode, while the running samples stay the same
+
+        C = self.model.arch.C
+        self.prompts = []
+        self.prompt_hidden = torch.zeros(cache.prompt_rows, C, dtype=engine.dtype, device=engine.device)
+        B = cache.sample_rows
+        N = max(request.max_tokens for request in requests)
+        self.hidden = torch.zeros(B, C, dtype=engine.dtype, device=engine.device)
+        self.prompt_of = np.zeros(B, dtype=np.int64)
+        self.sample_index = np.zeros(B, dtype=np.int64)
+        self.count = np.zeros(B, dtype=np.int64)
+        self.limit = np.zeros(B, dtype=np.int64)
+        self.tokens = np.zeros((B, N), dtype=np.int64)
+        self.logprobs = np.zeros((B, N), dtype=np.float32)
+        self.uniform = np.zeros((B, N))
+        self.host_arrays = (self.prompt_of, self.sample_index, self.count, self.limit, self.tokens,
+                            self.logprobs, self.uniform)
+
+    def step(self):
+        """One token more for every running sample; waiting ones begin where rows are free. Returns how many
+        ended."""
+        self.decode()
+        new_prompts, new_samples = self.schedule()
+        self.prefill(new_prompts)
+        self.begin(new_samples)
+        ended = self.sample()
+        self.remove_samples(ended)
+        return len(ended)
 
     def device(self, numbers):
         return torch.as_tensor(numbers, device=self.engine.device)
 
-    def read(self, prompts):
-        """Passes over the prompts of these rows, those of a length together."""
-        prompts = deque(sorted(prompts, key=lambda p: -len(self.open[p].ids)))
-        while prompts:
-            longest = len(self.open[prompts[0]].ids)
-            together = max(1, self.engine.read_tokens // longest)
-            rows = [prompts.popleft() for _ in range(min(len(prompts), together))]
-            tokens = torch.zeros(len(rows), longest, dtype=torch.int64)
-            for i, p in enumerate(rows):
-                tokens[i, :len(self.open[p].ids)] = torch.tensor(self.open[p].ids)
-            lengths = self.device([len(self.open[p].ids) for p in rows])
-            rows = self.device(rows)
-            reading = Reading(self.cache, rows, lengths)
-            for h in self.model.stream(tokens.to(self.engine.device), cache=reading):
-                last = h                                  # not a list: that would keep every layer's
-            self.prompt_hidden[rows] = last[torch.arange(len(rows), device=last.device), lengths - 1]
+    def schedule(self):
+        """Chooses what begins now: the rows of new prompts, and (prompt row, index of the sample) of new
+        samples. A good number at a time, since a pass over a single prompt costs as much as a step of many
+        rows."""
+        free = self.cache.sample_rows - self.running
+        first_new = len(self.prompts)
+        starts = []
+        if free >= max(1, self.cache.sample_rows // 8) or not self.running:
+            for row, prompt in enumerate(self.prompts):
+                starts += [(row, index) for index in prompt.start(free - len(starts))]
+            while self.waiting and len(self.prompts) < self.cache.prompt_rows and len(starts) < free:
+                row, prompt = len(self.prompts), ActivePrompt(self.waiting.popleft())
+                starts += [(row, index) for index in prompt.start(free - len(starts))]
+                self.prompts.append(prompt)
+        return range(first_new, len(self.prompts)), starts
+
+    def prefill(self, prompt_rows):
+        """Reads the prompts of these rows, those of about one length in one pass."""
+        rows = sorted(prompt_rows, key=lambda row: -len(self.prompts[row].request.ids))
+        while rows:
+            longest = len(self.prompts[rows[0]].request.ids)
+            count = max(1, self.engine.read_tokens // longest)
+            self._prefill_pass(rows[:count], longest)
+            rows = rows[count:]
+
+    def _prefill_pass(self, rows, longest):
+        tokens = torch.zeros(len(rows), longest, dtype=torch.int64)
+        lengths = []
+        for i, row in enumerate(rows):
+            ids = self.prompts[row].request.ids
+            tokens[i, :len(ids)] = torch.tensor(ids)
+            lengths.append(len(ids))
+        rows = self.device(rows)
+        lengths = self.device(lengths)
+        last = self._forward(tokens.to(self.engine.device), Prefill(self.cache, rows, lengths))
+        self.prompt_hidden[rows] = last[torch.arange(len(rows), device=last.device), lengths - 1]
+
+    def begin(self, starts):
+        """Gives new samples the next free rows. starts: [(prompt row, index of the sample)]."""
+        if not starts:
+            return
+        first = self.running
+        self.running += len(starts)
+        for row, (prompt_row, index) in enumerate(starts, first):
+            request = self.prompts[prompt_row].request
+            self.prompt_of[row] = prompt_row
+            self.sample_index[row] = index
+            self.count[row] = 0
+            self.limit[row] = request.max_tokens
+            noise = np.random.default_rng(request.seeds[index])
+            self.uniform[row, :request.max_tokens] = noise.random(request.max_tokens)
+        prompt_rows = self.device(self.prompt_of[first:self.running])
+        sample_rows = torch.arange(first, self.running, device=self.engine.device)
+        self.hidden[sample_rows] = self.prompt_hidden[prompt_rows]
+        self.cache.begin_samples(prompt_rows, sample_rows)
+        self.decoding = None
+
+    def decode(self):
+        """Reads the token drawn last of every running sample."""
+        if not self.running:
+            return
+        if self.decoding is None:                         # other samples than at the step before
+            lengths = self.device([len(prompt.request.ids) for prompt in self.prompts])
+            prompt_of = self.device(self.prompt_of[:self.running])
+            self.decoding = Decode(self.cache, self.model.arch, lengths, prompt_of)
+        count = self.count[:self.running]
+        self.decoding.advance(self.device(count), int(count.max()))
+        drawn = self.tokens[np.arange(self.running), count - 1]
+        last = self._forward(self.device(drawn)[:, None], self.decoding)
+        self.hidden[:self.running] = last[:, 0]
+
+    def _forward(self, tokens, cache):
+        """The final norm's output (rows, T, C)."""
+        for h in self.model.stream(tokens, cache=cache):
+            last = h                                      # not a list: that would keep every layer's
+        return last
 
     def sample(self):
-        """Draws a token for every row and takes out the rows that have ended; returns how many have."""
-        now, B, stops = self.now[:self.rows], self.rows, self.stops
-        logits = project(self.hidden[:B], self.head, self.model.arch.logits_scale, None)
-        uniform = self.device(self.uniform[now, self.count[:B]])
-        ids, logprobs = draw(logits, uniform, self.temperature, self.top_p)
+        """Draws the next token of every running sample; returns the rows of those that it ends."""
+        rows = np.arange(self.running)
+        place = rows, self.count[:self.running]
+        logits = project(self.hidden[:self.running], self.head, self.model.arch.logits_scale, None)
+        ids, logprobs = draw(logits, self.device(self.uniform[place]), self.temperature, self.top_p)
         ids = ids.cpu().numpy()
-        self.tokens[now, self.count[:B]], self.logprobs[now, self.count[:B]] = ids, logprobs.cpu().numpy()
-        if np.isnan(self.logprobs[now, self.count[:B]]).any():
+        logprobs = logprobs.cpu().numpy()
+        if np.isnan(logprobs).any():
             raise InputError("the model's output is not a number: its weights hold NaN or inf, or overflow "
                              f"in {self.engine.dtype}")
-        self.count[:B] += 1
-        stopped = np.isin(ids, stops.ids)
-        if stops.strings:
-            stopped |= [self.says_stop(row) for row in now]
-        over = np.flatnonzero(stopped | (self.count[:B] == self.room[:B])).tolist()
-        for row in over:
-            p, j = self.group[row], int(self.index[row])
-            tokens = self.tokens[row, :self.count[row]].tolist()
-            reason = "stop" if stopped[row] else "length"
-            made = Sample(tokens, self.logprobs[row, :len(tokens)].tolist(), reason,
-                          stops.text(self.engine.tokenizer, tokens, reason))
-            self.open[p].samples[j] = made
-            self.ended[p] += 1
-            if self.on_sample:
-                self.on_sample(self.open[p].index, j, made)
-        if over:
-            self.close(over)
-        return len(over)
+        self.tokens[place] = ids
+        self.logprobs[place] = logprobs
+        self.count[:self.running] += 1
 
-    def says_stop(self, row):
+        stopped = np.isin(ids, self.stops.ids)
+        if self.stops.strings:
+            stopped |= [self._says_stop(row) for row in rows]
+        full = self.count[:self.running] == self.limit[:self.running]
+        ended = np.flatnonzero(stopped | full).tolist()
+        for row in ended:
+            self._finish(row, "stop" if stopped[row] else "length")
+        return ended
+
+    def _says_stop(self, row):
         """Whether the last token completed a stop string: a token is a byte at least, so few have to be
         read."""
-        tail = self.tokens[row, max(0, self.count[row] - self.longest_stop - 4):self.count[row]].tolist()
-        text = self.engine.tokenizer.decode(tail)
-        return any(s in text for s in self.stops.strings)
+        count = self.count[row]
+        first = max(0, count - self.longest_stop - 4)
+        text = self.engine.tokenizer.decode(self.tokens[row, first:count].tolist())
+        return any(string in text for string in self.stops.strings)
 
-    def close(self, over):
+    def _finish(self, row, reason):
+        """Hands a sample over."""
+        count = self.count[row]
+        tokens = self.tokens[row, :count].tolist()
+        logprobs = self.logprobs[row, :count].tolist()
+        text = self.stops.text(self.engine.tokenizer, tokens, reason)
+        sample = Sample(tokens, logprobs, reason, text)
+        prompt = self.prompts[self.prompt_of[row]]
+        index = int(self.sample_index[row])
+        prompt.request.samples[index] = sample
+        prompt.ended += 1
+        self.unfinished -= 1
+        if self.on_sample:
+            self.on_sample(prompt.request.index, index, sample)
+
+    def remove_samples(self, rows):
         """Takes rows out, and with the last sample of a prompt the prompt's row."""
-        self.rows, source, target = squeeze(self.rows, over)
+        if not rows:
+            return
+        source, target = compact(self.running, rows)
+        self.running -= len(rows)
+        self.decoding = None
         if source:
-            for numbers in self.per_row:
-                numbers[target] = numbers[source]
+            for array in self.host_arrays:
+                array[target] = array[source]
             source, target = self.device(source), self.device(target)
             self.hidden[target] = self.hidden[source]
-            self.cache.move(1, source, target)
-        done = [p for p, request in enumerate(self.open) if self.ended[p] == len(request.samples)]
-        if done:
-            left, source, target = squeeze(len(self.open), done)
-            for p, q in zip(source, target, strict=True):
-                self.group[:self.rows][self.group[:self.rows] == p] = q
-                for numbers in (self.open, self.begun, self.ended):
-                    numbers[q] = numbers[p]
-            for numbers in (self.open, self.begun, self.ended):
-                del numbers[left:]
-            if source:
-                source, target = self.device(source), self.device(target)
-                self.prompt_hidden[target] = self.prompt_hidden[source]
-                self.cache.move(0, source, target)
-        self.writing = None
+            self.cache.move_samples(source, target)
+        self._remove_prompts([row for row, prompt in enumerate(self.prompts) if prompt.is_done()])
 
-    def read_on(self):
-        """One step of the model over the tokens just drawn."""
-        if not self.rows:
-            return
-        if self.writing is None:                          # other rows than at the step before
-            lengths = self.device([len(request.ids) for request in self.open])
-            self.writing = Writing(self.cache, self.model.arch, lengths,
-                                   self.device(self.group[:self.rows]))
-        count = self.count[:self.rows]
-        phase = self.writing.step(self.device(count), int(count.max()))
-        tokens = self.device(self.tokens[self.now[:self.rows], count - 1])[:, None]
-        for h in self.model.stream(tokens, cache=phase):
-            last = h
-        self.hidden[:self.rows] = last[:, 0]
+    def _remove_prompts(self, rows):
+        source, target = compact(len(self.prompts), rows)
+        left = len(self.prompts) - len(rows)
+        prompt_of = self.prompt_of[:self.running]
+        for old, new in zip(source, target, strict=True):
+            prompt_of[prompt_of == old] = new
+            self.prompts[new] = self.prompts[old]
+        del self.prompts[left:]
+        if source:
+            source, target = self.device(source), self.device(target)
+            self.prompt_hidden[target] = self.prompt_hidden[source]
+            self.cache.move_prompts(source, target)

@@ -34,7 +34,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cli import InputError
-from engines.contract import EngineError, Sample, checked, context_of, known_ids, plan
+from engines.contract import EngineError, Sample, check_weights, context_of, known_ids, make_requests
 from engines.push import full_tensors
 from model import Folder, Model
 

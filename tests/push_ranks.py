@@ -24,18 +24,18 @@ def recipe(model):
     return {}
 
 
-def check(name, me, folder):
-    plain, trainer = load(f"random:{name}"), shard(load(f"random:{name}"), me.mesh, torch.bfloat16)
-    door = TorchEngine(load(f"random:{name}"), progress=False)
-    assert push(door, trainer) < 0.02                   # trainer in bf16, engine in fp32
+def check(name, ranks, folder):
+    plain, trainer = load(f"random:{name}"), shard(load(f"random:{name}"), ranks.mesh, torch.bfloat16)
+    engine = TorchEngine(load(f"random:{name}"), progress=False)
+    assert push(engine, trainer) < 0.02                   # trainer in bf16, engine in fp32
 
     # changed without a backward in between: a gathered copy of before must not be what is pushed or saved
     with torch.no_grad():
         for p, q in zip(plain.parameters(), dict(trainer.named_parameters()).values(), strict=True):
             p.mul_(1.5)
             (q.to_local() if p.ndim > 1 else q).mul_(1.5)
-    assert push(door, trainer) < 0.02
-    mine = dict(door.model.named_parameters())
+    assert push(engine, trainer) < 0.02
+    mine = dict(engine.model.named_parameters())
     assert all(torch.equal(mine[n], p) for n, p in plain.named_parameters())
     save(trainer, folder)
     torch.distributed.barrier()
@@ -44,33 +44,33 @@ def check(name, me, folder):
     assert all(torch.equal(saved[n], p) for n, p in plain.named_parameters())
 
     # stale on one rank: both are told, both keep their trainer's weights
-    if me.rank:
-        arrives = door.load_weights
+    if ranks.rank:
+        arrives = engine.load_weights
         old = {n: p.detach().clone() for n, p in mine.items() if "v_proj" in n}
-        door.load_weights = lambda pairs: arrives((n, old.get(n, t)) for n, t in pairs)
+        engine.load_weights = lambda pairs: arrives((n, old.get(n, t)) for n, t in pairs)
     with torch.no_grad():
         for n, p in trainer.named_parameters():
             if "v_proj" in n:
                 p.to_local().mul_(-9)
     try:
-        push(door, trainer)
+        push(engine, trainer)
         raise SystemExit("not caught")
     except StaleWeights as e:
         assert "v_proj.weight does not arrive" in str(e), e
     # an engine that fails on one rank
     def fails(*args, **more):
         raise EngineError("out of memory")
-    if me.rank:
-        door.load_weights, door.generate = arrives, fails
+    if ranks.rank:
+        engine.load_weights, engine.generate = arrives, fails
     try:
-        push(door, trainer)
+        push(engine, trainer)
         raise SystemExit("not caught")
     except EngineError as e:
-        assert str(e) == ("out of memory" if me.rank else "the engine of another rank failed")
+        assert str(e) == ("out of memory" if ranks.rank else "the engine of another rank failed")
 
 
 def main(cfg):
-    with join_ranks("cpu") as me:
+    with join_ranks("cpu") as ranks:
         for name in ("toy", "toy-nemotron-h"):
-            check(name, me, cfg.folder)
+            check(name, ranks, cfg.folder)
         print("all is well")

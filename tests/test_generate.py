@@ -28,14 +28,14 @@ EOS = 508
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """name -> folder of a tiny checkpoint with the toy tokenizer, made once."""
-    made = {}
+    folders = {}
 
     def get(name):
-        if name not in made:
-            made[name] = str(tmp_path_factory.mktemp(name))
-            make(name, made[name], **ROOMY)
-            write_tokenizer(made[name])
-        return made[name]
+        if name not in folders:
+            folders[name] = str(tmp_path_factory.mktemp(name))
+            make(name, folders[name], **ROOMY)
+            write_tokenizer(folders[name])
+        return folders[name]
     return get
 
 
@@ -52,12 +52,25 @@ def some_prompts(*lengths, seed=0):
 def worst(model, prompts, samples, temperature=1.0, top_p=1.0):
     """The largest difference of any token's log-prob from the plain forward pass. Where the mass reaches
     top_p to within rounding, the set may have one id more or less: the nearest of these sets counts."""
-    flat = [(ids, [one]) for ids, own in zip(prompts, samples, strict=True) for one in own]
-    ids, own = [ids for ids, _ in flat], [one for _, one in flat]
-    mine = torch.cat([torch.tensor(one[0].logprobs) for one in own])
-    sets = (top_p,) if top_p == 1 else (top_p - 1e-6, top_p, top_p + 1e-6)
-    return torch.stack([(torch.cat(score(model, ids, own, temperature, p)) - mine).abs() for p in sets]
-                       ).amin(0).max().item()
+    repeated = []                                         # score() takes one sample a prompt
+    alone = []
+    for ids, group in zip(prompts, samples, strict=True):
+        repeated += [ids] * len(group)
+        alone += [[sample] for sample in group]
+    engines = torch.cat([torch.tensor(sample.logprobs) for sample, in alone])
+    gaps = []
+    for mass in (top_p,) if top_p == 1 else (top_p - 1e-6, top_p, top_p + 1e-6):
+        expected = torch.cat(score(model, repeated, alone, temperature, mass))
+        gaps.append((expected - engines).abs())
+    return torch.stack(gaps).amin(0).max().item()
+
+
+def flat(samples):
+    return [sample for group in samples for sample in group]
+
+
+def tokens(samples):
+    return [[sample.tokens for sample in group] for group in samples]
 
 
 # -- equal to the plain forward pass -------------------------------------------------------------------------
@@ -74,12 +87,13 @@ def test_every_position_equals_the_forward_pass(name, folder):
         settings = dict(max_new_tokens=40, temperature=temperature, top_p=top_p, stop=stop, seed=3)
         samples = few.generate(prompts, 3, **settings)
         assert worst(model, prompts, samples, temperature, top_p) <= 1e-5
-        tokens = [s.tokens for own in samples for s in own]
-        assert max(map(max, tokens)) < KNOWN and len({len(t) for t in tokens}) > 5
-        assert all((s.finish_reason == "stop") == (s.tokens[-1] in stop) for own in samples for s in own)
+        assert max(max(sample.tokens) for sample in flat(samples)) < KNOWN
+        assert len({len(sample.tokens) for sample in flat(samples)}) > 5
+        for sample in flat(samples):
+            assert (sample.finish_reason == "stop") == (sample.tokens[-1] in stop)
         # other companions in the batch: the same tokens
         wide = TorchEngine(model, max_batch=64).generate(prompts[::-1], 3, **settings)[::-1]
-        assert [s.tokens for own in wide for s in own] == tokens
+        assert tokens(wide) == tokens(samples)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -102,37 +116,36 @@ def test_bf16(name, folder):
     prompts = some_prompts(5, 12)
     samples = TorchEngine(model).generate(prompts, max_new_tokens=30, stop=[])
     oracle = score(model, prompts, samples)
-    gap = torch.cat([row - torch.tensor(own[0].logprobs) for row, own in zip(oracle, samples, strict=True)])
-    assert gap.abs().mean() < 0.02 and gap.abs().max() < 0.2
+    engines = torch.cat([torch.tensor(sample.logprobs) for sample, in samples])
+    gap = (torch.cat(oracle) - engines).abs()
+    assert gap.mean() < 0.02 and gap.max() < 0.2
 
 
 def test_a_prompt_is_read_once_and_memory_keeps_to_its_budget(toy):
     prompts = some_prompts(50, 40, 30)
     seen, whole = [], TorchEngine(toy, progress=False)
-    hook = toy.trunk[0].register_forward_hook(lambda module, args, out: seen.append(args[0].shape))
+    hook = toy.trunk.embed.register_forward_hook(lambda module, args, out: seen.append(args[0].shape))
     expected = whole.generate(prompts, 8, max_new_tokens=6, stop=[])
     hook.remove()
     assert seen == [(3, 50)] + [(24, 1)] * 5              # the last token is drawn, not read
 
     # stragglers do not keep rows empty: with lengths of all kinds, most of them are at work
     busy = []
-    hook = toy.trunk[0].register_forward_hook(lambda module, args, out: busy.append(args[0].shape))
+    hook = toy.trunk.embed.register_forward_hook(lambda module, args, out: busy.append(args[0].shape))
     TorchEngine(toy, max_batch=16).generate(some_prompts(*[10] * 24), 4, max_new_tokens=100,
                                             stop=list(range(0, KNOWN, 20)))
     hook.remove()
     assert np.mean([rows for rows, width in busy if width == 1][:-30]) > 12
     budget = 4 * Cache.row_bytes(toy, 6) + 2 * Cache.row_bytes(toy, 50)
     small = TorchEngine(toy, cache_gb=budget / 1e9)
-    cache, rows = small._allocate(contract.plan(small, prompts, 8, 6, 1.0, 1.0, [], 0, None, 0)[0])
+    requests, _ = contract.make_requests(small, prompts, n=8, max_new_tokens=6, temperature=1.0, top_p=1.0,
+                                         stop=[], seed=0, keys=None, first=0)
+    cache = small.allocate(requests)
     held = sum(t.nbytes for pair in cache.layers.values() for tensors in pair for t in tensors)
-    assert rows == 4 and held <= budget
+    assert cache.sample_rows == 4 and held <= budget
     assert tokens(small.generate(prompts, 8, max_new_tokens=6, stop=[])) == tokens(expected)
     with pytest.raises(InputError, match="--cache_gb=0.0001 does not hold one sample: a prompt of 50 tok"):
         TorchEngine(toy, cache_gb=1e-4).generate(prompts, 8, max_new_tokens=6)
-
-
-def tokens(samples):
-    return [[s.tokens for s in own] for own in samples]
 
 
 # -- sampling ------------------------------------------------------------------------------------------------
@@ -185,23 +198,23 @@ def test_draw_inverts_the_cumulative_distribution():
 
 def test_samples_share_no_noise(toy):
     """Two samples of one prompt, of two prompts, of two steps agree no more often than chance."""
-    door = TorchEngine(toy)
+    sampler = TorchEngine(toy)
     prompts = some_prompts(8, 8, 8, 8)
 
-    def made(**more):
-        return np.array(tokens(door.generate(prompts, 4, max_new_tokens=64, stop=[], **more)))
+    def sampled(**more):
+        return np.array(tokens(sampler.generate(prompts, 4, max_new_tokens=64, stop=[], **more)))
 
-    a, b = made(seed=1), made(seed=2)
+    a, b = sampled(seed=1), sampled(seed=2)
     chance = 0.01                                         # untrained: nearly uniform over 512 ids, so 0.002
     for x, y in ((a, b), (a[:, :1], a[:, 1:]), (a[:1], a[1:]), (a[:-1, 1:], a[1:, :-1])):
         assert (x == y).mean() < chance
-    assert (a == made(seed=1)).all()
-    rest = door.generate(prompts, 2, max_new_tokens=64, stop=[], seed=1, first=2)
+    assert (a == sampled(seed=1)).all()
+    rest = sampler.generate(prompts, 2, max_new_tokens=64, stop=[], seed=1, first=2)
     assert (a[:, 2:] == np.array(tokens(rest))).all()     # an interrupted set of samples goes on
-    assert (made(seed=1, keys=[(7, i) for i in range(4)]) == a).mean() < chance
-    twice = tokens(door.generate(prompts[:1] * 2, max_new_tokens=64, stop=[], seed=1))
+    assert (sampled(seed=1, keys=[(7, i) for i in range(4)]) == a).mean() < chance
+    twice = tokens(sampler.generate(prompts[:1] * 2, max_new_tokens=64, stop=[], seed=1))
     assert twice[0] == a[0, :1].tolist() and twice[0] != twice[1]
-    arrays = door.generate([np.array(ids) for ids in prompts], np.int64(4), max_new_tokens=64, stop=[],
+    arrays = sampler.generate([np.array(ids) for ids in prompts], np.int64(4), max_new_tokens=64, stop=[],
                            seed=np.int32(1))
     assert (a == np.array(tokens(arrays))).all()
     seeds = {sample_seed(s, (p, 0), j) for s in range(10) for p in range(30) for j in range(30)}
@@ -212,7 +225,7 @@ def test_samples_share_no_noise(toy):
 def test_number_of_requests(count, toy):
     prompts = [[i % KNOWN, i // KNOWN] for i in range(count)]
     samples = TorchEngine(toy).generate(prompts, max_new_tokens=3, stop=[])
-    assert len(samples) == count and all(len(own[0].tokens) == 3 for own in samples)
+    assert [len(sample.tokens) for sample, in samples] == [3] * count
     if count:
         assert worst(toy, prompts, samples) <= 1e-5
         alone = TorchEngine(toy).generate(prompts[-1:], max_new_tokens=3, stop=[])
@@ -222,39 +235,40 @@ def test_number_of_requests(count, toy):
 # -- ends ----------------------------------------------------------------------------------------------------
 
 def test_stops(toy):
-    door, tok = TorchEngine(toy), toy.tokenizer
+    sampler, tok = TorchEngine(toy), toy.tokenizer
     ids = tok.encode("The")
-    free, = door.generate([ids], max_new_tokens=60, stop=[], seed=5)
-    whole, own = free[0], free[0].tokens
-    assert whole.finish_reason == "length" and len(own) == 60 and whole.text == tok.decode(own)
+    free, = sampler.generate([ids], max_new_tokens=60, stop=[], seed=5)
+    whole = free[0].tokens
+    assert free[0].finish_reason == "length" and len(whole) == 60 and free[0].text == tok.decode(whole)
 
     # an id ends the sample, belongs to it, and not to the text
-    again, = door.generate([ids], max_new_tokens=60, stop=[own[9]], seed=5)
-    cut = own.index(own[9]) + 1
-    assert again[0].tokens == own[:cut] and again[0].finish_reason == "stop"
-    assert again[0].text == tok.decode(own[:cut - 1])
+    again, = sampler.generate([ids], max_new_tokens=60, stop=[whole[9]], seed=5)
+    cut = whole.index(whole[9]) + 1
+    assert again[0].tokens == whole[:cut] and again[0].finish_reason == "stop"
+    assert again[0].text == tok.decode(whole[:cut - 1])
 
     # a string does when the text has it, be it spread over tokens; the text ends before it
-    text = tok.decode(own)
+    text = tok.decode(whole)
     for start, length in ((20, 3), (41, 9)):
         string = text[start:start + length]
         if "\ufffd" in string:
             continue
-        again, = door.generate([ids], max_new_tokens=60, stop=[string], seed=5)
+        again, = sampler.generate([ids], max_new_tokens=60, stop=[string], seed=5)
         assert again[0].text == text[:text.index(string)] and again[0].finish_reason == "stop"
-        made = again[0].tokens
-        assert made == own[:len(made)] and string in tok.decode(made) and string not in tok.decode(made[:-1])
+        ended = again[0].tokens
+        assert ended == whole[:len(ended)]
+        assert string in tok.decode(ended) and string not in tok.decode(ended[:-1])
 
     # by default the eos does; a stop on the last token possible is a stop
-    assert door.generate([ids], max_new_tokens=60, seed=5)[0][0].tokens == (
-        own[:own.index(EOS) + 1] if EOS in own else own)
-    last, = door.generate([ids], max_new_tokens=cut, stop=own[9], seed=5)
+    default, = sampler.generate([ids], max_new_tokens=60, seed=5)
+    assert default[0].tokens == (whole[:whole.index(EOS) + 1] if EOS in whole else whole)
+    last, = sampler.generate([ids], max_new_tokens=cut, stop=whole[9], seed=5)
     assert last[0].finish_reason == "stop" and len(last[0].tokens) == cut
 
 
 def test_the_context_cuts(toy):
-    door = TorchEngine(toy, context=20)
-    short, long_ = door.generate(some_prompts(3, 18), max_new_tokens=10, stop=[])
+    sampler = TorchEngine(toy, context=20)
+    short, long_ = sampler.generate(some_prompts(3, 18), max_new_tokens=10, stop=[])
     assert len(short[0].tokens) == 10 and len(long_[0].tokens) == 2 and long_[0].finish_reason == "length"
 
 
@@ -310,66 +324,69 @@ def disturb(model, kind, scale=1.0):
     return model
 
 
-STALE = [(name, kind) for name in ("llama-tied", "nemotron-h-8b", "granite-4-h-micro") for kind in
-         sorted({tensor_kind(n) for n, _ in load("random:" + {
-             "llama-tied": "toy", "nemotron-h-8b": "toy-nemotron-h", "granite-4-h-micro": "toy-h"}[name]
-         ).named_parameters()})]
+TOYS = {"llama-tied": "toy", "nemotron-h-8b": "toy-nemotron-h", "granite-4-h-micro": "toy-h"}
 
 
-@pytest.mark.parametrize("name, kind", STALE)
+def kinds_of(toy):
+    return sorted({tensor_kind(name) for name, _ in load(f"random:{toy}").named_parameters()})
+
+
+@pytest.mark.parametrize("name, kind", [(name, kind) for name, toy in TOYS.items() for kind in kinds_of(toy)])
 def test_push_is_fresh_and_a_stale_tensor_is_named(name, kind, folder):
     """One kind keeps its old values on the way: push() stops and names it."""
-    trainer, door = load(folder(name)), TorchEngine(load(folder(name)))
+    trainer, sampler = load(folder(name)), TorchEngine(load(folder(name)))
     prompts = some_prompts(20, 20, 20, 20)
-    assert push(door, trainer, prompts=prompts) < 1e-5
-    arrives, old = door.load_weights, dict(full_tensors(load(folder(name))))
+    assert push(sampler, trainer, prompts=prompts) < 1e-5
+    old = dict(full_tensors(load(folder(name))))
     disturb(trainer, kind)
     before = {n: p.clone() for n, p in trainer.named_parameters()}
-    door.load_weights = lambda pairs: arrives((n, old[n] if tensor_kind(n) == kind else t) for n, t in pairs)
+    arrives = sampler.load_weights
+    sampler.load_weights = lambda pairs: arrives(
+        (n, old[n] if tensor_kind(n) == kind else t) for n, t in pairs)
     with pytest.raises(StaleWeights, match=rf"pushed again: {kind} does not arrive") as e:
-        push(door, trainer, prompts=prompts)
+        push(sampler, trainer, prompts=prompts)
     assert str(e.value).count("does not arrive") == 1
     assert all(torch.equal(p, before[n]) for n, p in trainer.named_parameters())
-    door.load_weights = arrives
-    assert push(door, trainer, prompts=prompts) < 1e-5
+    sampler.load_weights = arrives
+    assert push(sampler, trainer, prompts=prompts) < 1e-5
 
 
 def test_a_push_cut_short_and_a_nan_are_caught(toy):
-    trainer, door = disturb(load("random:toy"), "self_attn.v_proj.weight"), TorchEngine(load("random:toy"))
-    arrives, calls = door.load_weights, []
+    trainer, sampler = disturb(load("random:toy"), "self_attn.v_proj.weight"), TorchEngine(load("random:toy"))
+    arrives, calls = sampler.load_weights, []
 
     def once(pairs):
         calls.append(1)
         if len(calls) > 1:
             arrives(pairs)
 
-    door.load_weights = once
+    sampler.load_weights = once
     with pytest.raises(StaleWeights, match="all arrive, .* That push was cut short"):
-        push(door, trainer)
-    door.load_weights = arrives
-    assert push(door, trainer, check=False) is None
+        push(sampler, trainer)
+    sampler.load_weights = arrives
+    assert push(sampler, trainer, check=False) is None
     with torch.no_grad():
-        trainer.trunk[2].weight.fill_(math.nan)
+        trainer.trunk.norm.weight.fill_(math.nan)
     with pytest.raises(InputError, match="not a number"):
-        push(door, trainer)
+        push(sampler, trainer)
 
 
 def test_load_weights_refuses_what_does_not_fit(toy):
-    door = TorchEngine(load("random:toy"))
+    sampler = TorchEngine(load("random:toy"))
     whole = dict(full_tensors(toy))
     name = "model.layers.0.mlp.up_proj.weight"
     with pytest.raises(InputError, match=f"1 of 38 tensors are missing, {name}"):
-        door.load_weights((n, t) for n, t in whole.items() if n != name)
+        sampler.load_weights((n, t) for n, t in whole.items() if n != name)
     with pytest.raises(EngineError, match="the last load_weights\\(\\) did not end well"):
-        door.generate([[1]], max_new_tokens=1)            # half of it is new
+        sampler.generate([[1]], max_new_tokens=1)            # half of it is new
     with pytest.raises(InputError, match="model has no such tensor; did you mean 'model.layers.0.mlp"):
-        door.load_weights([("model.layers.0.mlp.upproj.weight", whole[name])])
+        sampler.load_weights([("model.layers.0.mlp.upproj.weight", whole[name])])
     with pytest.raises(InputError, match=r"\[3\]: its shape is \[384, 128\]"):
-        door.load_weights([(name, torch.zeros(3))])
+        sampler.load_weights([(name, torch.zeros(3))])
     with pytest.raises(InputError, match="given twice"):
-        door.load_weights([(name, whole[name])] * 2)
-    door.load_weights([*whole.items(), ("lm_head.weight", whole["model.embed_tokens.weight"])])
-    assert worst(toy, [[1]], door.generate([[1]], max_new_tokens=4, stop=[])) < 1e-5
+        sampler.load_weights([(name, whole[name])] * 2)
+    sampler.load_weights([*whole.items(), ("lm_head.weight", whole["model.embed_tokens.weight"])])
+    assert worst(toy, [[1]], sampler.generate([[1]], max_new_tokens=4, stop=[])) < 1e-5
 
 
 def test_two_ranks_push_together(tmp_path):
