@@ -1,14 +1,40 @@
 """A row of a data set to the text that is trained on: one function a data set."""
 
-
 from cli import InputError
+
+# Stands in the key of every prepared source, beside the code that reads it (see rules.py). Raise it when
+# texts change though that code does not, as with another version of a library: every source is then tokenized
+# again.
+READERS = 1
 
 
 class Drop(Exception):
     """A row that is left out, and why."""
 
 
-# -- a row to its text -------------------------------------------------------------------------------------
+class NoUtf8(dict):
+    """A row whose text is no UTF-8: whoever takes a column of it drops the row."""
+
+    def __getitem__(self, column, default=None):
+        raise Drop("text is no UTF-8")
+
+    get = __contains__ = __getitem__
+
+
+def read_row(read, row, *lookups):
+    """read(row, *lookups), a text. Drop, too, for a row that is no object (None), or whose values have
+    another form than the data set's."""
+    if row is None:
+        raise Drop("no JSON object")
+    try:
+        return read(row, *lookups)
+    except InputError:
+        raise
+    except (TypeError, AttributeError, LookupError, ValueError, ArithmeticError) as e:
+        raise Drop(f"row of another form ({type(e).__name__})") from None
+
+
+# -- columns -----------------------------------------------------------------------------------------------
 
 def text_of(row, column="text"):
     """The column as it is. Drop where it is null, not a string, or empty."""
@@ -34,17 +60,26 @@ def number_of(row, column):
 def turns_of(row, column="messages"):
     """[(role, content)] of a conversation, {role, content} or {from, value}, system prompts left out. Drop
     where it is none, or where an utterance is missing."""
-    messages, names = row.get(column), {"human": "user", "gpt": "assistant"}
-    if not isinstance(messages, list) or not messages or not all(isinstance(m, dict) for m in messages):
+    messages = row.get(column)
+    if not isinstance(messages, list) or not messages:
         raise Drop(f"{column} is no conversation")
-    said = [(m.get("role", m.get("from")), m.get("content", m.get("value"))) for m in messages]
-    said = [(names.get(role, role), content) for role, content in said if role != "system"]
-    if not said or not all(isinstance(content, str) and content.strip() for _, content in said):
+    turns, other_names = [], {"human": "user", "gpt": "assistant"}
+    for message in messages:
+        if not isinstance(message, dict):
+            raise Drop(f"{column} is no conversation")
+        role = message.get("role", message.get("from"))
+        content = message.get("content", message.get("value"))
+        if role != "system":
+            turns.append((other_names.get(role, role), content))
+    if not turns or not all(isinstance(content, str) and content.strip() for _, content in turns):
         raise Drop(f"{column} lacks an utterance")
-    if not {role for role, _ in said} <= {"user", "assistant"} or "assistant" not in dict(said):
+    roles = {role for role, _ in turns}
+    if "assistant" not in roles or not roles <= {"user", "assistant"}:
         raise Drop(f"{column} is not of user and assistant")
-    return said
+    return turns
 
+
+# -- formats -----------------------------------------------------------------------------------------------
 
 def question_and_answer(row, column="messages"):
     """Reasoning data: question and answer joined by one line break (paper, section 3)."""
@@ -72,7 +107,9 @@ def ocr2_kept(row, questions):
     if number_of(row, "pass_rate") == -1:
         raise Drop("no tests")
     question = row.get("question")
-    return questions(row) if not isinstance(question, str) or question.strip() in ("", "-") else question
+    if isinstance(question, str) and question.strip() not in ("", "-"):
+        return question
+    return questions(row)
 
 
 def ocr2(row, questions):
@@ -101,6 +138,26 @@ def codex(row):
         raise Drop("thought without end")
     return text_of(row, "input") + "\n" + answer
 
+
+def codeforces(row):
+    """A problem of open-r1/codeforces as OpenCodeReasoning-2 put it to its model: sections and examples."""
+    sections = [text_of(row, "description")]
+    for title, column in (("Input", "input_format"), ("Output", "output_format")):
+        if row.get(column):
+            sections.append(f"{title}\n\n{row[column]}")
+    if row.get("examples"):
+        sections.append("Examples")
+        for example in row["examples"]:
+            for title, key in (("Input", "input"), ("Output", "output")):
+                if example.get(key):
+                    sections.append(f"{title}\n\n{example[key]}")
+    if row.get("note"):
+        sections.append("Note\n\n" + row["note"])
+    return "\n\n".join(sections)
+
+
+# -- your own files ----------------------------------------------------------------------------------------
+
 LOCAL_FORMS = (("text",), ("content",), ("messages",), ("conversations",), ("conversation",),
                ("question", "answer"), ("problem", "solution"), ("prompt", "response"),
                ("prompt", "completion"), ("instruction", "input", "output"), ("instruction", "output"),
@@ -108,40 +165,17 @@ LOCAL_FORMS = (("text",), ("content",), ("messages",), ("conversations",), ("con
 
 
 def local_text(row):
-    """What a row of one's own holds: the first of LOCAL_FORMS, its columns joined by a line break.
+    """The text of a row of your own files: the first of LOCAL_FORMS, its columns joined by a line break.
     Conversations are formatted as chat; an empty input of an instruction is left out."""
     for form in LOCAL_FORMS:
-        if all(column in row for column in form):
-            if form[0].startswith(("messages", "conversation")):
-                return chat(row, form[0])
-            return "\n".join(text_of(row, column) for column in form
-                             if column != "input" or form[0] == "input" or row[column])
+        if not all(column in row for column in form):
+            continue
+        if form[0].startswith(("messages", "conversation")):
+            return chat(row, form[0])
+        texts = []
+        for column in form:
+            is_optional = column == "input" and form[0] == "instruction"
+            if row[column] or not is_optional:
+                texts.append(text_of(row, column))
+        return "\n".join(texts)
     raise Drop("no column of text")
-
-
-def read_row(read, row, *more):
-    """read(row): Drop, too, for a row that is no object (None), or whose values have another form than the
-    data set's."""
-    if row is None:
-        raise Drop("no JSON object")
-    try:
-        return read(row, *more)
-    except InputError:
-        raise
-    except (TypeError, AttributeError, LookupError, ValueError, ArithmeticError) as e:
-        raise Drop(f"row of another form ({type(e).__name__})") from None
-
-
-def codeforces(row):
-    """A problem of open-r1/codeforces as OpenCodeReasoning-2 put it to its model: sections and examples."""
-    sections = [text_of(row, "description")]
-    sections += [f"{title}\n\n{row[column]}" for title, column in (("Input", "input_format"),
-                                                                   ("Output", "output_format"))
-                 if row.get(column)]
-    if row.get("examples"):
-        sections.append("Examples")
-        sections += [f"{title}\n\n{example[key]}" for example in row["examples"]
-                     for title, key in (("Input", "input"), ("Output", "output")) if example.get(key)]
-    if row.get("note"):
-        sections.append("Note\n\n" + row["note"])
-    return "\n\n".join(sections)

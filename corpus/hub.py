@@ -8,14 +8,19 @@ import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import NamedTuple
 
 from cli import InputError, human, write_atomic
 from corpus.files import file_kind, files_below, matches
 
-# -- the hub -----------------------------------------------------------------------------------------------
+# -- the client --------------------------------------------------------------------------------------------
+
+class Listing(NamedTuple):
+    """The data files of a part."""
+    repo: str                            # the id that answers
+    revision: str                        # the commit that the part's revision is
+    files: list[dict]                    # {"path", "size", "sha256"} sorted by path; sha256 None = not known
+
 
 class Hub:
     """Where data sets come from: the hub, another one by its URL, or a folder that holds copies of them as
@@ -23,26 +28,28 @@ class Hub:
     waits = (1, 2, 4, 8, 16, 32, 64, 128, 256)            # seconds between tries, where the hub names none
 
     def __init__(self, where="", token=None):
-        self.folder = where if where and "://" not in where else None
-        self.endpoint, self.token = (None if self.folder else where or None), token
+        is_url = "://" in where
+        self.folder = where if where and not is_url else None
+        self.endpoint = where if is_url else None
+        self.token = token
         if self.folder and not os.path.isdir(self.folder):
             raise InputError(f"--hub={where} is neither a folder nor a URL")
 
-    def patiently(self, call, repo, *args, **more):
+    def patiently(self, call, repo, *args, **options):
         """call(repo, ...), tried again when the hub is overloaded or asks to wait. InputError says what is
         gated, missing or out of reach."""
         from huggingface_hub.errors import (
             EntryNotFoundError,
             GatedRepoError,
             HfHubHTTPError,
+            HTTPError,
             LocalEntryNotFoundError,
             OfflineModeIsEnabled,
             RepositoryNotFoundError,
         )
-        unreachable = HfHubHTTPError.__bases__[0]         # the error of the HTTP library it is built on
-        for wait in (*self.waits, None):
+        for wait in (*self.waits, None):                  # None: the last try
             try:
-                return call(repo, *args, **more)
+                return call(repo, *args, **options)
             except GatedRepoError:
                 raise InputError(f"{repo} is gated: accept its terms at its page on the hub, then run "
                                  f"`hf auth login` (or set HF_TOKEN)") from None
@@ -53,58 +60,79 @@ class Hub:
                 if isinstance(e.__cause__, OfflineModeIsEnabled):
                     raise InputError(f"{repo}: HF_HUB_OFFLINE is set; unset it, or give a folder with a copy"
                                      ) from None
-                why = f"cannot be reached ({type(e.__cause__ or e).__name__})"
+                trouble = f"cannot be reached ({type(e.__cause__ or e).__name__})"
             except (RepositoryNotFoundError, EntryNotFoundError):
                 raise
             except HfHubHTTPError as e:
                 status = getattr(e.response, "status_code", None)
                 if status is not None and status != 429 and status < 500:
                     raise InputError(f"{repo}: the hub answers {status} ({str(e).splitlines()[0]})") from None
-                asked, why = getattr(e.response, "headers", {}).get("Retry-After", ""), f"answers {status}"
-                wait = float(asked) if wait is not None and asked.isdigit() else wait
-            except (unreachable, ConnectionError, TimeoutError) as e:
-                why = f"cannot be reached ({type(e).__name__})"
+                trouble = f"answers {status}"
+                retry_after = getattr(e.response, "headers", {}).get("Retry-After", "")
+                if wait is not None and retry_after.isdigit():
+                    wait = float(retry_after)
+            # HTTPError: of the HTTP library that huggingface_hub is built on, whichever it is
+            except (HTTPError, ConnectionError, TimeoutError) as e:
+                trouble = f"cannot be reached ({type(e).__name__})"
             if wait is None:
-                raise InputError(f"{repo}: the hub {why}, {len(self.waits) + 1} tries; run the command again "
-                                 f"later (it goes on), or give a copy: --hub=folder with {repo}/ in it")
-            print(f"{repo}: the hub {why}; next try in {wait:g} s", flush=True)
+                raise InputError(f"{repo}: the hub {trouble}, {len(self.waits) + 1} tries; run the command "
+                                 f"again later (it goes on), or give a copy: --hub=folder with {repo}/ in it")
+            print(f"{repo}: the hub {trouble}; next try in {wait:g} s", flush=True)
             time.sleep(wait)
 
     def list(self, part):
-        """(repo, revision, [{"path", "size", "sha256"}]) of a part's data files, sorted by path: the id that
-        answers and the commit that its revision is."""
-        for repo in (part.repo, *part.aliases):
-            if self.folder:
-                top = os.path.join(self.folder, repo)
-                if not os.path.isdir(top):
-                    continue
-                files = [{"path": f, "size": os.path.getsize(os.path.join(top, f)), "sha256": None}
-                         for f in files_below(top) if matches(f, part.files)]
-                revision = part.revision
-            else:
-                from huggingface_hub import HfApi
-                from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
-                api = HfApi(endpoint=self.endpoint, token=self.token)
-                top = os.path.dirname(part.files.split("*")[0]) or None
-                try:
-                    revision = self.patiently(api.dataset_info, repo, revision=part.revision).sha
-                    tree = self.patiently(lambda repo, api=api, top=top, revision=revision: list(
-                        api.list_repo_tree(repo, top, recursive=True, repo_type="dataset",
-                                           revision=revision)), repo)
-                except RepositoryNotFoundError:
-                    continue
-                except EntryNotFoundError:
-                    tree = []
-                files = [{"path": f.path, "size": f.size, "sha256": f.lfs.sha256 if f.lfs else None}
-                         for f in tree if hasattr(f, "size") and matches(f.path, part.files)]
-            if not files:
-                raise InputError(f"{repo} has no files {part.files} at {revision[:12]}; its layout has "
-                                 f"changed: edit its Part in corpus/registry.py")
-            return repo, revision, sorted(files, key=lambda f: f["path"])
-        raise InputError(f"{' / '.join((part.repo, *part.aliases))}: "
-                         + (f"--hub={self.folder} has no such folder" if self.folder else
-                            "the hub has no such data set, or it is gated: accept its terms at its page, "
-                            "then run `hf auth login`"))
+        """The Listing of a part's data files, of the first of its ids that answers. InputError where none
+        does, or has such files."""
+        ids = (part.repo, *part.aliases)
+        for repo in ids:
+            listing = self._list_copy(repo, part) if self.folder else self._list_online(repo, part)
+            if listing is None:
+                continue
+            if not listing.files:
+                raise InputError(f"{repo} has no files {part.files} at {listing.revision[:12]}; its layout "
+                                 f"has changed: edit its Part in corpus/registry.py")
+            listing.files.sort(key=lambda file: file["path"])
+            return listing
+        if self.folder:
+            reason = f"--hub={self.folder} has no such folder"
+        else:
+            reason = ("the hub has no such data set, or it is gated: accept its terms at its page, then run "
+                      "`hf auth login`")
+        raise InputError(f"{' / '.join(ids)}: {reason}")
+
+    def _list_copy(self, repo, part):
+        """The Listing of a copy in the folder, None where there is none."""
+        top = os.path.join(self.folder, repo)
+        if not os.path.isdir(top):
+            return None
+        paths = [path for path in files_below(top) if matches(path, part.files)]
+        files = [{"path": path, "size": os.path.getsize(os.path.join(top, path)), "sha256": None}
+                 for path in paths]
+        return Listing(repo, part.revision, files)
+
+    def _list_online(self, repo, part):
+        """The Listing of a data set of the hub, None where it has none of this id."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+        api = HfApi(endpoint=self.endpoint, token=self.token)
+        top = os.path.dirname(part.files.split("*")[0]) or None
+
+        def tree(repo):
+            return list(api.list_repo_tree(repo, top, recursive=True, repo_type="dataset", revision=revision))
+
+        try:
+            revision = self.patiently(api.dataset_info, repo, revision=part.revision).sha
+            entries = self.patiently(tree, repo)
+        except RepositoryNotFoundError:
+            return None
+        except EntryNotFoundError:
+            entries = []
+        files = []
+        for entry in entries:                             # folders have no size
+            if hasattr(entry, "size") and matches(entry.path, part.files):
+                sha256 = entry.lfs.sha256 if entry.lfs else None
+                files.append({"path": entry.path, "size": entry.size, "sha256": sha256})
+        return Listing(repo, revision, files)
 
     def fetch(self, repo, revision, file, folder):
         """One file into folder/path, whole or not at all, checked against size and checksum; what is there
@@ -133,25 +161,34 @@ class Hub:
         """The columns of one file of the hub, {name: type}: of parquet only the footer is read, of others
         the beginning."""
         path = file["path"]
-        if self.folder:
-            opened = open(os.path.join(self.folder, repo, path), "rb")
-        else:
-            from huggingface_hub import HfFileSystem
-            opened = self.patiently(
-                lambda repo: HfFileSystem(endpoint=self.endpoint, token=self.token).open(
-                    f"datasets/{repo}@{revision}/{path}", "rb", block_size=1 << 20), repo)
-        with opened as f:
-            if file_kind(path) == "parquet":
+        kind = file_kind(path)
+        with self._opened(repo, revision, path) as f:
+            if kind == "parquet":
+                import pyarrow.parquet as pq
                 return {field.name: str(field.type) for field in pq.ParquetFile(f).schema_arrow}
-            if file_kind(path) == "arrow":
+            if kind == "arrow":
+                import pyarrow as pa
                 return {field.name: str(field.type) for field in pa.ipc.open_stream(f).schema}
             if path.endswith(".gz"):
                 import gzip
                 f = gzip.GzipFile(fileobj=f)
-            line = f.readline()
-            row = json.loads(line if file_kind(path) == "jsonl" else line + f.read())
-            row = row[0] if isinstance(row, list) else row
-            return {name: type(value).__name__ for name, value in row.items()}
+            row = json.loads(f.readline() if kind == "jsonl" else f.read())
+        row = row[0] if isinstance(row, list) else row
+        return {name: type(value).__name__ for name, value in row.items()}
+
+    def _opened(self, repo, revision, path):
+        """A file of the hub, open for reading: only what is read of it is fetched."""
+        if self.folder:
+            return open(os.path.join(self.folder, repo, path), "rb")
+        from huggingface_hub import HfFileSystem
+        system = HfFileSystem(endpoint=self.endpoint, token=self.token)
+        return self.patiently(
+            lambda repo: system.open(f"datasets/{repo}@{revision}/{path}", "rb", block_size=1 << 20), repo)
+
+
+# -- which files -------------------------------------------------------------------------------------------
+
+MARGIN = 1.1                                              # tokens got for each one that is needed: for luck
 
 
 def shuffled(files, seed, repo):
@@ -161,44 +198,81 @@ def shuffled(files, seed, repo):
     return sorted(files, key=key)
 
 
-def choose(files, part, need, seed, margin=1.1):
+def choose(files, part, need, seed):
     """The first files of the shuffled list that should hold `need` billions of tokens, a tenth more for luck;
     all, where the part's tokens are not known or it is drawn from as a whole."""
-    order = shuffled(files, seed, part.repo)
-    total, taken = sum(f["size"] for f in files), 0
-    if part.tokens is None or part.draw or need * margin >= part.tokens or not total:
-        return order
-    for n, file in enumerate(order, 1):
+    in_order = shuffled(files, seed, part.repo)
+    total = sum(file["size"] for file in files)
+    if part.tokens is None or part.draw or need * MARGIN >= part.tokens or not total:
+        return in_order
+    taken = 0
+    for n, file in enumerate(in_order, 1):
         taken += file["size"]
-        if part.tokens * taken / total >= need * margin:
-            return order[:n]
-    return order
+        if part.tokens * taken / total >= need * MARGIN:
+            return in_order[:n]
+    return in_order
 
+
+class Download(NamedTuple):
+    """What `need` billions of tokens of a part take."""
+    files: str                           # "all", "3 of 40", or "?"
+    gigabytes: float | None              # None = not known
+
+
+def estimate(part, need, hub=None):
+    """The Download of a part: exact where a hub is there to be asked, else by the sizes on its card."""
+    if hub:
+        files = hub.list(part).files
+        chosen = choose(files, part, need, 1)
+        return Download(f"{len(chosen)} of {len(files)}", sum(file["size"] for file in chosen) / 1e9)
+    share = 1 if part.tokens is None or part.draw else min(1, need * MARGIN / part.tokens)
+    return Download("all" if share == 1 else "?", part.gb and part.gb * share)
+
+
+class Check(NamedTuple):
+    """A part as the hub has it."""
+    listing: Listing
+    columns: dict[str, str]              # {name: type} of one of its files
+    missing: list[str]                   # columns that the part needs and the file lacks
+
+
+def check_part(hub, part):
+    """The Check of a part by the first of its files. InputError, OSError or ValueError where there is none
+    or it cannot be read."""
+    listing = hub.list(part)
+    first = shuffled(listing.files, 1, part.repo)[0]
+    columns = hub.columns(listing.repo, listing.revision, first)
+    return Check(listing, columns, [column for column in part.columns if column not in columns])
+
+
+# -- downloads ---------------------------------------------------------------------------------------------
 
 def get_part(hub, name, part, need, raw, seed, connections=4):
     """Downloads what `need` billions of tokens of a part take to raw/name; goes on where a killed call
     stopped. raw/name/get.json says what was chosen: data set, commit, files, sizes."""
     folder = os.path.join(raw, name)
-    lock = os.path.join(folder, "get.json")
-    had = read_lock(folder)
-    if had and part.revision not in ("main", had["revision"]):
-        raise InputError(f"{folder} holds revision {had['revision'][:12]} of {had['repo']}, "
+    lock = read_lock(folder)
+    if lock and part.revision not in ("main", lock["revision"]):
+        raise InputError(f"{folder} holds revision {lock['revision'][:12]} of {lock['repo']}, "
                          f"corpus/registry.py names {part.revision[:12]}; remove the folder, or name the "
                          f"other --raw")
-    if had and had["seed"] != seed:
-        raise InputError(f"{folder} was chosen with --seed={had['seed']}, not {seed}; give that seed, or "
+    if lock and lock["seed"] != seed:
+        raise InputError(f"{folder} was chosen with --seed={lock['seed']}, not {seed}; give that seed, or "
                          f"another --raw")
-    pinned = dataclasses.replace(part, revision=had["revision"]) if had and not hub.folder else part
-    repo, revision, files = hub.list(pinned)
+    if lock and not hub.folder:
+        part = dataclasses.replace(part, revision=lock["revision"])
+    repo, revision, files = hub.list(part)
     chosen = choose(files, part, need, seed)
-    if had and len(had["files"]) > len(chosen):           # an earlier, larger plan
-        chosen = had["files"]
+    if lock and len(lock["files"]) > len(chosen):         # an earlier, larger plan
+        chosen = lock["files"]
     os.makedirs(folder, exist_ok=True)
-    write_atomic(lock, json.dumps({"repo": repo, "revision": revision, "seed": seed, "of": len(files),
-                                   "files": chosen}, indent=1))
-    size, stop = sum(f["size"] for f in chosen), threading.Event()
-    print(f"{name}: {len(chosen)} of {len(files)} files, {human(size)}B of {repo} at {revision[:12]}"
-          + (f" (stands in for {part.stand_in})" if part.stand_in else ""), flush=True)
+    write_atomic(os.path.join(folder, "get.json"), json.dumps(
+        {"repo": repo, "revision": revision, "seed": seed, "of": len(files), "files": chosen}, indent=1))
+    size = sum(file["size"] for file in chosen)
+    note = f" (stands in for {part.stand_in})" if part.stand_in else ""
+    print(f"{name}: {len(chosen)} of {len(files)} files, {human(size)}B of {repo} at {revision[:12]}{note}",
+          flush=True)
+    stop = threading.Event()
 
     def fetch(file):
         if not stop.is_set():
@@ -209,8 +283,8 @@ def get_part(hub, name, part, need, raw, seed, connections=4):
     with ThreadPoolExecutor(connections) as pool, \
             tqdm(total=size, unit="B", unit_scale=True, desc=name, disable=None, leave=False) as bar:
         try:
-            for done in pool.map(fetch, chosen):
-                bar.update(done)
+            for fetched_bytes in pool.map(fetch, chosen):
+                bar.update(fetched_bytes)
         finally:
             stop.set()
 
@@ -229,24 +303,25 @@ def read_lock(folder):
 def is_there(raw, name):
     """Whether a part was got whole, or put under raw/name by hand; a killed get_part left get.json alone."""
     folder = os.path.join(raw, name)
-    had = read_lock(folder)
-    return os.path.isdir(folder) if had is None else all(
-        os.path.exists(os.path.join(folder, f["path"])) for f in had["files"])
+    lock = read_lock(folder)
+    if lock is None:
+        return os.path.isdir(folder)
+    return all(os.path.exists(os.path.join(folder, file["path"])) for file in lock["files"])
 
 
 def raw_files(raw, name, part):
     """The files of a part under raw/name, sorted: those get.json names (all have to be there), or, where
     files were put there by hand, all that the part's glob matches."""
     folder = os.path.join(raw, name)
-    had = read_lock(folder)
-    if had:
-        files = sorted(os.path.join(folder, f["path"]) for f in had["files"])
-        absent = [f for f in files if not os.path.exists(f)]
+    lock = read_lock(folder)
+    if lock:
+        files = sorted(os.path.join(folder, file["path"]) for file in lock["files"])
+        absent = [file for file in files if not os.path.exists(file)]
         if absent:
             raise InputError(f"{absent[0]} is missing ({len(absent)} of {len(files)} files are); run "
                              f"`python data.py get` again, it goes on")
         return files
-    found = sorted(os.path.join(folder, f) for f in files_below(folder) if matches(f, part.files))
-    if not found:
+    files = sorted(os.path.join(folder, file) for file in files_below(folder) if matches(file, part.files))
+    if not files:
         raise InputError(f"{folder} holds no {part.files} of {part.repo}; run `python data.py get` first")
-    return found
+    return files

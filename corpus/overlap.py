@@ -3,35 +3,30 @@
 import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
 import re
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
-from itertools import repeat
+from itertools import pairwise, repeat
+from typing import NamedTuple
 
 import numpy as np
 
 from cli import InputError, write_atomic
+from corpus.hashes import GOLDEN
 from corpus.shards import Source, prepared
-from corpus.workers import end_with_parent
+from corpus.workers import workers
 
-# -- apart from the benchmarks -----------------------------------------------------------------------------
+# -- grams -------------------------------------------------------------------------------------------------
+
 WORDS = re.compile(r"[^\W_]+")
-
 GRAM = 13                                                 # words in a row; the usual choice, GPT-3's too
-
 SHORTEST = 5                                              # words of a text that is compared as a whole; ours
-
 BOILERPLATE = 3                                           # texts that share a gram which is a phrase; ours
-
-FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
 @lru_cache(1 << 18)
-def _word(word):
+def _word_hash(word):
     return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
 
 
@@ -42,12 +37,13 @@ def words_of(text):
 
 def polynomials(hashes, sizes):
     """For each n of the increasing sizes, the hash of every n neighbours of word hashes (uint64 array): a
-    polynomial in FACTOR, mod 2^64. Yields uint64 arrays, shorter by n - 1 or empty."""
-    total = hashes
+    polynomial in GOLDEN, mod 2^64. Yields uint64 arrays, shorter by n - 1 or empty."""
+    neighbours = hashes
     for n in range(1, max(sizes, default=0) + 1):
-        total = total[:-1] * FACTOR + hashes[n - 1:] if n > 1 else total
+        if n > 1:
+            neighbours = neighbours[:-1] * GOLDEN + hashes[n - 1:]
         if n in sizes:
-            yield total
+            yield neighbours
 
 
 def grams(text, n=GRAM):
@@ -57,127 +53,133 @@ def grams(text, n=GRAM):
     n = min(n, len(words))
     if n < SHORTEST:
         return set()
-    [found] = polynomials(np.array([_word(w) for w in words], dtype=np.uint64), [n])
-    return set(found.tolist())
+    hashes = np.array([_word_hash(word) for word in words], dtype=np.uint64)
+    [values] = polynomials(hashes, [n])
+    return set(values.tolist())
 
 
 def distinct_grams(texts):
-    """(the grams of some problems, how many more are phrases). A phrase is what 3 or more of them share,
+    """(the grams of some problems, how many others are phrases). A phrase is what 3 or more of them share,
     equal ones counted once: the form of a statement ("the first line contains a single integer t, the number
     of test cases") would drop most of Codeforces."""
-    found = Counter(g for t in {" ".join(words_of(t)) for t in texts} for g in grams(t))
-    own = {g for g, k in found.items() if k < BOILERPLATE}
-    return own, len(found) - len(own)
+    different = {" ".join(words_of(text)) for text in texts}
+    counts = Counter(gram for text in different for gram in grams(text))
+    distinct = {gram for gram, count in counts.items() if count < BOILERPLATE}
+    return distinct, len(counts) - len(distinct)
 
+
+# -- apart from the benchmarks -----------------------------------------------------------------------------
 
 def index_of(benchmarks):
     """({gram: name}, {name: counts}) of {name: texts}, each name's phrases left out."""
     index, counts = {}, {}
     for name, texts in sorted(benchmarks.items()):
-        own, phrases = distinct_grams(texts)
-        counts[name] = {"problems": len(texts), "without text": texts.count(""), "grams": len(own),
+        distinct, phrases = distinct_grams(texts)
+        counts[name] = {"problems": len(texts), "without text": texts.count(""), "grams": len(distinct),
                         "phrases left out": phrases}
-        for g in own:
-            index.setdefault(g, name)
+        for gram in distinct:
+            index.setdefault(gram, name)
     return index, counts
 
 
 def contaminated(prompt, index):
     """(whether a prompt shares a gram with the index, the benchmark's name or ""); of several benchmarks the
     first by name."""
-    name = min((index[g] for g in grams(prompt) if g in index), default="")
+    name = min((index[gram] for gram in grams(prompt) if gram in index), default="")
     return name != "", name
 
-# -- benchmark problems in the training data ---------------------------------------------------------------
-PIECE = 1 << 22                                           # tokens that a process searches in one go: seconds
 
+# -- benchmark problems in the training data ---------------------------------------------------------------
+
+PIECE = 1 << 22                                           # tokens that a process searches in one go: seconds
 BATCH = 1 << 16                                           # tokens whose words are hashed at once
 
 
-def cuts(offsets, tokens):
-    """Where to cut documents, given by their offsets, into runs of about `tokens` tokens: the number of the
-    first of each run, and the end."""
-    every = np.arange(offsets[0], offsets[-1], tokens)
-    return np.unique([*np.searchsorted(offsets, every), len(offsets) - 1]).tolist()
+def runs(offsets, tokens):
+    """Documents, given by their offsets, in runs of about `tokens` tokens: (first, end) document of each."""
+    starts = np.arange(offsets[0], offsets[-1], tokens)
+    documents = np.unique([*np.searchsorted(offsets, starts), len(offsets) - 1])
+    return list(pairwise(documents.tolist()))
+
+
+class Piece(NamedTuple):
+    """What a process searches in one go."""
+    source: str
+    shard: int                           # number of the train shard
+    first: int                           # documents first .. end of it
+    end: int
+    tokens: int
 
 
 class Search:
-    """Which of some grams stand in documents of prepared sources. Pickled once for each process of a pool."""
+    """Which of some grams stand in documents of prepared sources."""
 
     def __init__(self, texts, wanted, folder, tokenizer):
         """wanted: grams of the texts."""
-        texts = [words_of(t) for t in texts]
+        words = [words_of(text) for text in texts]
         self.wanted, self.folder, self.tokenizer = wanted, folder, tokenizer
-        self.sizes = sorted({min(GRAM, len(t)) for t in texts if len(t) >= SHORTEST})
-        self.hash_of = {w: _word(w) for t in texts for w in t}
+        self.sizes = sorted({min(GRAM, len(text)) for text in words if len(text) >= SHORTEST})
+        self.hash_of = {word: _word_hash(word) for text in words for word in text}
         # By the first 22 bits: leaves one in ten of what is not wanted, ten times as fast as np.searchsorted
         self.perhaps = np.zeros(1 << 22, dtype=bool)
-        self.perhaps[np.array([g >> 42 for g in wanted], dtype=np.int64)] = True
+        self.perhaps[np.array([gram >> 42 for gram in wanted], dtype=np.int64)] = True
 
-    def __call__(self, piece):
-        """piece: name of a source, number of its train shard, first document, the one after the last."""
-        name, shard, first, end = piece
-        tokens, offsets, _ = Source(self.folder, name, only=("train",)).maps["train"]
-        offsets, found = offsets[shard][first:end + 1], set()
-        at = cuts(offsets, BATCH)
-        for a, b in zip(at, at[1:], strict=False):
-            ends = offsets[a:b + 1]
-            found |= self.batch(tokens[shard][ends[0]:ends[-1]].tolist(), (ends - ends[0]).tolist())
-        return found
+    def in_piece(self, piece):
+        """The set of the grams in a Piece."""
+        train = Source(self.folder, piece.source, only=("train",)).maps["train"]
+        tokens = train.tokens[piece.shard]
+        offsets = train.offsets[piece.shard][piece.first:piece.end + 1]
+        met = set()
+        for first, end in runs(offsets, BATCH):
+            bounds = offsets[first:end + 1]
+            met |= self.in_documents(tokens[bounds[0]:bounds[-1]].tolist(), (bounds - bounds[0]).tolist())
+        return met
 
-    def batch(self, ids, ends):
-        """ids: of documents end to end, with what separates them. ends: where each starts, and the end."""
-        before, after = len(self.tokenizer.before), len(self.tokenizer.after)
+    def in_documents(self, ids, bounds):
+        """The set of the grams in documents, whose ids lie end to end. bounds: where each starts, and the
+        end."""
         hashes = []                                       # 0: a word that no text has, and between documents
-        for a, b in zip(ends, ends[1:], strict=False):
-            text = self.tokenizer.decode(ids[a + before:b - after])
+        front = len(self.tokenizer.bos_ids)
+        for start, end in pairwise(bounds):
+            text = self.tokenizer.decode(ids[start + front:end - 1])           # without bos and eos
             hashes.extend(map(self.hash_of.get, words_of(text), repeat(0)))
             hashes.append(0)
-        hashes, found = np.array(hashes, dtype=np.uint64), set()
-        for some in polynomials(hashes, self.sizes):
-            found.update(self.wanted.intersection(some[self.perhaps[some >> np.uint64(42)]].tolist()))
-        return found
-
-_worker = {}                                              # of a process of the pool: its Search
-
-
-def _start_worker(search):
-    end_with_parent()
-    _worker["search"] = search
+        met = set()
+        for values in polynomials(np.array(hashes, dtype=np.uint64), self.sizes):
+            candidates = values[self.perhaps[values >> np.uint64(42)]]
+            met.update(self.wanted.intersection(candidates.tolist()))
+        return met
 
 
-def _search(piece):
-    return _worker["search"](piece)
-
-
-def _scan(search, sources, workers, progress):
-    """{name: set of the grams in the train documents of the source}."""
-    pieces, sizes = [], []
+def _pieces(sources):
+    pieces = []
     for source in sources:
-        for shard, offsets in enumerate(source.maps["train"][1]):
-            at = cuts(offsets, PIECE)
-            pieces += [(source.name, shard, a, b) for a, b in zip(at, at[1:], strict=False)]
-            sizes += np.diff(offsets[at]).tolist()
-    # few tokens are searched here: a process takes as long to start as to search a piece
-    done, total = 0, sum(sizes)
-    workers = min(workers or os.cpu_count() or 1, 1 + total // PIECE)
-    found, context = {source.name: set() for source in sources}, multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["corpus.overlap"])
-    pool = workers > 1 and ProcessPoolExecutor(workers, context, _start_worker, (search,))
-    try:
-        results = pool.map(_search, pieces) if pool else map(search, pieces)
-        for piece, size, result in zip(pieces, sizes, results, strict=True):
-            found[piece[0]] |= result
-            done += size
+        for shard, offsets in enumerate(source.maps["train"].offsets):
+            pieces += [Piece(source.name, shard, first, end, int(offsets[end] - offsets[first]))
+                       for first, end in runs(offsets, PIECE)]
+    return pieces
+
+
+def _scan(search_args, sources, processes, progress):
+    """{name: set of the grams in the train documents of the source}. search_args: those of Search."""
+    pieces = _pieces(sources)
+    total = sum(piece.tokens for piece in pieces)
+    # A process takes as long to start as to search a piece: few tokens are searched in this one.
+    processes = min(processes or os.cpu_count() or 1, 1 + total // PIECE)
+    met = {source.name: set() for source in sources}
+    done = 0
+    with contextlib.ExitStack() as stack:
+        if processes > 1:
+            pool = stack.enter_context(workers(processes, Search, search_args))
+            results = pool.map(Search.in_piece, pieces)
+        else:
+            results = map(Search(*search_args).in_piece, pieces)
+        for piece, grams_met in zip(pieces, results, strict=True):
+            met[piece.source] |= grams_met
+            done += piece.tokens
             if progress:
                 progress(done, total)
-    except BrokenProcessPool:
-        raise InputError(f"--workers={workers}: a worker was killed, most likely for memory; run the command "
-                         f"again with fewer") from None
-    finally:
-        if pool:
-            pool.shutdown(cancel_futures=True)
-    return found
+    return met
 
 
 def training_sources(folder, tokenizer):
@@ -192,12 +194,12 @@ def training_sources(folder, tokenizer):
     return sources
 
 
-def seen_in_training(texts, folder, tokenizer, workers=0, progress=None):
+def seen_in_training(texts, folder, tokenizer, processes=0, progress=None):
     """Which problems share a gram with the train documents of a prepared folder; phrases do not count, and a
     problem of 5 to 12 words has to stand in a document as a whole.
 
     texts: {id: statement}. tokenizer: the one the folder was prepared with (the folder has its fingerprint
-    only). workers: processes, 0 = one a core. progress: called with (tokens done, tokens in all).
+    only). processes: 0 = one a core. progress: called with (tokens done, tokens in all).
     Returns ({id: {"source": the first by name, "grams": how many of its grams were found, "of": how many it
     has}}, [ids of the problems that have none, being shorter or all phrases]).
 
@@ -205,20 +207,23 @@ def seen_in_training(texts, folder, tokenizer, workers=0, progress=None):
     cannot be written, each call searches. InputError where nothing is prepared, or with another tokenizer.
     """
     sources = training_sources(folder, tokenizer)
-    own, _ = distinct_grams(texts.values())
-    grams_of = {i: grams(t) & own for i, t in texts.items()}
-    of = hashlib.sha256(repr([[s.fingerprint() for s in sources], sorted(own)]).encode()).hexdigest()
-    path = os.path.join(folder, f"overlap-{of[:20]}.json")
+    distinct, _ = distinct_grams(texts.values())
+    grams_of = {id: grams(text) & distinct for id, text in texts.items()}
+    contents = [[source.fingerprint() for source in sources], sorted(distinct)]
+    key = hashlib.sha256(repr(contents).encode()).hexdigest()[:20]
+    path = os.path.join(folder, f"overlap-{key}.json")
     try:
         with open(path) as f:
-            found = {name: set(some) for name, some in json.load(f).items()}
+            met = {name: set(source_grams) for name, source_grams in json.load(f).items()}
     except (OSError, ValueError):
-        found = _scan(Search(texts.values(), own, folder, tokenizer), sources, workers, progress)
+        met = _scan((list(texts.values()), distinct, folder, tokenizer), sources, processes, progress)
         with contextlib.suppress(OSError):
-            write_atomic(path, json.dumps({name: sorted(some) for name, some in found.items()}))
-    every, seen = set().union(*found.values()), {}
-    for i, mine in grams_of.items():
-        if mine & every:
-            seen[i] = {"source": next(name for name in sorted(found) if mine & found[name]),
-                       "grams": len(mine & every), "of": len(mine)}
-    return seen, [i for i, mine in grams_of.items() if not mine]
+            write_atomic(path, json.dumps({name: sorted(found) for name, found in met.items()}))
+    met_anywhere = set().union(*met.values())
+    seen = {}
+    for id, problem_grams in grams_of.items():
+        shared = problem_grams & met_anywhere
+        if shared:
+            source = next(name for name in sorted(met) if problem_grams & met[name])
+            seen[id] = {"source": source, "grams": len(shared), "of": len(problem_grams)}
+    return seen, [id for id, problem_grams in grams_of.items() if not problem_grams]

@@ -1,4 +1,8 @@
-"""corpus.prompts"""
+"""The prompts of RL: rows of the seven sets to records, apart from the benchmarks, in mixes by difficulty.
+
+A record is {"id", "domain", "prompt", "truth", "source"}; truth is what verify.grade takes: LaTeX, a letter,
+or a dict of tests.
+"""
 
 import ast
 import contextlib
@@ -12,10 +16,9 @@ from array import array
 from collections import Counter
 from functools import partial
 from itertools import groupby
-from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from cli import InputError, appearing, did_you_mean, read_jsonl, write_atomic
 from corpus import world
@@ -25,10 +28,9 @@ from corpus.hashes import shuffle_key
 from corpus.hub import Hub, get_part, raw_files, read_lock, shuffled
 from corpus.overlap import BOILERPLATE, contaminated, grams, index_of
 from corpus.registry import NEMOTRON, Part
+from corpus.world import DOMAINS
 
 GET = "python data.py get_prompts"
-
-DOMAINS = ("math", "code", "science")
 
 LIMITS = {"math": 294_000, "science": 100_000, "code": 142_000}                # paper, appendix 15
 
@@ -37,9 +39,9 @@ MAX_TEST_BYTES = 1 << 20                                  # of a prompt's tests 
 TIME_LIMIT_S, MEMORY_LIMIT_MB = 6, 1024                   # of a test; ours, the sets state none
 
 
-# -- a row to its record -----------------------------------------------------------------------------------
+# -- records -----------------------------------------------------------------------------------------------
 
-def decoded(value, what):
+def decoded(value, name):
     """The list or dict of a JSON text, also one encoded twice or written as a Python literal, else Drop."""
     for _ in range(2):
         if isinstance(value, str):
@@ -49,15 +51,16 @@ def decoded(value, what):
                 try:
                     value = ast.literal_eval(value.strip())
                 except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-                    raise Drop(f"{what} is no JSON") from None
+                    raise Drop(f"{name} is no JSON") from None
     if not isinstance(value, (list, dict)):
-        raise Drop(f"{what} is null" if value is None else f"{what} is no JSON")
+        raise Drop(f"{name} is null" if value is None else f"{name} is no JSON")
     return value
+
 
 INSTRUCTION = re.compile(r"(?:(?<=[.?!$:)])\s+|\n\s*)(?:Let's|Please)\b[^\n.?!]{0,200}\\boxed[^\n]*$")
 
 
-def problem(prompt):
+def without_instruction(prompt):
     r"""A problem without the instruction around it: first and last paragraphs, or a last sentence, that speak
     of \boxed. Left in, one instruction would make a whole set overlap with itself."""
     try:
@@ -73,35 +76,49 @@ def problem(prompt):
     return INSTRUCTION.sub("", "\n\n".join(paragraphs))
 
 
-def of_math(prompt, answer):
-    for wrapped in (r"\$+([^$]+)\$+", r"\\boxed\s*\{(.*)\}", r"\$+([^$]+)\$+"):
-        match = re.fullmatch(wrapped, answer.strip(), re.S)
+def math_record(prompt, answer):
+    """A record without id, its answer without dollars and box around it."""
+    for wrapping in (r"\$+([^$]+)\$+", r"\\boxed\s*\{(.*)\}", r"\$+([^$]+)\$+"):
+        match = re.fullmatch(wrapping, answer.strip(), re.S)
         answer = match[1] if match else answer
-    if not answer.strip() or "\\boxed" in answer:
-        raise Drop("answer is of several boxes" if answer.strip() else "answer is empty")
-    return {"domain": "math", "prompt": problem(prompt), "truth": answer.strip()}
+    if not answer.strip():
+        raise Drop("answer is empty")
+    if "\\boxed" in answer:
+        raise Drop("answer is of several boxes")
+    return {"domain": "math", "prompt": without_instruction(prompt), "truth": answer.strip()}
 
 
-def of_code(prompt, pairs, fn_name=None):
-    """pairs: (stdin, stdout), or with fn_name (list of arguments, value). Drop where JSON would change them:
-    a tuple among the arguments would arrive as a list, which does not hash."""
-    if not pairs:
+class Tests(NamedTuple):
+    """Of a program: pairs of (stdin, stdout). Of a function: pairs of (list of arguments, value)."""
+    pairs: list
+    fn_name: str | None                  # None = a program
+
+
+def code_record(prompt, tests):
+    """A record without id. Drop where JSON would change the tests: a tuple among the arguments would arrive
+    as a list, which does not hash."""
+    if not tests.pairs:
         raise Drop("no tests")
+    cases = []
     try:
-        tests = [{"input": _stdio(a), "output": _stdio(b)} if fn_name is None else
-                 {"input": _exact(a), "output": _exact(b, tuples=True)} for a, b in pairs]
-        size = len(json.dumps(tests, ensure_ascii=False).encode())
+        for value, expected in tests.pairs:
+            if tests.fn_name is None:
+                cases.append({"input": _stdio(value), "output": _stdio(expected)})
+            else:
+                cases.append({"input": _plain(value), "output": _plain(expected, tuples=True)})
+        size = len(json.dumps(cases, ensure_ascii=False).encode())
     except (ValueError, RecursionError):                  # lone surrogates, integers of thousands of digits
         raise Drop("tests do not fit JSON") from None
     if size > MAX_TEST_BYTES:
         raise Drop("tests too large")
-    return {"domain": "code", "prompt": problem(prompt), "truth": {
-        "kind": "function" if fn_name else "stdio", "fn_name": fn_name, "tests": tests,
-        "checker": "json" if fn_name else "decimal",      # as LiveCodeBench compares
+    return {"domain": "code", "prompt": without_instruction(prompt), "truth": {
+        "kind": "function" if tests.fn_name else "stdio", "fn_name": tests.fn_name, "tests": cases,
+        "checker": "json" if tests.fn_name else "decimal",                     # as LiveCodeBench compares
         "time_limit_s": TIME_LIMIT_S, "memory_limit_mb": MEMORY_LIMIT_MB}}
 
 
 def _stdio(value):
+    """A text, also of a list of lines."""
     if isinstance(value, list) and all(isinstance(line, str) for line in value):
         value = "\n".join(value)
     if not isinstance(value, str):
@@ -109,86 +126,107 @@ def _stdio(value):
     return value
 
 
-def _exact(value, tuples=False):
+def _plain(value, tuples=False):
+    """A value that JSON keeps as it is. tuples: which may become lists."""
     if isinstance(value, list) or tuples and isinstance(value, tuple):
-        return [_exact(x, tuples) for x in value]
-    if isinstance(value, dict) and all(isinstance(k, str) for k in value):
-        return {k: _exact(x, tuples) for k, x in value.items()}
-    if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float)
-                                                                and math.isfinite(value)):
+        return [_plain(item, tuples) for item in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _plain(item, tuples) for key, item in value.items()}
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    if value is None or isinstance(value, (bool, int, str)):
         return value
     raise Drop("tests do not fit JSON")
 
 
-def published(tests):
-    """(pairs, fn_name or None) of {"inputs", "outputs", "fn_name"?} (APPS, TACO) or of a list of {"type",
-    "fn_name", "input", "output"} (PrimeIntellect)."""
-    if isinstance(tests, dict):
-        inputs, outputs, fn_name = tests.get("inputs"), tests.get("outputs"), tests.get("fn_name")
-        if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs):
-            raise Drop("inputs and outputs do not pair")
-        pairs, function = list(zip(inputs, outputs, strict=True)), bool(fn_name)
-    else:
-        if not all(isinstance(t, dict) and "input" in t and "output" in t for t in tests):
-            raise Drop("tests are no list of input and output")
-        kinds = [(t.get("type"), t.get("fn_name") or None) for t in tests]
-        kind, fn_name = kinds[0] if kinds else ("stdin_stdout", None)
-        if any(k != kinds[0] for k in kinds) or kind not in ("stdin_stdout", "function_call"):
-            raise Drop("tests of several or unknown kinds")
-        pairs, function = [(t["input"], t["output"]) for t in tests], kind == "function_call"
-    return (called(pairs), _name(fn_name)) if function else (pairs, None)
+# -- tests as they are published ---------------------------------------------------------------------------
+
+def published_tests(tests):
+    """Tests of {"inputs", "outputs", "fn_name"?} (APPS, TACO) or of a list of {"type", "fn_name", "input",
+    "output"} (PrimeIntellect)."""
+    return _paired_tests(tests) if isinstance(tests, dict) else _listed_tests(tests)
+
+
+def _paired_tests(tests):
+    inputs, outputs, name = tests.get("inputs"), tests.get("outputs"), tests.get("fn_name")
+    if not isinstance(inputs, list) or not isinstance(outputs, list) or len(inputs) != len(outputs):
+        raise Drop("inputs and outputs do not pair")
+    pairs = list(zip(inputs, outputs, strict=True))
+    return Tests(called(pairs), _identifier(name)) if name else Tests(pairs, None)
+
+
+def _listed_tests(tests):
+    if not all(isinstance(test, dict) and "input" in test and "output" in test for test in tests):
+        raise Drop("tests are no list of input and output")
+    kinds = [(test.get("type"), test.get("fn_name") or None) for test in tests]
+    kind, name = kinds[0] if kinds else ("stdin_stdout", None)
+    if kind not in ("stdin_stdout", "function_call") or any(other != kinds[0] for other in kinds):
+        raise Drop("tests of several or unknown kinds")
+    pairs = [(test["input"], test["output"]) for test in tests]
+    return Tests(called(pairs), _identifier(name)) if kind == "function_call" else Tests(pairs, None)
 
 
 def called(pairs):
     """Function tests as (list of arguments, value). An input is that list, or a text of one JSON value a
     line (its output then JSON too). Outputs that are all lists of one element are unwrapped: APPS wraps
     them."""
-    if any(isinstance(a, str) for a, _ in pairs):
+    if any(isinstance(arguments, str) for arguments, _ in pairs):
         try:
-            return [([json.loads(line) for line in a.split("\n") if line.strip()], json.loads(b))
-                    for a, b in pairs]
+            return [(_json_lines(arguments), json.loads(value)) for arguments, value in pairs]
         except (AttributeError, TypeError, ValueError, RecursionError):
             raise Drop("inputs are no JSON lines") from None
-    if not all(isinstance(a, list) for a, _ in pairs):
+    if not all(isinstance(arguments, list) for arguments, _ in pairs):
         raise Drop("inputs are no arguments")
-    wrapped = all(isinstance(b, list) and len(b) == 1 for _, b in pairs)
-    return [(a, b[0]) for a, b in pairs] if wrapped else pairs
+    is_wrapped = all(isinstance(value, list) and len(value) == 1 for _, value in pairs)
+    return [(arguments, value[0]) for arguments, value in pairs] if is_wrapped else pairs
 
 
-def _name(value):
-    if not isinstance(value, str) or not value.isidentifier():
+def _json_lines(text):
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
+
+
+def _identifier(name):
+    if not isinstance(name, str) or not name.isidentifier():
         raise Drop("no function name")
-    return value
+    return name
 
 
-def asserted(sources, name=None):
-    """(pairs, fn_name) of texts of `assert f(literals) == literal`, one f in all; name: what f stands for. A
-    harness `def check(candidate)` is its body. Drop for anything else, keyword arguments too."""
-    if not isinstance(sources, list) or not all(isinstance(s, str) for s in sources):
+def asserted_tests(sources, name=None):
+    """Tests of texts of `assert f(literals) == literal`, one f in all; name: what f stands for. A harness
+    `def check(candidate)` is its body. Drop for anything else, keyword arguments too. Nothing is run."""
+    if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
         raise Drop("tests are no list of texts")
     names, pairs = set(), []
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")               # the parser's, on others' code
-            nodes = [node for s in sources for node in ast.parse(s.strip()).body]
-        if len(nodes) == 1 and isinstance(nodes[0], ast.FunctionDef) and nodes[0].name == "check":
-            nodes = nodes[0].body
-        for node in nodes:
+        for node in _statements(sources):
             call, (equal,), (value,) = node.test.left, node.test.ops, node.test.comparators
             if not isinstance(node, ast.Assert) or not isinstance(equal, ast.Eq) or call.keywords:
                 raise Drop("tests are no plain calls")
             names.add(call.func.id)
-            pairs.append(([ast.literal_eval(a) for a in call.args], ast.literal_eval(value)))
+            arguments = [ast.literal_eval(argument) for argument in call.args]
+            pairs.append((arguments, ast.literal_eval(value)))
     # AttributeError: a node is not of that form
     except (AttributeError, ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
         raise Drop("tests are no plain calls") from None
     if len(names) > 1:
         raise Drop("tests call several functions")
-    return pairs, name or next(iter(names), None)
+    return Tests(pairs, name or next(iter(names), None))
 
+
+def _statements(sources):
+    """The syntax trees of the statements of texts; of a lone `def check`, those of its body."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")                   # the parser's, on others' code
+        nodes = [node for source in sources for node in ast.parse(source.strip()).body]
+    if len(nodes) == 1 and isinstance(nodes[0], ast.FunctionDef) and nodes[0].name == "check":
+        return nodes[0].body
+    return nodes
+
+
+# -- a row to its record: one function a data set ----------------------------------------------------------
 
 def deepscaler(row):
-    return of_math(text_of(row, "problem"), text_of(row, "answer"))
+    return math_record(text_of(row, "problem"), text_of(row, "answer"))
 
 
 def intellect2(row):
@@ -196,72 +234,86 @@ def intellect2(row):
     if row.get("task_type") != "verifiable_math":
         raise Drop("not math")
     info = decoded(row.get("verification_info"), "verification_info")
-    return of_math(text_of(row, "prompt"), text_of(info if isinstance(info, dict) else {}, "ground_truth"))
+    info = info if isinstance(info, dict) else {}
+    return math_record(text_of(row, "prompt"), text_of(info, "ground_truth"))
 
 
 def _skywork(row):
     """(question, ground truth decoded)"""
-    asked, reward = row.get("prompt"), row.get("reward_model")
-    asked = [m.get("content") for m in (asked if isinstance(asked, list) else ())
-             if isinstance(m, dict) and m.get("role") == "user"]
-    if len(asked) != 1:
+    messages = row.get("prompt")
+    if not isinstance(messages, list):
+        messages = []
+    questions = [message.get("content") for message in messages
+                 if isinstance(message, dict) and message.get("role") == "user"]
+    if len(questions) != 1:
         raise Drop("prompt is no single question")
+    reward = row.get("reward_model")
     truth = decoded(reward.get("ground_truth") if isinstance(reward, dict) else None, "ground_truth")
-    return text_of({"question": asked[0]}, "question"), truth
+    return text_of({"question": questions[0]}, "question"), truth
 
 
 def skywork_math(row):
     """Its list of answers has to be one answer: whether several would all or any be wanted, no row says."""
-    asked, answers = _skywork(row)
-    if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):
+    question, answers = _skywork(row)
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise Drop("answers are no list of texts")
-    if len({a.strip() for a in answers}) > 1:
+    if len({answer.strip() for answer in answers}) > 1:
         raise Drop("several answers")
-    return of_math(asked, answers[0] if answers else "")
+    return math_record(question, answers[0] if answers else "")
 
 
 def skywork_code(row):
-    asked, truth = _skywork(row)
-    truth = {k: v for k, v in truth.items() if v} if isinstance(truth, dict) else {}    # unused keys: null
-    if not truth:
+    question, truth = _skywork(row)
+    truth = {key: value for key, value in truth.items() if value} if isinstance(truth, dict) else {}
+    if not truth:                                         # unused keys are null
         raise Drop("no tests")
     if "test_code" in truth:                              # entry_point: Solution().twoSum
-        name = _name(str(truth.get("entry_point", "")).rpartition(".")[2])
-        return of_code(asked, *asserted([truth["test_code"]], name))
-    return of_code(asked, *(asserted(truth["assert_case"]) if "assert_case" in truth else published(truth)))
+        name = _identifier(str(truth.get("entry_point", "")).rpartition(".")[2])
+        return code_record(question, asserted_tests([truth["test_code"]], name))
+    if "assert_case" in truth:
+        return code_record(question, asserted_tests(truth["assert_case"]))
+    return code_record(question, published_tests(truth))
 
 
 def deepcoder(row):
-    return of_code(text_of(row, "problem"), *published(decoded(row.get("tests"), "tests")))
+    question = text_of(row, "problem")
+    return code_record(question, published_tests(decoded(row.get("tests"), "tests")))
 
 
 def opencodeinstruct(row):
     """Ours: only where the set's own solution passes all its tests, which a model wrote."""
     if number_of(row, "average_test_score") < 1:
         raise Drop("its own solution fails a test")
-    return of_code(text_of(row, "input"), *asserted(decoded(row.get("unit_tests"), "unit_tests")))
+    question = text_of(row, "input")
+    return code_record(question, asserted_tests(decoded(row.get("unit_tests"), "unit_tests")))
+
 
 OPTION = re.compile(r"^[ \t]*\(?([A-J])[).:][ \t]*\S|(?<![\w(])\(?([A-J])\)[ \t]+\S", re.M)
 
 BOXED_LETTER = re.compile(r"\\boxed\s*\{\s*(?:\\[a-z]+\s*\{)?\s*\(?([A-J])\)?[.:]?\s*\}")
 
 
-def stem(row):
+def nemotron_stem(row):
     r"""A question with its options A, B, ... and the letter of the answer's last \boxed{}: there is no column
     of it. The answers are a model's; a question whose answers differ is dropped as a conflict."""
-    said = turns_of(row)
-    if [role for role, _ in said] != ["user", "assistant"]:
+    turns = turns_of(row)
+    if [role for role, _ in turns] != ["user", "assistant"]:
         raise Drop("not one question and one answer")
-    asked, answer = problem(said[0][1]), said[1][1].rpartition("</think>")[2]
-    there, options = {a or b for a, b in OPTION.findall(asked)}, 0
-    while chr(65 + options) in there:
+    (_, question), (_, response) = turns
+    question = without_instruction(question)
+    present = {line_start or inline for line_start, inline in OPTION.findall(question)}
+    options = 0                                           # how many of A, B, C, ... are there without a gap
+    while chr(65 + options) in present:
         options += 1
     if options < 2:
         raise Drop("no lettered options")
+    answer = response.rpartition("</think>")[2]
     match = BOXED_LETTER.match(answer, max(answer.rfind("\\boxed"), 0))
-    if not match or ord(match[1]) >= 65 + options:
-        raise Drop("answer is none of the options" if match else "answer is no boxed letter")
-    return {"domain": "science", "prompt": asked, "truth": match[1]}
+    if not match:
+        raise Drop("answer is no boxed letter")
+    if ord(match[1]) >= 65 + options:
+        raise Drop("answer is none of the options")
+    return {"domain": "science", "prompt": question, "truth": match[1]}
 
 
 # -- the registries ----------------------------------------------------------------------------------------
@@ -275,6 +327,7 @@ def _skywork_part(kind, read):
     return Part("Skywork/Skywork-OR1-RL-Data", f"data/{kind}-*.parquet", ("prompt", "reward_model"), read,
                 "1cdedc52e0e2db85fdf252f9be682e63a5a38c33")
 
+
 # The paper's seven (appendix 15); of a problem in several, the first one's row stays. Left out of DeepCoder:
 # lcbv5 and codeforces, which are problems of LiveCodeBench and of the Codeforces benchmark.
 RL = {
@@ -285,7 +338,7 @@ RL = {
                        aliases=("PrimeIntellect/Intellect-2-RL-Dataset",)),
     "skywork-math": _skywork_part("math", skywork_math),
     "nemotron-stem": Part("nvidia/Nemotron-Post-Training-Dataset-v1", "data/stem-*.parquet", ("messages",),
-                          stem, **NEMOTRON),
+                          nemotron_stem, **NEMOTRON),
     "deepcoder-primeintellect": _deepcoder("primeintellect", 1.2),
     "deepcoder-taco": _deepcoder("taco", 0.9),
     "skywork-code": _skywork_part("code", skywork_code),
@@ -295,8 +348,9 @@ RL = {
 }
 
 
-def _benchmark(repo, files, column, revision="main", **more):
-    return Part(repo, files, (column,), partial(text_of, column=column), revision, **more)
+def _benchmark(repo, files, column, revision="main", **fields):
+    return Part(repo, files, (column,), partial(text_of, column=column), revision, **fields)
+
 
 BENCHMARKS = {                                            # a row to the problem's text
     "math-500": _benchmark("HuggingFaceH4/MATH-500", "test.jsonl", "problem",
@@ -315,6 +369,19 @@ BENCHMARKS = {                                            # a row to the problem
 TEXT_COLUMNS = ("problem", "Problem", "question", "Question", "question_content", "description", "text")
 
 
+class _FirstFiles:
+    """A hub that lists of a data set only the first `count` files of the shuffled order, 0 = all."""
+
+    def __init__(self, hub, count, seed):
+        self.hub, self.count, self.seed = hub, count, seed
+        self.folder, self.fetch = hub.folder, hub.fetch
+
+    def list(self, part):
+        listing = self.hub.list(part)
+        files = shuffled(listing.files, self.seed, listing.repo)
+        return listing._replace(files=files[:self.count or None])
+
+
 def get_prompts(raw: str = "data/raw", hub: str = "", seed: int = 1, stem_files: int = 4):
     """Downloads the sets of RL and the benchmarks that they are held apart from.
 
@@ -325,15 +392,10 @@ def get_prompts(raw: str = "data/raw", hub: str = "", seed: int = 1, stem_files:
         stem_files: files of Nemotron's stem (20.7M rows, 330 GB unpacked), 0 = all; four should hold the
             paper's 100,000 questions
     """
-    hub = Hub(hub)
-
-    def few(part):
-        repo, revision, files = hub.list(part)
-        return repo, revision, shuffled(files, seed, repo)[:stem_files or None]
-
-    some = SimpleNamespace(folder=hub.folder, fetch=hub.fetch, list=few)
+    whole_hub = Hub(hub)
     for name, part in (RL | BENCHMARKS).items():
-        get_part(some if name == "nemotron-stem" else hub, name, part, None, raw, seed)
+        part_hub = _FirstFiles(whole_hub, stem_files, seed) if name == "nemotron-stem" else whole_hub
+        get_part(part_hub, name, part, None, raw, seed)
 
 
 def _files(raw, name, part):
@@ -343,37 +405,50 @@ def _files(raw, name, part):
         raise InputError(f"{str(e).partition('; run')[0]}; run `{GET} --raw={raw}`") from None
 
 
+# -- benchmarks --------------------------------------------------------------------------------------------
+
+def _text_of_any(row):
+    """The problem of a row of your own benchmark: in the first of TEXT_COLUMNS that it has."""
+    return text_of(row, next((column for column in TEXT_COLUMNS if column in row), "text"))
+
+
 def read_benchmarks(raw, benchmarks=""):
     """{name: texts}, "" where a row has none. benchmarks: "" = BENCHMARKS under raw; a folder = its .jsonl
     files, the text in one of TEXT_COLUMNS; "none" = {}. InputError where one is missing or has no text."""
-    def own(row):
-        return text_of(row, next((c for c in TEXT_COLUMNS if c in row), "text"))
-
-    jobs = {}
-    if benchmarks not in ("", "none"):
-        found = sorted(glob.glob(os.path.join(glob.escape(benchmarks), "*.jsonl")))
-        jobs = {os.path.basename(f)[:-6]: ([f], None, own) for f in found}
-        if not jobs:
+    if benchmarks == "none":
+        return {}
+    if benchmarks:
+        files = sorted(glob.glob(os.path.join(glob.escape(benchmarks), "*.jsonl")))
+        if not files:
             raise InputError(f"--benchmarks={benchmarks} has no .jsonl file; give a folder of some, or none")
-    for name, part in BENCHMARKS.items() if not benchmarks else ():
+        return {os.path.basename(file)[:-6]: _problems([file], None, _text_of_any) for file in files}
+    files = {}
+    for name, part in BENCHMARKS.items():
         try:
-            jobs[name] = _files(raw, name, part), part.columns, part.read
+            files[name] = _files(raw, name, part)
         except InputError as e:
-            raise InputError(f"--benchmarks: {e}" + part.gated * " (gated: accept its terms on the hub)"
-                             + "; or give --benchmarks=folder of .jsonl files, or none") from None
-    result = {}
-    for name, (files, columns, read) in jobs.items():
-        result[name] = texts = []
-        for _, row in (r for f in files for r in read_rows(f, columns)):
+            hint = " (gated: accept its terms on the hub)" if part.gated else ""
+            raise InputError(f"--benchmarks: {e}{hint}; or give --benchmarks=folder of .jsonl files, or none"
+                             ) from None
+    return {name: _problems(files[name], part.columns, part.read) for name, part in BENCHMARKS.items()}
+
+
+def _problems(files, columns, read):
+    """The texts of a benchmark's rows, "" where a row has none; InputError where no row has one."""
+    texts = []
+    for file in files:
+        for _, row in read_rows(file, columns):
             try:
                 texts.append(read(row or {}))
             except Drop:
                 texts.append("")
-        if not any(texts):
-            raise InputError(f"--benchmarks: {files[0]} has no text in "
-                             f"{' or '.join(columns or TEXT_COLUMNS)}; get it again, or remove it")
-    return result
+    if not any(texts):
+        raise InputError(f"--benchmarks: {files[0]} has no text in {' or '.join(columns or TEXT_COLUMNS)}; "
+                         f"get it again, or remove it")
+    return texts
 
+
+# -- one record a prompt -----------------------------------------------------------------------------------
 
 def identity(domain, prompt):
     """The id of a prompt, 16 hex digits; case and whitespace do not count."""
@@ -383,29 +458,35 @@ def identity(domain, prompt):
 def conflicting(domain, truths):
     r"""Whether truths of one prompt cannot all be right. Code: other functions, or another output of the same
     input. Math: different beyond spacing, \left, \right, $, and \dfrac for \frac."""
-    if domain == "code":
-        outputs = {}
-        return len({(t["kind"], t["fn_name"]) for t in truths}) > 1 or any(
-            outputs.setdefault(json.dumps(test["input"]), test["output"]) != test["output"]
-            for t in truths for test in t["tests"])
-    plain = (re.sub(r"\s|\\[,!;]|\\left\b|\\right\b|\$|\.$", "", t) for t in truths)
-    return len({re.sub(r"\\[dt]frac", r"\\frac", t) for t in plain}) > 1
+    if domain != "code":
+        plain = [re.sub(r"\s|\\[,!;]|\\left\b|\\right\b|\$|\.$", "", truth) for truth in truths]
+        return len({re.sub(r"\\[dt]frac", r"\\frac", truth) for truth in plain}) > 1
+    if len({(truth["kind"], truth["fn_name"]) for truth in truths}) > 1:
+        return True
+    outputs = {}
+    for truth in truths:
+        for test in truth["tests"]:
+            if outputs.setdefault(json.dumps(test["input"]), test["output"]) != test["output"]:
+                return True
+    return False
 
 
 def encode_prompt(tokenizer, prompt):
     """The ids a response follows: as in mid-training, the question and a line break (paper, section 3)."""
-    return [*tokenizer.before, *tokenizer.encode(prompt.rstrip("\n") + "\n")]
+    return [*tokenizer.bos_ids, *tokenizer.encode(prompt.rstrip("\n") + "\n")]
 
 
 def toy_prompts(split, count, domains):
     """Those of the embedded world's first `count` problems of each domain that differ."""
     for domain in domains:
-        first = {}
+        first = {}                                        # by prompt
         for i in range(count):
-            p = world.problem(domain, split, i)
-            first.setdefault(p.prompt, (i, p))
-        for i, p in first.values():
-            yield {"id": f"{domain}-{split}-{i}", "domain": domain, "prompt": p.prompt, "truth": p.truth}
+            problem = world.problem(domain, split, i)
+            first.setdefault(problem.prompt, (i, problem))
+        for i, problem in first.values():
+            yield {"id": f"{domain}-{split}-{i}", "domain": domain, "prompt": problem.prompt,
+                   "truth": problem.truth}
+
 
 NEEDED = ("id", "domain", "prompt", "truth")
 
@@ -426,19 +507,32 @@ def records_of(path, flag):
 def quotas(available, limit):
     """{name: how many to take}: `limit` in all (0 = everything), small ones whole, large ones evenly. The
     paper gives the sum alone; a plain draw of code would be 99 % OpenCodeInstruct."""
-    taken, left = {}, limit or sum(available.values())
-    for i, name in enumerate(sorted(available, key=lambda name: (available[name], name))):
-        taken[name] = min(available[name], left // (len(available) - i) if limit else left)
+    left = limit or sum(available.values())
+    taken = {}
+    smallest_first = sorted(available, key=lambda name: (available[name], name))
+    for i, name in enumerate(smallest_first):
+        share = left // (len(available) - i) if limit else left
+        taken[name] = min(available[name], share)
         left -= taken[name]
     return taken
 
 
 class Spool:
-    """Records on disk until it is known which ones stay; about 100 bytes of each in memory."""
+    """Records on disk until it is known which ones stay; about 100 bytes of each in memory. A record goes by
+    its number, in the order of add()."""
 
     def __init__(self, path):
         self.path, self.file = path, open(path, "w+b")
-        self.ids, self.offsets, self.origins, self.domains = array("Q"), array("Q"), array("B"), array("B")
+        self.ids, self.offsets = array("Q"), array("Q")
+        self.origins, self.domains = array("B"), array("B")                    # numbers in RL and DOMAINS
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        with contextlib.suppress(OSError):                # a full disk, once again
+            self.file.close()
+        os.remove(self.path)
 
     def add(self, record, origin):
         self.ids.append(int(record["id"], 16))
@@ -451,20 +545,34 @@ class Spool:
         self.file.seek(self.offsets[i])
         return self.file.readline().decode()
 
+    def record(self, i):
+        return json.loads(self.line(i))
+
+    def per_source(self, records):
+        """How many of the records come from each source: Counter."""
+        names = list(RL)
+        return Counter(names[self.origins[i]] for i in records)
+
     def groups(self):
-        """The records of each prompt, as lists of numbers: the first source's first, then by line."""
-        order = np.argsort(np.array(self.ids, dtype=np.uint64), kind="stable").tolist()
-        for group in (list(g) for _, g in groupby(order, key=self.ids.__getitem__)):
-            yield group if len(group) == 1 else sorted(group, key=lambda i: (self.origins[i], self.line(i)))
+        """The records of each prompt, as lists: the first source's first, then by line."""
+        by_id = np.argsort(np.array(self.ids, dtype=np.uint64), kind="stable").tolist()
+        for _, group in groupby(by_id, key=self.ids.__getitem__):
+            group = list(group)
+            if len(group) > 1:
+                group.sort(key=lambda i: (self.origins[i], self.line(i)))
+            yield group
 
     def draw(self, kept, limits, seed):
         """The limits' share of the records `kept`, in the order of the seeded shuffle."""
-        left = [quotas(Counter(self.origins[i] for i in kept if self.domains[i] == d), limits[domain])
-                for d, domain in enumerate(DOMAINS)]
+        left = []                                         # of each domain: {origin: how many to take yet}
+        for number, domain in enumerate(DOMAINS):
+            available = Counter(self.origins[i] for i in kept if self.domains[i] == number)
+            left.append(quotas(available, limits[domain]))
         drawn = []
         for i in sorted(kept, key=lambda i: shuffle_key(seed, self.ids[i])):
-            if left[self.domains[i]][self.origins[i]]:
-                left[self.domains[i]][self.origins[i]] -= 1
+            domain, origin = self.domains[i], self.origins[i]
+            if left[domain][origin]:
+                left[domain][origin] -= 1
                 drawn.append(i)
         return drawn
 
@@ -472,15 +580,24 @@ class Spool:
         """(held-out, train) of the records `drawn`: no prompt of one shares a gram with one of the other. A
         candidate with a phrase that 3 candidates share stays in train, else a form of words ("write a
         function that takes a list of integers and ...") would take much of train away."""
-        def grams_of(i):
-            return grams(json.loads(self.line(i))["prompt"])
+        candidates = {}                                   # {record: its grams}
+        for i in drawn:
+            if shuffle_key(seed, "heldout", self.ids[i]) < share * 2 ** 64:
+                candidates[i] = grams(self.record(i)["prompt"])
+        counts = Counter(gram for found in candidates.values() for gram in found)
+        phrases = {gram for gram, count in counts.items() if count >= BOILERPLATE}
+        held = [i for i, found in candidates.items() if not found & phrases]
+        apart = set().union(*(candidates[i] for i in held))
+        train, held_set = [], set(held)
+        for i in drawn:
+            if i in held_set:
+                continue
+            if not apart or not apart & grams(self.record(i)["prompt"]):
+                train.append(i)
+        return held, train
 
-        held = {i: grams_of(i) for i in drawn if shuffle_key(seed, "heldout", self.ids[i]) < share * 2 ** 64}
-        common = Counter(g for found in held.values() for g in found)
-        held = {i: found for i, found in held.items() if all(common[g] < BOILERPLATE for g in found)}
-        apart = set().union(*held.values())
-        return list(held), [i for i in drawn if i not in held and not (apart and apart & grams_of(i))]
 
+# What became of the rows of a source, in the order in which report.json and the table have it.
 COUNTS = ("rows", "contaminated", "conflict", "duplicate", "not drawn", "overlap", "train", "heldout")
 
 
@@ -494,65 +611,95 @@ def prepare(raw, out, benchmarks="", heldout=0.01, seed=1, limits=LIMITS):
     if not 0 <= heldout < 1:
         raise InputError(f"--heldout={heldout}: give a share from 0 to below 1")
     index, against = index_of(read_benchmarks(raw, benchmarks))
-    files, names = {name: _files(raw, name, part) for name, part in RL.items()}, list(RL)
-    counts, dropped = {name: Counter() for name in RL}, {name: Counter() for name in RL}
-    hits = {name: set() for name in against}
+    files = {name: _files(raw, name, part) for name, part in RL.items()}
+    reading = Reading(against)
     try:
         os.makedirs(out, exist_ok=True)
         spool = Spool(os.path.join(out, "spool.tmp"))
     except OSError as e:
         raise InputError(f"--out={out}: cannot write there ({e.strerror}); give another --out") from None
     try:
-        for name, file in tqdm([(n, f) for n in RL for f in files[n]], "reading", unit="file", disable=None):
-            for _, row in read_rows(file, RL[name].columns):
-                counts[name]["rows"] += 1
-                try:
-                    if row is None:
-                        raise Drop("row is no JSON object")
-                    record = RL[name].read(row)
-                except Drop as why:
-                    dropped[name][str(why)] += 1
-                    continue
-                record = {"id": identity(record["domain"], record["prompt"]), **record, "source": name}
-                bad, benchmark = contaminated(record["prompt"], index)
-                if bad:
-                    counts[name]["contaminated"] += 1
-                    hits[benchmark].add(record["id"])
-                else:
-                    spool.add(record, names.index(name))
-        kept, fate = [], bytearray(len(spool.ids))        # fate: index in COUNTS
-        for group in spool.groups():
-            truths = [json.loads(spool.line(i))["truth"] for i in group] if len(group) > 1 else []
-            clash = bool(truths) and conflicting(DOMAINS[spool.domains[group[0]]], truths)
-            for i in group[not clash:]:
-                fate[i] = COUNTS.index("conflict" if clash else "duplicate")
-            kept += group[:not clash]
-        drawn = spool.draw(kept, limits, seed)
-        held, train = spool.hold_out(drawn, heldout, seed)
-        for what, some in (("not drawn", kept), ("overlap", drawn), ("train", train), ("heldout", held)):
-            for i in some:
-                fate[i] = COUNTS.index(what)              # the last one counts
-        for origin, what in zip(spool.origins, fate, strict=True):
-            counts[names[origin]][COUNTS[what]] += 1
-        for file, some in (("heldout", held), ("train", train)):
-            with appearing(os.path.join(out, f"{file}.jsonl")) as f:
-                f.writelines(map(spool.line, some))
+        with spool:
+            reading.read(files, index, spool)
+            kept, duplicates, conflicts = one_a_prompt(spool)
+            drawn = spool.draw(kept, limits, seed)
+            held, train = spool.hold_out(drawn, heldout, seed)
+            for name, records in (("heldout", held), ("train", train)):
+                with appearing(os.path.join(out, f"{name}.jsonl")) as f:
+                    f.writelines(map(spool.line, records))
     except OSError as e:                                  # those of the raw files are InputErrors already
         raise InputError(f"--out={out}: cannot write there ({e.strerror}); make room and run the command "
                          f"again") from None
-    finally:
-        with contextlib.suppress(OSError):                # a full disk, once more
-            spool.file.close()
-        os.remove(spool.path)
-    locks = {n: read_lock(os.path.join(raw, n)) for n in (*RL, *(against if not benchmarks else ()))}
-    report = {"seed": seed, "heldout": heldout, "limits": limits,
-              "revisions": {n: had["revision"] if had else "put there by hand" for n, had in locks.items()},
-              "sources": {n: {k: counts[n][k] for k in COUNTS} | {"dropped": dict(sorted(dropped[n].items()))}
-                          for n in RL},
+    counts = {"rows": reading.rows, "contaminated": reading.contaminated,
+              "conflict": spool.per_source(conflicts), "duplicate": spool.per_source(duplicates),
+              "not drawn": spool.per_source(kept) - spool.per_source(drawn),
+              "overlap": spool.per_source(drawn) - spool.per_source(train) - spool.per_source(held),
+              "train": spool.per_source(train), "heldout": spool.per_source(held)}
+    sources = {}
+    for name in RL:
+        dropped = dict(sorted(reading.dropped[name].items()))
+        sources[name] = {title: counts[title][name] for title in COUNTS} | {"dropped": dropped}
+    revisions = {}
+    for name in RL if benchmarks else [*RL, *against]:
+        lock = read_lock(os.path.join(raw, name))
+        revisions[name] = lock["revision"] if lock else "put there by hand"
+    report = {"seed": seed, "heldout": heldout, "limits": limits, "revisions": revisions, "sources": sources,
               "benchmarks": against or "none: not held apart from any benchmark",
-              "contaminated": {n: sorted(found) for n, found in hits.items()}}
+              "contaminated": {name: sorted(ids) for name, ids in reading.hits.items()}}
     write_atomic(os.path.join(out, "report.json"), json.dumps(report, indent=1) + "\n")
     return report
+
+
+class Reading:
+    """Rows to records, and the counts of those that become none."""
+
+    def __init__(self, against):
+        """against: names of the benchmarks."""
+        self.rows, self.contaminated = Counter(), Counter()                    # by source
+        self.dropped = {name: Counter() for name in RL}                        # by source, then reason
+        self.hits = {name: set() for name in against}                          # ids, by benchmark
+
+    def read(self, files, index, spool):
+        """Puts the records of all rows that share no gram with a benchmark into the spool."""
+        from tqdm import tqdm
+        names = list(RL)
+        tasks = [(name, file) for name in names for file in files[name]]
+        for name, file in tqdm(tasks, "reading", unit="file", disable=None):
+            for _, row in read_rows(file, RL[name].columns):
+                self.rows[name] += 1
+                try:
+                    record = self.record_of(name, row)
+                except Drop as reason:
+                    self.dropped[name][str(reason)] += 1
+                    continue
+                is_contaminated, benchmark = contaminated(record["prompt"], index)
+                if is_contaminated:
+                    self.contaminated[name] += 1
+                    self.hits[benchmark].add(record["id"])
+                else:
+                    spool.add(record, names.index(name))
+
+    def record_of(self, name, row):
+        if row is None:
+            raise Drop("row is no JSON object")
+        record = RL[name].read(row)
+        return {"id": identity(record["domain"], record["prompt"]), **record, "source": name}
+
+
+def one_a_prompt(spool):
+    """(kept, duplicates, conflicts): lists of records. Of a prompt that comes several times the first
+    source's is kept, unless the answers cannot all be right: then none is."""
+    kept, duplicates, conflicts = [], [], []
+    for group in spool.groups():
+        if len(group) > 1:
+            truths = [spool.record(i)["truth"] for i in group]
+            if conflicting(DOMAINS[spool.domains[group[0]]], truths):
+                conflicts += group
+                continue
+        kept.append(group[0])
+        duplicates += group[1:]
+    return kept, duplicates, conflicts
+
 
 # -- difficulty mixes --------------------------------------------------------------------------------------
 
@@ -607,18 +754,28 @@ def mixes(records, passes, kind, domains, seed, each=19_000):
     def order(record):
         return shuffle_key(seed, "mix", record["id"])
 
-    judged, chosen = [{**r, "passes": passes[r["id"]]} for r in records if r["id"] in passes], []
+    judged = [{**record, "passes": passes[record["id"]]} for record in records if record["id"] in passes]
+    judged.sort(key=order)
+    chosen = []
     for domain in DOMAINS[:len(domains)]:
-        mine = sorted((r for r in judged if r["domain"] == domain), key=order)
-        some = [r for r in mine if (r["passes"] == 1 if domain == "math" else r["passes"] > 0)]
+        in_domain = [record for record in judged if record["domain"] == domain]
+        if domain == "math":
+            fitting, fillers = [record for record in in_domain if record["passes"] == 1], []
+        else:
+            fitting = [record for record in in_domain if record["passes"] > 0]
+            fillers = [record for record in in_domain if record["passes"] == 0]
         if kind == "balanced":
-            some = (some + [r for r in mine if r["passes"] == 0 and domain != "math"])[:each]
+            fitting = (fitting + fillers)[:each]
         if kind == "balanced" and domain == "science":
-            which = [shuffle_key(seed, "template", r["id"]) % len(SCIENCE_TEMPLATES) for r in some]
-            some = [{**r, "prompt": SCIENCE_TEMPLATES[k].replace("{question}", r["prompt"])}
-                    for k, r in zip(which, some, strict=True)]
-        chosen += some
+            fitting = [in_template(record, seed) for record in fitting]
+        chosen += fitting
     return sorted(chosen, key=order)
+
+
+def in_template(record, seed):
+    """A science record with its prompt in one of SCIENCE_TEMPLATES, drawn by its id."""
+    template = SCIENCE_TEMPLATES[shuffle_key(seed, "template", record["id"]) % len(SCIENCE_TEMPLATES)]
+    return {**record, "prompt": template.replace("{question}", record["prompt"])}
 
 
 # -- commands ----------------------------------------------------------------------------------------------
@@ -635,12 +792,13 @@ def prompts(raw: str = "data/raw", out: str = "data/prompts", benchmarks: str = 
         limit: draw the paper's 294,000 math, 100,000 science and 142,000 code prompts; False = all
         seed: of the draws
     """
-    report = prepare(raw, out, benchmarks, heldout, seed, LIMITS if limit else dict.fromkeys(LIMITS, 0))
+    limits = LIMITS if limit else dict.fromkeys(LIMITS, 0)
+    report = prepare(raw, out, benchmarks, heldout, seed, limits)
     print(f"{'':25s}" + "".join(f"{title:>13s}" for title in (*COUNTS, "dropped")))
-    for name, found in report["sources"].items():
-        line = [*(found[k] for k in COUNTS), sum(found["dropped"].values())]
-        print(f"{name:25s}" + "".join(f"{n:13,d}" for n in line))
-        for reason, n in sorted(found["dropped"].items(), key=lambda item: (-item[1], item[0])):
+    for name, source in report["sources"].items():
+        numbers = [*(source[title] for title in COUNTS), sum(source["dropped"].values())]
+        print(f"{name:25s}" + "".join(f"{n:13,d}" for n in numbers))
+        for reason, n in sorted(source["dropped"].items(), key=lambda item: (-item[1], item[0])):
             print(f"{n:18,d}  {reason}")
     for name, ids in report["contaminated"].items():
         print(f"{name}: {len(ids):,} prompts left out ({report['benchmarks'][name]})")
@@ -662,17 +820,19 @@ def mix(prompts: str = "data/prompts", verdicts: str = "verdicts.jsonl", out: st
         each: prompts a domain of the balanced mix
         samples: verdicts a prompt
     """
-    passes, path = read_verdicts(verdicts, samples), os.path.join(prompts, "train.jsonl")
+    passes = read_verdicts(verdicts, samples)
+    path = os.path.join(prompts, "train.jsonl")
     if os.path.exists(os.path.join(prompts, "spool.tmp")):
         raise InputError(f"--prompts={prompts}: the call that wrote it did not end, its files may not go "
                          f"together; run `python data.py prompts --out={prompts}` again")
-    # a truth can be a megabyte of tests: its place stands for it until it is written
+    # A truth can be a megabyte of tests: its place in the file stands for it until it is written.
     light = []
-    for n, at, record in read_jsonl(path, "prompts"):
-        if not {"id", "domain", "prompt", "truth"} <= record.keys():
+    for n, offset, record in read_jsonl(path, "prompts"):
+        if not set(NEEDED) <= record.keys():
             raise InputError(f"--prompts: {path}, line {n} is no record of id, domain, prompt and truth")
-        light.append({**record, "truth": at})
-    judged, chosen = sum(r["id"] in passes for r in light), mixes(light, passes, kind, domains, seed, each)
+        light.append({**record, "truth": offset})
+    judged = sum(record["id"] in passes for record in light)
+    chosen = mixes(light, passes, kind, domains, seed, each)
     if not chosen:
         raise InputError(f"--verdicts={verdicts}: the mix is empty ({judged:,} of the {len(light):,} prompts "
                          f"of {path} were judged); judge more of them, with a model that solves some")
@@ -680,11 +840,13 @@ def mix(prompts: str = "data/prompts", verdicts: str = "verdicts.jsonl", out: st
     with open(path, "rb") as f, appearing(out) as target:
         for record in chosen:
             f.seek(record["truth"])
-            target.write(json.dumps({**record, "truth": json.loads(f.readline())["truth"]}) + "\n")
+            truth = json.loads(f.readline())["truth"]
+            target.write(json.dumps({**record, "truth": truth}) + "\n")
     print(f"{out}: {len(chosen):,} prompts ({judged:,} of {len(light):,} were judged)")
     print(f"  {'right':10s}" + "".join(f"{k:>7d}" for k in range(samples + 1)) + f"{'all':>8s}")
     for domain in DOMAINS[:len(domains)]:
-        found = Counter(r["passes"] for r in chosen if r["domain"] == domain)
-        short = kind == "balanced" and found.total() < each
-        print(f"  {domain:10s}" + "".join(f"{found[k]:7,d}" for k in range(samples + 1))
-              + f"{found.total():8,d}" + short * f"  (fewer than --each={each:,}: all there are)")
+        counts = Counter(record["passes"] for record in chosen if record["domain"] == domain)
+        numbers = "".join(f"{counts[k]:7,d}" for k in range(samples + 1))
+        is_short = kind == "balanced" and counts.total() < each
+        note = f"  (fewer than --each={each:,}: all there are)" if is_short else ""
+        print(f"  {domain:10s}{numbers}{counts.total():8,d}{note}")

@@ -23,8 +23,9 @@ from corpus.formats import (
     wildchat,
 )
 from corpus.hub import raw_files
+from corpus.world import DOMAINS as PROBLEM_DOMAINS
 
-DOMAINS = ("general", "chat", "math", "code", "science")
+DOMAINS = ("general", "chat", *PROBLEM_DOMAINS)
 
 
 # -- the registry ------------------------------------------------------------------------------------------
@@ -56,8 +57,10 @@ class SourceSpec:
     parts: dict[str, Part]
 
 
-def _one(name, domain, paper, *args, **more):
-    return SourceSpec(domain, paper, {name: Part(*args, **{"tokens": paper} | more)})
+def _one(name, domain, paper_tokens, *args, **fields):
+    """A source of one part, which has the paper's tokens unless it stands in for another."""
+    return SourceSpec(domain, paper_tokens, {name: Part(*args, **{"tokens": paper_tokens} | fields)})
+
 
 MOT = dict(revision="e55fa28006c0d0ec60fb3547520f775dd42d02cd")
 
@@ -70,9 +73,10 @@ OCR2 = dict(revision="eadf535931451525f3e5621d0f960c240bc62fd9", licence="cc-by-
 OCR2_COLUMNS = ("question", "r1_generation", "judgement", "pass_rate", "dataset", "split", "index")
 
 
-def _tulu(kind, **more):
+def _tulu(kind, **fields):
     return Part(f"allenai/tulu-3-sft-personas-{kind}", "data/train-*.parquet", ("messages",), chat,
-                **{"licence": "odc-by"} | more)
+                **{"licence": "odc-by"} | fields)
+
 
 REGISTRY = {
     "dclm-edu": _one("dclm-edu", "general", 111.46, "HuggingFaceTB/dclm-edu", "data/*.parquet",
@@ -134,8 +138,8 @@ QUESTIONS = {
                           "cc-by-4.0", gb=7.6),
     "open-r1/codeforces": Part("open-r1/codeforces", "data/*.parquet",
                                ("description", "input_format", "output_format", "examples", "note"),
-                               lambda row: codeforces(row), "fbe3f6e903ee854eec2e69e9d96d0306cde59baf",
-                               "cc-by-4.0", gb=2.8),
+                               codeforces, "fbe3f6e903ee854eec2e69e9d96d0306cde59baf", "cc-by-4.0",
+                               gb=2.8),
 }
 
 
@@ -150,24 +154,29 @@ class Questions:
         if dataset not in QUESTIONS:
             raise Drop("question from an unknown data set")
         if (dataset, split) not in self.splits:
-            part = QUESTIONS[dataset]
-            files = [f for f in raw_files(self.raw, folder_name(dataset), part)
-                     if os.path.basename(f).startswith(split)]
-            found = self.splits[dataset, split] = []
-            for file in files:
-                for _, source in read_rows(file, part.columns):
-                    try:
-                        found.append(read_row(part.read, source))
-                    except Drop:
-                        found.append(None)
-        found, index = self.splits[dataset, split], int(number_of(row, "index"))
-        if not 0 <= index < len(found) or found[index] is None:
+            self.splits[dataset, split] = self.read_split(dataset, split)
+        questions = self.splits[dataset, split]
+        index = int(number_of(row, "index"))
+        if not 0 <= index < len(questions) or questions[index] is None:
             raise Drop("question not found")
-        return found[index]
+        return questions[index]
+
+    def read_split(self, dataset, split):
+        """The questions of a split in their order, None where a row has none."""
+        part, questions = QUESTIONS[dataset], []
+        for file in raw_files(self.raw, folder_name(dataset), part):
+            if not os.path.basename(file).startswith(split):
+                continue
+            for _, row in read_rows(file, part.columns):
+                try:
+                    questions.append(read_row(part.read, row))
+                except Drop:
+                    questions.append(None)
+        return questions
 
 
 def find_source(name):
-    """The Source of a name in the registry; InputError lists the known ones."""
+    """The SourceSpec of a name in the registry; InputError lists the known ones."""
     if name not in REGISTRY:
         raise InputError(f"{name!r} is no source of the registry{did_you_mean(name, REGISTRY)} (known: "
                          f"{', '.join(REGISTRY)}; your own files: --sources=\"{name}=local:folder\")")
@@ -183,4 +192,5 @@ def parts_to_get(name):
 
 
 def folder_name(dataset):
+    """The folder under --raw of a data set that questions are looked up in."""
     return "questions-" + dataset.split("/")[-1].replace("_", "-")

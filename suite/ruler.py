@@ -297,7 +297,7 @@ def example(task: str, length: int, index: int, tokenizer, texts: Texts | None =
     def tokens(n):
         return len(tokenizer.encode(prompt(n) + prefix))
 
-    besides = NEW[kind] + reserve + len(tokenizer.before)          # tokens
+    besides = NEW[kind] + reserve + len(tokenizer.bos_ids)          # tokens
     smallest = Fit(draft.least, tokens(draft.least))
     if draft.least > draft.most or smallest.tokens > length - besides:
         raise InputError(f"length {length} is too short for {task}: with this tokenizer its smallest prompt "

@@ -83,7 +83,7 @@ def same(one, other):
 def test_mixtures_are_the_papers():
     for i, name in enumerate(PAPER):
         assert data.MIXTURES[name] == {s: percents[i] for s, percents in FIGURE_2.items() if percents[i]}
-    assert set(data.SOURCES) - {"codex"} == set(FIGURE_2) == set(world.SOURCES)
+    assert set(registry.REGISTRY) - {"codex"} == set(FIGURE_2) == set(world.SOURCES)
     tokens = {"dclm-edu": 2.51, "nemotron-math": 5.08, "megamath-web-pro": 4.33, "starcoder2": 37.52,
               "codex": 3.86}                                                 # table 18
     for source, percent in data.MIXTURES["long-context"].items():
@@ -96,7 +96,7 @@ def test_mixtures_are_the_papers():
 def test_domain_sums(name, sums):
     found = dict.fromkeys(("general", "math", "code", "science"), 0)
     for source, percent in data.MIXTURES[name].items():
-        domain = data.SOURCES[source][0]
+        domain = registry.REGISTRY[source].domain
         found["general" if domain == "chat" else domain] += percent         # the paper counts chat as general
     assert tuple(found.values()) == sums and sum(sums) == 100
 
@@ -118,7 +118,7 @@ def test_tokens_and_epochs_of_the_papers_run():
             "mot-code": 0.67, "megamath-web-pro": 0.36, "nemotron-math": 0.07, "dclm-edu": 0.012,
             "refinecode": 0.019}
     for name, epochs in want.items():
-        found = rows[name] * 8192 / (data.SOURCES[name][1] * 1e9)
+        found = rows[name] * 8192 / (registry.REGISTRY[name].tokens * 1e9)
         assert abs(found - epochs) < (0.005 if epochs > 0.05 else 0.0005)
 
 
@@ -474,9 +474,9 @@ def test_prepare_toy_mends_what_is_damaged(tmp_path, toy, little_world):
 def test_heldout(prepared, toy, across):
     held = data.heldout(str(prepared), toy, toy.vocab_size, 64, 3, across)
     assert list(held) == ["general", "chat", "math", "code", "science"] == list(registry.DOMAINS)
-    names = [name for name in data.SOURCES if name in FIGURE_2]
+    names = [name for name in registry.REGISTRY if name in FIGURE_2]
     for domain, b in held.items():
-        mine = [name for name in names if data.SOURCES[name][0] == domain]
+        mine = [name for name in names if registry.REGISTRY[name].domain == domain]
         assert [names[s] for s in b.source] == [name for name in mine for _ in range(3)]
         rows = [shards.Source(str(prepared), name, toy, toy.vocab_size).row(k, 64, "heldout")
                 for name in mine for k in range(3)]

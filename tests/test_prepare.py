@@ -2,7 +2,6 @@
 files, own files, kills, parts, the hub over HTTP, packed rows, shares that hold whatever the lengths."""
 
 import collections
-import concurrent.futures
 import fcntl
 import http.server
 import json
@@ -14,6 +13,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote, urlparse
 
 import miniatures
@@ -118,12 +118,12 @@ def test_draw_takes_so_many_at_random(tmp_path, toy, monkeypatch):
         "ocr2-python": registry.Part(**{**part.__dict__, "draw": 25}),
         "ocr2-cpp": registry.REGISTRY["ocr2"].parts["ocr2-cpp"]})
     monkeypatch.setitem(registry.REGISTRY, "ocr2", few)
-    monkeypatch.setitem(tokenizing._worker, "questions", None)                  # all have theirs
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        files = raw_files(str(raw), "ocr2-python", part)
-        first, counts = tokenizing._draw(pool, "ocr2", "ocr2-python", few.parts["ocr2-python"], files, 1)
-        again, _ = tokenizing._draw(pool, "ocr2", "ocr2-python", few.parts["ocr2-python"], files[::-1], 1)
-        other, _ = tokenizing._draw(pool, "ocr2", "ocr2-python", few.parts["ocr2-python"], files, 2)
+    worker = tokenizing.Worker(toy, None, 0, None)                           # rows have their questions
+    pool = SimpleNamespace(map=lambda function, items: [function(worker, item) for item in items])
+    files = raw_files(str(raw), "ocr2-python", part)
+    first, counts = tokenizing.draw_rows(pool, "ocr2", "ocr2-python", files, 1)
+    again, _ = tokenizing.draw_rows(pool, "ocr2", "ocr2-python", files[::-1], 1)
+    other, _ = tokenizing.draw_rows(pool, "ocr2", "ocr2-python", files, 2)
     taken = {path: rows.tolist() for path, rows in first.items()}
     assert sum(map(len, taken.values())) == 25 and all(i % 3 for rows in taken.values() for i in rows)
     assert taken == {path: rows.tolist() for path, rows in again.items()}
@@ -215,13 +215,14 @@ def test_texts_as_hostile_as_they_come(tmp_path, toy):
     (own / "g.txt").write_text(" " * 2_000_000 + "x")
     tokenize(tmp_path / "out", {"mine": own})
     found = miniatures.documents(tmp_path / "out", "mine", toy)
-    assert found[:6] == ["caf�", "fine", "User: q�\nAssistant: a", "na�ve", "� lone", "��\0raw\0"]
-    assert len(big) > 10 ** 7 and found[6] == big
-    assert found[7] == "<|end|></s><|endoftext|>" and found[8] == " " * 2_000_000 + "x"
+    assert found[:4] == ["fine", "na�ve", "� lone", "��\0raw\0"]               # of parquet whole rows go
+    assert len(big) > 10 ** 7 and found[4] == big
+    assert found[5] == "<|end|></s><|endoftext|>" and found[6] == " " * 2_000_000 + "x"
     source = shards.Source(str(tmp_path / "out"), "mine", toy)
     assert all((np.asarray(t) == toy.eos_id).sum() == s["documents"]
                for t, s in zip(source.maps["train"][0], source.splits["train"], strict=True))
-    assert source.manifest["parts"]["local"]["dropped"] == {"no JSON object": 3, "text is empty": 1}
+    assert source.manifest["parts"]["local"]["dropped"] == {
+        "no JSON object": 3, "text is empty": 1, "text is no UTF-8": 2}
 
 
 @pytest.mark.parametrize("name, damage, says", [

@@ -225,7 +225,7 @@ def test_no_test_is_run(tmp_path):
     "How many?\n\nPlease put your answer in \\boxed{}.\n\n(\\boxed{} only)",
 ])
 def test_instructions_are_taken_off(prompt):
-    assert prompts.problem(prompt) == "How many?"
+    assert prompts.without_instruction(prompt) == "How many?"
 
 
 @pytest.mark.parametrize("prompt", [
@@ -234,7 +234,7 @@ def test_instructions_are_taken_off(prompt):
     "Give the sum of 1 and 2 in \\boxed{}.", "We know. Let x be \\boxed{1}.",
     "What would Let's make of \\boxed{1}?"])
 def test_other_prompts_are_left_alone(prompt):
-    assert prompts.problem(prompt) == prompt
+    assert prompts.without_instruction(prompt) == prompt
 
 
 # -- grams -------------------------------------------------------------------------------------------------
@@ -396,7 +396,7 @@ def test_processes_the_cache_and_what_is_told(tmp_path, toy, small, monkeypatch,
     def search(self, piece):
         raise AssertionError("reads a shard")
 
-    monkeypatch.setattr(overlap.Search, "__call__", search)
+    monkeypatch.setattr(overlap.Search, "in_piece", search)
     assert overlap.seen_in_training(texts, folder, toy, 1) == first
     other = {f"x{i}": t.upper() for i, t in texts.items()}                   # the same grams
     assert overlap.seen_in_training(other, folder, toy, 1)[0] == {f"x{i}": v for i, v in first[0].items()}
