@@ -152,7 +152,7 @@ def recipe(model):
     return {"model": model} | (TOY if presets.is_toy(model) else real)
 
 
-LEAST = {"steps": 1, "batch": 1, "group": 2, "context": 2, "warmup": 0, "lr": 0, "eps": 0, "weight_decay": 0,
+LEAST = {"steps": 1, "batch": 1, "context": 2, "warmup": 0, "lr": 0, "eps": 0, "weight_decay": 0,
          "clip": 0, "updates": 1, "eta": 0, "tis": 0, "clip_low": 0, "clip_high": 0, "beta": 0,
          "ref_alpha": 0, "ref_every": 0, "stop_penalty": 0, "repetition_penalty": 0, "refill": 0,
          "eval_every": 0, "eval_prompts": 1, "eval_samples": 1, "checkpoint_every": 0, "keep": 0,
@@ -162,9 +162,9 @@ LEAST = {"steps": 1, "batch": 1, "group": 2, "context": 2, "warmup": 0, "lr": 0,
 def check(cfg, world_size):
     """Refuses what cannot run, naming the flag."""
     preset(cfg.model)
-    if cfg.group == 1:
-        raise InputError("--group=1 must be a finite number, at least 2: a group of one has nothing to "
-                         "compare with")
+    if cfg.group < 2:
+        raise InputError(f"--group={cfg.group} must be a finite number, at least 2: a group of one has "
+                         f"nothing to compare with")
     check_bounds(cfg, LEAST)
     if not 0.01 <= cfg.temperature <= 100:
         raise InputError(f"--temperature={cfg.temperature}: RL needs samples that differ, 0.01 to 100; the "
@@ -479,7 +479,7 @@ def swap_weights(reference, model):
 
 
 @contextlib.contextmanager
-def weights_of(reference, model):
+def reference_weights(reference, model):
     """Within it the model has the reference's weights: the reference runs on the policy's memory."""
     swap_weights(reference, model)
     yield
@@ -695,8 +695,7 @@ class Sampler:
 
 
 class Replay:
-    """Gives each step the rollouts of a file; there is no engine (see Sampler)."""
-    """Gives each step the rollouts of a file, and has no engine (see Sampler). steps: of `read_replay`."""
+    """Gives each step the rollouts of a file, as Sampler does, without an engine. steps: of `read_replay`."""
     engine = None
     push_gap = None
 
@@ -828,6 +827,13 @@ def lr_at(step, cfg):
     if step < cfg.warmup:
         return cfg.lr * (step + 1) / cfg.warmup
     return cfg.lr * (cfg.steps - step) / (cfg.steps - cfg.warmup)
+
+
+def refuse_non_finite(step, loss, norm):
+    """InputError where an update would spoil the weights."""
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise InputError(f"step {step + 1}: loss {loss}, gradient norm {norm}: not finite; the checkpoints "
+                         f"before are kept: lower --lr and go on with --allow_changed=True")
 
 
 def optimizer_step(optimizer, parameters, lr, norm, clip):
@@ -1128,7 +1134,7 @@ def main(cfg):
         choose_kernels(cfg.kernels, ranks.device)
 
         # -- weights, prompts -------------------------------------------------------------------------------
-        with ranks.first_on_node():                       # it downloads, the others find it
+        with ranks.first_on_node():                       # the first downloads what the others find
             init = Init(cfg.init or cfg.model)
         tokenizer = init.tokenizer()
         domains = cfg.domains.split("+")
@@ -1171,7 +1177,7 @@ def main(cfg):
         run.prune(cfg.keep)
         lines = run.rewind(start)
         curve = [(line["step"], line["eval"]) for line in lines if "eval" in line]
-        m = next((line for line in reversed(lines) if "reward" in line), {})
+        metrics = next((line for line in reversed(lines) if "reward" in line), {})    # of the last step
 
         # -- engine, files ----------------------------------------------------------------------------------
         if cfg.replay:
@@ -1203,7 +1209,7 @@ def main(cfg):
                 evaluation(step)
             timer = Timer()
 
-            # A group of graded responses to each of the step's prompts, on every rank.
+            # The step's rollouts: a group of graded responses to each of its prompts, on every rank.
             rollouts = sampler.next(step, timer)
             responses = [r for group in rollouts.groups for r in group]
 
@@ -1218,7 +1224,7 @@ def main(cfg):
             # Log-probs of the rows, by the reference, and by the policy where it will change more than once.
             logps_ref = logps_old = [None] * len(rows)
             if cfg.beta:
-                with weights_of(reference, model):
+                with reference_weights(reference, model):
                     logps_ref = score_rows(model, rows, cfg.temperature)
             if cfg.updates > 1:
                 logps_old = score_rows(model, rows, cfg.temperature)
@@ -1234,21 +1240,19 @@ def main(cfg):
                     logp, entropy = row_logprobs(model, row, cfg.temperature)
                     logp_old = logp.detach() if logps_old[i] is None else logps_old[i]
                     counted = weight[row.owner] > 0
-                    loss_part, metrics = grpo_loss(logp, logp_old, row.gen, logps_ref[i],
-                                                   advantage[row.owner], counted, cfg, weight[row.owner])
-                    loss_part.backward()
-                    loss += loss_part.detach()
+                    row_loss, row_metrics = grpo_loss(logp, logp_old, row.gen, logps_ref[i],
+                                                      advantage[row.owner], counted, cfg, weight[row.owner])
+                    row_loss.backward()
+                    loss += row_loss.detach()
                     entropy = torch.where(counted, entropy.detach(), 0)
-                    parts.append(metrics | {"entropy": entropy.sum(dtype=torch.float64)})
+                    row_metrics["entropy"] = entropy.sum(dtype=torch.float64)
+                    parts.append(row_metrics)
                     if update == 0:
                         keep_logprobs(responses, row.owner, logp_old)
                 reduce_vectors(parameters)
                 loss, = ranks.sum(float(loss))
                 norm = grad_norm(parameters, ranks.mesh)
-                if not (math.isfinite(loss) and math.isfinite(norm)):
-                    raise InputError(f"step {step + 1}: loss {loss}, gradient norm {norm}: not finite; the "
-                                     f"checkpoints before are kept: lower --lr and go on with "
-                                     f"--allow_changed=True")
+                refuse_non_finite(step, loss, norm)
                 optimizer_step(optimizer, parameters, lr, norm, cfg.clip)
 
             # Every ref_every steps the reference follows the policy.
@@ -1260,18 +1264,18 @@ def main(cfg):
             sampler.after_update(timer)
             write_samples(samples, run, step + 1, rollouts.sampled, records, progress, ranks)
             outcome = dict(loss=loss, gnorm=norm, lr=lr, push_gap=sampler.push_gap)
-            m = step_metrics(outcome, parts, rollouts, records, timer, cfg, ranks)
-            run.metrics(step=step + 1, **m)
+            metrics = step_metrics(outcome, parts, rollouts, records, timer, cfg, ranks)
+            run.metrics(step=step + 1, **metrics)
             if step + 1 == cfg.steps or (cfg.checkpoint_every and (step + 1) % cfg.checkpoint_every == 0):
                 run.save(state(), step + 1, cfg.keep)
                 run.finish()                              # no step that was saved is made again
-            run.log(step_line(step + 1, m, cfg))
+            run.log(step_line(step + 1, metrics, cfg))
             export(step + 1)
 
         # -- result -----------------------------------------------------------------------------------------
         save(model, run.path("model"), DTYPES[cfg.export_dtype])
         evaluation(cfg.steps)
-        result = {"steps": cfg.steps, "curve": curve, "reward": m.get("reward")}
+        result = {"steps": cfg.steps, "curve": curve, "reward": metrics.get("reward")}
         if ranks.rank == 0:
             with run.writing("the result"):
                 write_atomic(run.path("rl.json"), json.dumps(result, indent=1))

@@ -458,6 +458,47 @@ def test_verdicts_that_cannot_be_written(start, tmp_path):
     assert [v["id"] for v in lines(tmp_path / "run", "verdicts.jsonl")] == [f"m{i}" for i in range(6)]
 
 
+# -- worked examples -----------------------------------------------------------------------------------------
+
+def with_diff(name, folder, monkeypatch):
+    """rl.py with a diff of study/ablations, as a module."""
+    shutil.copy(rl.__file__, folder)
+    diff = os.path.join(os.path.dirname(rl.__file__), "study", "ablations", f"{name}.diff")
+    subprocess.run(["git", "apply", diff], cwd=folder, check=True,
+                   env=os.environ | {"GIT_CEILING_DIRECTORIES": str(folder.parent)})
+    spec = importlib.util.spec_from_file_location(f"rl_{name}", folder / "rl.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)   # its responses are pickled between ranks
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_sequence_mask_is_by_response_not_by_row(tmp_path, monkeypatch):
+    """A row of a response in range and one out of it: a mean over the row would keep, or drop, both."""
+    in_range = with_diff("sequence-mask", tmp_path, monkeypatch).in_range
+    old, gen = torch.zeros(5), torch.tensor([0.02, -0.02, -1.0, -1.5, -0.5])
+    row = rl.Row(None, None, None, None, owner=torch.tensor([7, 7, 3, 3, 3]), gen=gen)
+    assert in_range(row, old, 0.5, 2.0).tolist() == [True, True, False, False, False]
+    assert in_range(row, old, 0.5, 2.8).all()                                 # e^1 = 2.72
+    assert in_range(rl.row_tensors([], [], "cpu"), torch.zeros(0), 0.5, 2.0).shape == (0,)
+
+
+@pytest.mark.slow
+def test_retired_prompts_are_not_drawn_again(start, tmp_path, monkeypatch):
+    """Those that were right each time, on a resumed run too."""
+    retiring = with_diff("retire", tmp_path, monkeypatch)
+    assert sorted(retiring.draw_prompts(0, 10, 7, 3, [1, 2, 3])[0]) == [0, 4, 5, 6, 7, 8, 9]
+    retiring.judge = easy_rl.judge
+    flags = [*begin(start), *SHORT, "--group=2", "--batch=2"]
+    for steps in ("--steps=5", "--steps=8"):
+        run(tmp_path / "run", *flags, steps, "--allow_changed=True", stage=retiring)
+    right = Counter((r["step"], r["id"]) for r in lines(tmp_path / "run", "samples.jsonl") if r["correct"])
+    retired = {id_: step for (step, id_), n in right.items() if n == 2}
+    assert min(retired.values()) < 5
+    for r in lines(tmp_path / "run", "samples.jsonl"):
+        assert r["step"] <= retired.get(r["id"], 8)
+
+
 # -- with the real vLLM -------------------------------------------------------------------------------------
 
 VLLM = """
