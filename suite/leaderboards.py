@@ -10,8 +10,10 @@ rules of its own HFLM, by which the adapter tokenizes, truncates and scores. Pro
 base models, there is no chat template.
 """
 
+import functools
 import json
 import math
+from typing import NamedTuple
 
 import torch
 from lm_eval import simple_evaluate
@@ -45,12 +47,12 @@ class Adapter(TemplateLM):
     @property
     def prefix_token_id(self):
         """What an empty context is: the bos, or of a model without one the eos."""
-        return (self.model.tokenizer.before or [self.eot_token_id])[0]
+        return (self.model.tokenizer.bos_ids or [self.eot_token_id])[0]
 
     def tok_encode(self, string, add_special_tokens=None, **kwargs):
         """Ids with the bos in front where the model has one, unless add_special_tokens is False. A bos that
         the text spells is text."""
-        before = [] if add_special_tokens is False else self.model.tokenizer.before
+        before = [] if add_special_tokens is False else self.model.tokenizer.bos_ids
         return before + self.model.tokenizer.encode(string)
 
     @torch.inference_mode()
@@ -58,64 +60,79 @@ class Adapter(TemplateLM):
         """[(key or None, context ids, continuation ids)] -> [(log-prob of the continuation in nats, whether
         greedy decoding would write it)]. Texts are cut on the left to the context; those that differ in the
         last id alone (the letters of a multiple choice) are read once."""
-        readers = {}                                      # what is read: the requests it answers
+        requests_of = {}                                  # {text that is read: its requests' indices}
         for i, (_, context, continuation) in enumerate(requests):
             if not 0 < len(continuation) <= self.max_length:
                 raise InputError(f"a continuation has {len(continuation)} tokens; give 1 to --context="
                                  f"{self.max_length}")
             text = (context + continuation)[-self.max_length - 1:-1]
-            readers.setdefault(tuple(text), []).append(i)
+            requests_of.setdefault(tuple(text), []).append(i)
+        answers = [None] * len(requests)
+        rows = tqdm(self.rows(requests_of), desc="log-probs", unit="row", leave=False,
+                    disable=disable_tqdm or None)
+        for row in rows:
+            answered = [i for text in row for i in requests_of[text]]
+            sizes = [len(requests[i][2]) for i in answered]
+            logprobs, greedy = self.score(row, requests_of, requests)
+            parts = zip(answered, logprobs.split(sizes), greedy.split(sizes), strict=True)
+            for i, logprobs_of_tokens, greedy_of_tokens in parts:
+                answers[i] = logprobs_of_tokens.sum().item(), bool(greedy_of_tokens.all())
+                key = requests[i][0]
+                if key is not None:                       # None: a window of loglikelihood_rolling()
+                    self.cache_hook.add_partial("loglikelihood", key, answers[i])
+        return answers
+
+    def rows(self, texts):
+        """Texts in rows of about row_tokens: equal lengths together, the longest first."""
         rows, room = [], 0
-        for text in sorted(readers, key=len, reverse=True):     # equal lengths together, the largest first
+        for text in sorted(texts, key=len, reverse=True):
             if len(text) > room:
                 rows.append([])
                 room = self.row_tokens
             rows[-1].append(text)
             room -= len(text)
-        answers = [None] * len(requests)
-        for row in tqdm(rows, desc="log-probs", unit="row", leave=False, disable=disable_tqdm or None):
-            order = [i for text in row for i in readers[text]]
-            sizes = [len(requests[i][2]) for i in order]
-            for i, logp, greedy in zip(order, *(x.split(sizes) for x in self.read(row, readers, requests)),
-                                       strict=True):
-                answers[i] = logp.sum().item(), bool(greedy.all())
-                if requests[i][0] is not None:            # None: a window of loglikelihood_rolling()
-                    self.cache_hook.add_partial("loglikelihood", requests[i][0], answers[i])
-        return answers
+        return rows
 
-    def read(self, row, readers, requests):
+    def score(self, row, requests_of, requests):
         """One pass over a row of texts: fp32 log-prob, and whether it is the most probable, of every token of
-        the continuations, one after the other. The distribution is over all rows of the head, as HFLM's."""
-        where, targets, end = [], [], 0
-        for text in row:
-            end += len(text)                              # its last token predicts the continuation's last
-            for i in readers[text]:
-                where += range(end - len(requests[i][2]), end)
-                targets += requests[i][2]
-        ids = [[id for text in row for id in text]], [[d for d, text in enumerate(row) for _ in text]]
+        the continuations, one after the other: (2,) of (tokens,). The distribution is over all rows of the
+        head, as HFLM's."""
+        ids, docs = [], []                                # of the row: token ids, which text each is of
+        where, targets = [], []                           # places in the row, and the ids they must predict
+        for document, text in enumerate(row):
+            ids += text
+            docs += [document] * len(text)
+            for i in requests_of[text]:                   # a text's last token predicts its continuation's
+                continuation = requests[i][2]
+                where += range(len(ids) - len(continuation), len(ids))
+                targets += continuation
         device = self.model.trunk.embed.weight.device
-        tokens, docs, where, targets = (torch.tensor(x, device=device) for x in (*ids, where, targets))
+        ids, docs = torch.tensor([ids], device=device), torch.tensor([docs], device=device)
+        where, targets = torch.tensor(where, device=device), torch.tensor(targets, device=device)
 
-        def head(h, weight, scale):
-            parts = []
-            for at, ids in zip(where.split(512), targets[:, None].split(512), strict=True):   # few logits
-                logits = project(h[at], weight, scale, None)
-                best = logits.argmax(-1, keepdim=True) == ids
-                parts.append(torch.cat([logits.gather(1, ids) - logits.logsumexp(-1, keepdim=True), best], 1))
-            return torch.cat(parts).cpu()
+        def head(hidden, weight, scale):
+            scored = []
+            for places, wanted in zip(where.split(512), targets[:, None].split(512), strict=True):
+                logits = project(hidden[places], weight, scale, None)      # of 512 places at a time
+                logprobs = logits.gather(1, wanted) - logits.logsumexp(-1, keepdim=True)
+                greedy = logits.argmax(-1, keepdim=True) == wanted
+                scored.append(torch.cat([logprobs, greedy], 1))
+            return torch.cat(scored).cpu()
 
-        return self.model(tokens, docs, head).unbind(1)
+        return self.model(ids, docs, head).unbind(1)
 
     def loglikelihood_rolling(self, requests, disable_tqdm=False):
         """Log-probs of whole texts, each token predicted once, from windows as long as the context."""
-        windows, owners, totals = [], [], [0.0] * len(requests)
+        windows, request_of_window = [], []
         for i, request in enumerate(requests):
             ids = self.tok_encode(request.args[0])
             for window in get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, 1):
                 windows.append((None, *make_disjoint_window(window)))
-                owners.append(i)
-        for i, (logp, _) in zip(owners, self._loglikelihood_tokens(windows, disable_tqdm), strict=True):
-            totals[i] += logp
+                request_of_window.append(i)
+        answers = self._loglikelihood_tokens(windows, disable_tqdm)
+        totals = [0.0] * len(requests)
+        for i, (logprob, _) in zip(request_of_window, answers, strict=True):
+            totals[i] += logprob
         for request, total in zip(requests, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
@@ -123,27 +140,31 @@ class Adapter(TemplateLM):
     def generate_until(self, requests, disable_tqdm=False):
         """Texts up to the first of `until` or the eos, requests of the same settings together; greedy unless
         the task samples. A prompt is cut on the left until max_gen_toks fit behind it."""
-        groups, answers = {}, [None] * len(requests)
+        groups = {}                                       # {settings as text: indices of requests}
         for i, request in enumerate(requests):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(i)
-        for order in groups.values():
-            how = normalize_gen_kwargs(requests[order[0]].args[1], 256)          # HFLM's default length
-            until, length, sampled = how.pop("until"), how.pop("max_gen_toks"), how.pop("do_sample")
-            temperature, top_p = how.pop("temperature", 1.0), how.pop("top_p", 1.0)
-            if how or length >= self.max_length:
-                raise InputError(f"generation_kwargs: max_gen_toks is {length}, give less than --context="
-                                 f"{self.max_length}; unknown: {', '.join(how) or 'none'} (known: until, "
-                                 f"max_gen_toks, do_sample, temperature, top_p)")
+        answers = [None] * len(requests)
 
-            def keep(k, _, sample, order=order):          # as each one ends: a killed run has them
-                i = order[k]
-                answers[i] = sample.text
-                self.cache_hook.add_partial("generate_until", requests[i].args, sample.text)
+        def keep(group, k, _, sample):                    # as each one ends: a killed run has them
+            i = group[k]
+            answers[i] = sample.text
+            self.cache_hook.add_partial("generate_until", requests[i].args, sample.text)
 
-            prompts = [self.tok_encode(requests[i].args[0])[length - self.max_length:] for i in order]
-            self.engine.generate(prompts, max_new_tokens=length, top_p=top_p, seed=self.seed, on_sample=keep,
-                                 temperature=temperature if sampled else 0.0,
-                                 stop=[*until, self.eot_token_id])
+        for group in groups.values():
+            settings = normalize_gen_kwargs(requests[group[0]].args[1], 256)         # HFLM's default length
+            until, new_tokens = settings.pop("until"), settings.pop("max_gen_toks")
+            temperature, top_p = settings.pop("temperature", 1.0), settings.pop("top_p", 1.0)
+            if not settings.pop("do_sample"):
+                temperature = 0.0
+            if settings or new_tokens >= self.max_length:
+                raise InputError(f"generation_kwargs: max_gen_toks is {new_tokens}, give less than --context="
+                                 f"{self.max_length}; unknown: {', '.join(settings) or 'none'} (known: "
+                                 f"until, max_gen_toks, do_sample, temperature, top_p)")
+            most = self.max_length - new_tokens           # tokens of a prompt
+            prompts = [self.tok_encode(requests[i].args[0])[-most:] for i in group]
+            self.engine.generate(prompts, max_new_tokens=new_tokens, temperature=temperature, top_p=top_p,
+                                 seed=self.seed, stop=[*until, self.eot_token_id],
+                                 on_sample=functools.partial(keep, group))
         return answers
 
 
@@ -162,8 +183,9 @@ def evaluate(adapter, names, limit=None, use_cache=None, task_manager=None):
     """Runs tasks of the harness: names, or {name: number of examples} as in TASKS; returns simple_evaluate's
     results, versions, n-shot and n-samples. limit: of each task's questions. use_cache: a file of answers
     from which a killed run goes on; one a checkpoint, since answers are looked up by the request alone."""
-    manager, found = task_manager or TaskManager(), {}
+    manager = task_manager or TaskManager()
     shots = names if isinstance(names, dict) else dict.fromkeys(names)
+    results = {"results": {}, "versions": {}, "n-shot": {}, "n-samples": {}}
     # One by one, each with fresh seeds: GPQA shuffles by the global RNG while loading; `datasets` keeps that
     # order. (With its caching disabled, the harness would shuffle again between asking and grading.)
     for name in shots:
@@ -171,27 +193,35 @@ def evaluate(adapter, names, limit=None, use_cache=None, task_manager=None):
             raise InputError(f"--tasks: unknown task {name!r}{did_you_mean(name, manager.all_tasks)} "
                              f"({len(manager.all_tasks)} are known)")
         try:
-            out = simple_evaluate(adapter, tasks=[name], num_fewshot=shots[name], limit=limit,
-                                  use_cache=use_cache, task_manager=manager, log_samples=False,
-                                  bootstrap_iters=1000,  # not of means, which have a closed form
-                                  random_seed=0, numpy_random_seed=1234, torch_random_seed=1234,
-                                  fewshot_random_seed=1234)
+            of_task = simple_evaluate(
+                adapter, tasks=[name], num_fewshot=shots[name], limit=limit, use_cache=use_cache,
+                task_manager=manager, log_samples=False, random_seed=0, numpy_random_seed=1234,
+                torch_random_seed=1234, fewshot_random_seed=1234,
+                bootstrap_iters=1000)                     # not of means, which have a closed form
         except (ConnectionError, FileNotFoundError) as e:
             raise InputError(f"--tasks: {name} has no data ({str(e).splitlines()[0]}). Gated data needs "
                              f"HF_TOKEN; offline, bring the cache of a machine that has run it and set "
                              f"HF_HUB_OFFLINE=1") from None
-        for key in ("results", "versions", "n-shot", "n-samples"):
-            found.setdefault(key, {}).update(out[key])
-    return found
+        for part, values in results.items():
+            values.update(of_task[part])
+    return results
 
 
 # -- their scores --------------------------------------------------------------------------------------------
-# benchmark: (metrics, averaged; {row of the results: score of a guess})
 
-LB_V1 = {task: (["acc,none"], {task: 0}) for task in TASKS["lb_v1"]} | {
-    "arc_challenge": (["acc_norm,none"], {"arc_challenge": 0}),
-    "hellaswag": (["acc_norm,none"], {"hellaswag": 0}),
-    "gsm8k": (["exact_match,strict-match"], {"gsm8k": 0}),
+class Benchmark(NamedTuple):
+    """What a benchmark's score is made of: the mean of these metrics, over these rows of the results."""
+    metrics: list
+    guesses: dict                        # {row of the results: score of a guess}
+
+
+LB_V1 = {
+    "arc_challenge": Benchmark(["acc_norm,none"], {"arc_challenge": 0}),
+    "hellaswag": Benchmark(["acc_norm,none"], {"hellaswag": 0}),
+    "truthfulqa_mc2": Benchmark(["acc,none"], {"truthfulqa_mc2": 0}),
+    "mmlu": Benchmark(["acc,none"], {"mmlu": 0}),
+    "winogrande": Benchmark(["acc,none"], {"winogrande": 0}),
+    "gsm8k": Benchmark(["exact_match,strict-match"], {"gsm8k": 0}),
 }
 
 # how many choices a question has (doc_to_choice in lm_eval/tasks/leaderboard/bbh_mc)
@@ -206,36 +236,47 @@ _BBH = dict(
 _MUSR = dict(murder_mysteries=2, object_placements=5, team_allocation=3)
 _MATH = "algebra counting_and_prob geometry intermediate_algebra num_theory prealgebra precalculus".split()
 LB_V2 = {
-    "ifeval": (["prompt_level_strict_acc,none", "inst_level_strict_acc,none"], {"leaderboard_ifeval": 0}),
-    "bbh": (["acc_norm,none"], {f"leaderboard_bbh_{task}": 1 / n for task, n in _BBH.items()}),
-    "math": (["exact_match,none"], {f"leaderboard_math_{task}_hard": 0 for task in _MATH}),
-    "gpqa": (["acc_norm,none"], {"leaderboard_gpqa": 1 / 4}),      # over all questions, as the leaderboard
-    "musr": (["acc_norm,none"], {f"leaderboard_musr_{task}": 1 / n for task, n in _MUSR.items()}),
-    "mmlu_pro": (["acc,none"], {"leaderboard_mmlu_pro": 1 / 10}),
+    "ifeval": Benchmark(["prompt_level_strict_acc,none", "inst_level_strict_acc,none"],
+                        {"leaderboard_ifeval": 0}),
+    "bbh": Benchmark(["acc_norm,none"], {f"leaderboard_bbh_{task}": 1 / n for task, n in _BBH.items()}),
+    "math": Benchmark(["exact_match,none"], {f"leaderboard_math_{task}_hard": 0 for task in _MATH}),
+    # over all questions, as the leaderboard
+    "gpqa": Benchmark(["acc_norm,none"], {"leaderboard_gpqa": 1 / 4}),
+    "musr": Benchmark(["acc_norm,none"], {f"leaderboard_musr_{task}": 1 / n for task, n in _MUSR.items()}),
+    "mmlu_pro": Benchmark(["acc,none"], {"leaderboard_mmlu_pro": 1 / 10}),
 }
 
 
-def scores(results, table):
+def scores(results, board):
     """{benchmark: percent, ..., "mean": ..., "stderr": the same keys}. A row counts from its guess, which is
     0, to 1, which is 100; below the guess it is 0. Then rows are averaged, then benchmarks. Standard errors
     are scaled alike and combined as of independent rows; None where the harness has none. Of two metrics on
     the same answers (IFEval) the first one's is taken: they rise and fall together."""
-    missing = [f"{row} ({metric})" for metrics, rows in table.values() for row in rows for metric in metrics
-               if metric not in results.get(row, {})]
+    missing = [f"{row} ({metric})" for benchmark in board.values() for row in benchmark.guesses
+               for metric in benchmark.metrics if metric not in results.get(row, {})]
     if missing:
         raise InputError(f"{len(missing)} results are missing: {', '.join(missing)}; run their tasks too")
-    percent, stderr = {}, {}
-    for name, (metrics, rows) in table.items():
-        values, errors = [], []
-        for row, guess in rows.items():
-            value = sum(results[row][metric] for metric in metrics) / len(metrics)
-            values.append(100 * max(0.0, value - guess) / (1 - guess))
-            error = results[row].get(metrics[0].replace(",", "_stderr,"))
-            errors.append(100 * error / (1 - guess) if isinstance(error, float) else math.nan)   # or "N/A"
-        percent[name], stderr[name] = sum(values) / len(values), math.hypot(*errors) / len(errors)
-    percent["mean"], stderr["mean"] = (sum(percent.values()) / len(percent),
-                                       math.hypot(*stderr.values()) / len(stderr))
-    return percent | {"stderr": {name: None if math.isnan(e) else e for name, e in stderr.items()}}
+    percents, errors = {}, {}
+    for name, benchmark in board.items():
+        percents[name], errors[name] = benchmark_score(results, benchmark)
+    percents["mean"] = sum(percents.values()) / len(percents)
+    errors["mean"] = math.hypot(*errors.values()) / len(errors)
+    known = {name: None if math.isnan(error) else error for name, error in errors.items()}
+    return percents | {"stderr": known}
+
+
+def benchmark_score(results, benchmark):
+    """(percent, its standard error, nan where the harness has none) of a Benchmark."""
+    metrics = benchmark.metrics
+    percents, errors = [], []
+    for row, guess in benchmark.guesses.items():
+        value = sum(results[row][metric] for metric in metrics) / len(metrics)
+        percents.append(100 * max(0.0, value - guess) / (1 - guess))
+        error = results[row].get(metrics[0].replace(",", "_stderr,"))
+        if not isinstance(error, float):                  # missing, or "N/A"
+            error = math.nan
+        errors.append(100 * error / (1 - guess))
+    return sum(percents) / len(percents), math.hypot(*errors) / len(errors)
 
 
 def lb_v1(results):
@@ -248,3 +289,6 @@ def lb_v2(results):
     rows are raw averages over questions; but GPQA, a task without subtasks there
     (huggingface.co/docs/leaderboards/open_llm_leaderboard/normalization)."""
     return scores(results, LB_V2)
+
+
+SCORERS = {"lb_v1": lb_v1, "lb_v2": lb_v2}

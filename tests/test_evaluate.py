@@ -20,7 +20,7 @@ from corpus import prompts, world
 from corpus.shards import write_source
 from corpus.tokenizer import toy_tokenizer
 from evaluate import main
-from grading import sandbox
+from grading import math_answers, sandbox
 from model import load
 from reporting.comparison import compare, frontier
 from suite import benchmarks, tasks
@@ -191,7 +191,12 @@ def test_a_changed_grader_grades_again(saved, tmp_path, monkeypatch):
     first = saved({("toy-math", 0, 0): RIGHT})
     again = saved({("toy-math", 0, 0): RIGHT})
     assert graded == [24, 0] and again == first           # and the last call, of nothing
-    monkeypatch.setattr(evaluate, "source", lambda module: "another")
+    for module in (verify, grading, math_answers):        # a comment is edited: nothing is graded again
+        copy = tmp_path / "edited.py"
+        copy.write_text("# Edited.\n" + open(module.__file__).read())
+        monkeypatch.setattr(module, "__file__", str(copy))
+    assert saved({("toy-math", 0, 0): RIGHT}) == first and graded[-1] == 0
+    monkeypatch.setattr(evaluate, "VERDICTS", grading.VERDICTS + 1)
     assert saved({("toy-math", 0, 0): RIGHT}) == first and graded[-1] == 24
 
 
@@ -304,12 +309,12 @@ def test_killed_runs_go_on_and_two_ranks_are_one(tmp_path, exported):
 def test_remainders_are_what_is_missing():
     task = benchmarks.Task("t", "math", [None] * 5, 4, 1.0, 1.0, 8, "", {})
     missing = {0: [0, 1, 2, 3], 1: [2], 2: [0, 1, 2, 3], 4: [2, 3]}
-    found = evaluate.calls(task, missing, 5)
+    found = evaluate.plan_calls(task, missing, 5)
     assert found == [(0, 4, [0]), (0, 4, [2]), (2, 2, [1, 4])]
     asked = {(i, first + j) for first, n, own in found for i in own for j in range(n)}
     assert {(i, j) for i, js in missing.items() for j in js} <= asked and len(asked) == 12
     # more samples than before: one call
-    assert evaluate.calls(task, {i: [2, 3] for i in range(9)}, 100) == [(2, 2, list(range(9)))]
+    assert evaluate.plan_calls(task, {i: [2, 3] for i in range(9)}, 100) == [(2, 2, list(range(9)))]
 
 
 def test_more_samples_are_the_same_and_more(tmp_path, exported):
@@ -351,7 +356,7 @@ def test_log_probs_are_the_engines(tmp_path, exported):
     model = load(str(exported))
     for line in texts(tmp_path).values():
         p = next(p for p in tasks.toy_task("toy-retrieval").problems if p.id == line["id"])
-        ids, _ = evaluate.read(p, model.tokenizer)
+        ids = evaluate.encode_problem(p, model.tokenizer).ids
         nll = []
         for _ in range(line["tokens"]):
             with torch.no_grad():
@@ -512,7 +517,7 @@ def test_the_compare_command(saved, tmp_path):
     (["--layout=above"], "not one of inside, beside"), (["--tasks=toy-math+"], "'' is no task"),
     (["--tasks=toy-maths"], "did you mean 'toy-math'"),
     (["--tasks=no.jsonl"], "no.jsonl cannot be read"), (["--protocol=loose"], "strict, paper"),
-    (["--dtype=float16"], "not one of bfloat16, float32"), (["--samples=-1"], "must be at least 0"),
+    (["--dtype=float16"], "not one of bfloat16, float32"), (["--samples=-1"], "at least 0"),
     (["--lengths=8k"], "--lengths=8k"), (["--data=/nowhere"], "--data=/nowhere is no folder"),
     (["--tasks=vt", "--lengths=4096", "--context=2048"], "longer than the context of 2048"),
     (["--tasks=vt", "--lengths=512", "--context=512"], "too short for vt"),

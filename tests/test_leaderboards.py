@@ -38,7 +38,7 @@ def both(request, tmp_path_factory):
     else:
         save(load("random:toy-h"), str(folder))
     model = load(str(folder))
-    assert bool(model.tokenizer.before) == (request.param == "llama")
+    assert bool(model.tokenizer.bos_ids) == (request.param == "llama")
     theirs = HFLM(str(folder), tokenizer=str(folder), dtype="float32", device="cpu", max_length=CONTEXT)
     return theirs, Adapter(model, engine(model, context=CONTEXT, progress=False), row_tokens=256)
 
@@ -215,8 +215,8 @@ def test_a_board_through_evaluate(tmp_path, exported, monkeypatch):
     manager = folder_of_tasks(tmp_path / "tasks", [(text(20, i), "x") for i in range(3)])
     monkeypatch.setattr(leaderboards, "TaskManager", lambda: manager)
     monkeypatch.setitem(leaderboards.TASKS, "lb_v1", {"local_choices": 2, "local_writing": None})
-    table = {"local_choices": (["acc,none"], {"local_choices": 0.25}),
-             "local_writing": (["exact_match,none"], {"local_writing": 0})}
+    table = {"local_choices": leaderboards.Benchmark(["acc,none"], {"local_choices": 0.25}),
+             "local_writing": leaderboards.Benchmark(["exact_match,none"], {"local_writing": 0})}
     monkeypatch.setattr(leaderboards, "LB_V1", table)
     flags = ["--model=toy", f"--init={exported}", "--tasks=lb-v1", "--context=512",
              f"--run={tmp_path / 'run'}"]
@@ -303,18 +303,18 @@ def test_lb_v1_is_openllm(configs):
             [group[named].get(k) for k in ("dataset_path", "doc_to_text", "doc_to_choice", "metric_list")]
         if name in ("arc_challenge", "hellaswag", "winogrande"):    # examples come from the training split
             assert spec.get("fewshot_split") is None and spec["training_split"] == "train"
-    for name, (metrics, _) in leaderboards.LB_V1.items():
+    for name, benchmark in leaderboards.LB_V1.items():
         spec = ours["mmlu_world_religions" if name == "mmlu" else name]
-        assert metrics[0].split(",")[0] in {m["metric"] for m in spec["metric_list"]}
+        assert benchmark.metrics[0].split(",")[0] in {m["metric"] for m in spec["metric_list"]}
     assert "strict-match" in {f["name"] for f in ours["gsm8k"]["filter_list"]}
 
 
 def test_lb_v2_is_leaderboard(configs):
     ours, group = configs(list(TASKS["lb_v2"])), configs(["leaderboard"])
-    rows = {row for _, rows in leaderboards.LB_V2.values() for row in rows}
+    rows = {row for benchmark in leaderboards.LB_V2.values() for row in benchmark.guesses}
     assert ours.keys() == group.keys() and rows - ours.keys() == {"leaderboard_gpqa"}     # which is of these:
     assert ours.keys() - rows == {f"leaderboard_gpqa_{part}" for part in ("diamond", "extended", "main")}
-    rows = leaderboards.LB_V2["bbh"][1]
+    rows = leaderboards.LB_V2["bbh"].guesses
     assert len(rows) == 24 and rows == {row: 1 / len(group[row]["doc_to_choice"]) for row in rows}
     for metrics, rows in leaderboards.LB_V2.values():
         for row in rows:

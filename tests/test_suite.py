@@ -11,12 +11,12 @@ import pytest
 
 from corpus.formats import Drop
 from corpus.prompts import BENCHMARKS, identity
-from evaluate import PROTOCOLS
 from grading import sandbox
 from suite import benchmarks
 from suite.benchmarks import FLAWS, SUITE
 from verify import grade
 
+PROTOCOLS = ("strict", "paper")
 needs_sandbox = pytest.mark.skipif(
     sandbox.bubblewrap()[0] is None and os.environ.get("SANDBOX") != "required",
     reason=f"no sandbox: {sandbox.bubblewrap()[1]} (apt-get install bubblewrap; SANDBOX=required: a failure)")
