@@ -20,7 +20,7 @@ import random
 import re
 import sysconfig
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 DOMAINS = ("math", "code", "science")
@@ -28,14 +28,23 @@ SPLITS = ("train", "rl", "heldout")          # of problems: 80, 10 and 10 percen
 LETTERS = "ABCD"
 
 LIBRARY = ("dclm-edu", "chat", "refinecode", "starcoder2")       # read from the standard library
-GENERATED = {                                # domain, documents in train, documents in heldout (ours)
-    "megamath-web-pro":      ("math",    6000, 300),
-    "nemotron-math":         ("math",    6000, 300),
-    "mot-math":              ("math",    2500, 300),
-    "mot-code":              ("code",    2500, 300),
-    "ocr2":                  ("code",    2500, 300),
-    "openthoughts3-science": ("science", 2500, 300),
-    "mot-science":           ("science", 2500, 300),
+
+
+class Generated(NamedTuple):
+    """A source that is generated."""
+    domain: str
+    train: int             # documents (ours)
+    heldout: int
+
+
+GENERATED = {
+    "megamath-web-pro":      Generated("math",    6000, 300),
+    "nemotron-math":         Generated("math",    6000, 300),
+    "mot-math":              Generated("math",    2500, 300),
+    "mot-code":              Generated("code",    2500, 300),
+    "ocr2":                  Generated("code",    2500, 300),
+    "openthoughts3-science": Generated("science", 2500, 300),
+    "mot-science":           Generated("science", 2500, 300),
 }
 SOURCES = (*LIBRARY, *GENERATED)             # the paper's eleven
 
@@ -80,50 +89,75 @@ def problem(domain: str, split: str, index: int, seed: int = 0) -> Problem:
     draw = {"math": _math, "code": _code, "science": _science}[domain]
     rng = random.Random(_hash(seed, domain, split, index))
     while True:
-        key, prompt, truth, careful, careless = draw(rng)
-        if _split(key) == split:
-            response = "<think> {} </think>\n{}".format
-            return Problem(domain, prompt, truth, response(*careful), response(*careless))
+        draft = draw(rng)
+        if _split(draft.key) == split:
+            return Problem(domain, draft.prompt, draft.truth, draft.careful.text(), draft.careless.text())
 
 
 def _split(key: str) -> str:
     return {0: "heldout", 1: "rl"}.get(_hash("split", key) % 10, "train")
 
 
-# Each generator below returns key, prompt, truth, (steps, answer), (guess, answer). The key is the problem
-# without its accidents (a function's name, the order of summands and factors) and decides the split.
+class Response(NamedTuple):
+    thought: str           # the steps, or a guess
+    answer: str
+
+    def text(self):
+        return f"<think> {self.thought} </think>\n{self.answer}"
+
+
+class Draft(NamedTuple):
+    """What each generator below draws."""
+    key: str               # the problem without its accidents (a function's name, the order of summands and
+                           # factors): decides the split
+    prompt: str
+    truth: object
+    careful: Response
+    careless: Response
+
 
 # -- math: arithmetic on numbers of two digits, digit by digit ------------------------------------------
 
-def _math(rng) -> tuple:
-    kind = rng.choices("+-*x", weights=(4, 3, 1, 2))[0]          # ours
-    a, b = rng.randrange(10, 100), rng.randrange(2, 10) if kind == "*" else rng.randrange(10, 100)
+def _math(rng) -> Draft:
+    kind = rng.choices("+-*x", weights=(4, 3, 1, 2))[0]          # ours; x: an equation
+    a = rng.randrange(10, 100)
+    b = rng.randrange(2, 10) if kind == "*" else rng.randrange(10, 100)
     op = rng.choice("+-") if kind == "x" else kind
     if op == "-":
         a, b = max(a, b), min(a, b)                              # no negative results
-    steps, right = _columns(a, op, b)
+    steps, result = _columns(a, op, b)
     if kind == "x":
-        key = prompt = f"Solve x {'-' if op == '+' else '+'} {b} = {a}."
+        inverse = "-" if op == "+" else "+"
+        prompt = f"Solve x {inverse} {b} = {a}."
+        key = prompt
         steps = f"x = {a} {op} {b}. {steps}"
     else:
-        key, prompt = f"{max(a, b)} {op} {min(a, b)}", f"What is {a} {op} {b}?"
-    slip = rng.choice([slip for slip in (1, 2, 10, 20, -1, -2, -10, -20) if right + slip >= 0])
-    guess = right if rng.random() < LUCKY else right + slip      # a lost carry, a digit misread
-    return key, prompt, str(right), (steps, f"\\boxed{{{right}}}"), (f"about {guess}", f"\\boxed{{{guess}}}")
+        prompt = f"What is {a} {op} {b}?"
+        key = f"{max(a, b)} {op} {min(a, b)}"
+    slips = [slip for slip in (1, 2, 10, 20, -1, -2, -10, -20) if result + slip >= 0]
+    slip = rng.choice(slips)                                     # a lost carry, a digit misread
+    guess = result if rng.random() < LUCKY else result + slip
+    return Draft(key, prompt, str(result), Response(steps, f"\\boxed{{{result}}}"),
+                 Response(f"about {guess}", f"\\boxed{{{guess}}}"))
 
 
 def _columns(a: int, op: str, b: int) -> tuple[str, int]:
-    """Units, then tens, the result growing: '7+5=12: 2 carry 1. 4+8+1=13: 132.' A difference borrows first:
-    '13-5=8: 8 carry 1. 4-3-1=0: 8.'"""
-    (a, x), (b, y) = divmod(a, 10), (b, b) if op == "*" else divmod(b, 10)  # a factor has no tens
-    x += 10 * (op == "-" and x < y)
-    units = {"+": x + y, "-": x - y, "*": x * y}[op]
-    carry = int(x > 9) if op == "-" else units // 10
-    tens = {"+": a + b + carry, "-": a - b - carry, "*": a * b + carry}[op]
+    """(steps, result): units, then tens, the result growing: '7+5=12: 2 carry 1. 4+8+1=13: 132.' A difference
+    borrows first: '13-5=8: 8 carry 1. 4-3-1=0: 8.'"""
+    tens_a, units_a = divmod(a, 10)
+    tens_b, units_b = (b, b) if op == "*" else divmod(b, 10)     # a factor has no tens: it takes both
+    borrows = op == "-" and units_a < units_b
+    if borrows:
+        units_a += 10
+    units = {"+": units_a + units_b, "-": units_a - units_b, "*": units_a * units_b}[op]
+    carry = int(borrows) if op == "-" else units // 10
+    tens = {"+": tens_a + tens_b + carry, "-": tens_a - tens_b - carry, "*": tens_a * tens_b + carry}[op]
     result = 10 * tens + units % 10
-    first = f"{x}{op}{y}={units}: {units % 10}{f' carry {carry}' if carry else ''}."
-    again = f"{'-' if op == '-' else '+'}{carry}" if carry else ""
-    return f"{first} {a}{op}{b}{again}={tens}: {result}.", result
+    carry_sign = "-" if op == "-" else "+"
+    carry_text, carried = (f" carry {carry}", f"{carry_sign}{carry}") if carry else ("", "")
+    first = f"{units_a}{op}{units_b}={units}: {units % 10}{carry_text}."
+    second = f"{tens_a}{op}{tens_b}{carried}={tens}: {result}."
+    return f"{first} {second}", result
 
 
 # -- code: functions of one line, told in words --------------------------------------------------------
@@ -132,45 +166,73 @@ WORDS = tuple("ant bee cat cow dog elk fox gnu hen jay owl pig ram rat yak ash b
               "rye tea bus cab jet van car ice fog sun sea sky rim pot pan cup jar".split())
 NAMES = "calc solve compute apply f g run get make build find pick work change result answer value".split()
 
-# argument, what is asked, the plan, the body, | the same written otherwise for the tests, values of a, of b
+
+class Function(NamedTuple):
+    """A function of one argument that a problem asks for, with its two constants a and b."""
+    argument: str          # its name says its kind, see _arguments
+    wanted: str
+    plan: str
+    body: str
+    run: Callable          # the same as body, written otherwise, for the tests: (argument, a, b)
+    of_a: Sequence         # values of a
+    of_b: Sequence
+
+
 FUNCTIONS = (
-    ("x", "{a} * x + {b}", "x times {a}, add {b}", "{a} * x + {b}",
-     lambda x, a, b: x * a + b, range(2, 100), range(1, 100)),
-    ("x", "the remainder of x + {a} divided by {b}", "add {a}, remainder by {b}", "(x + {a}) % {b}",
-     lambda x, a, b: (x + a) % b, range(1, 100), range(3, 100)),
-    ("x", "x limited to the range from {a} to {b}", "at least {a}, at most {b}", "min(max(x, {a}), {b})",
-     lambda x, a, b: a if x < a else b if x > b else x, range(2, 40), range(40, 80)),
-    ("xs", "each element of xs times {a}, plus {b}", "each times {a}, add {b}", "[{a} * x + {b} for x in xs]",
-     lambda xs, a, b: [x * a + b for x in xs], range(2, 60), range(1, 100)),
-    ("xs", "how many of xs are above {a} and below {b}", "count {a} to {b}",
-     "sum({a} < x < {b} for x in xs)",
-     lambda xs, a, b: len([x for x in xs if x > a and x < b]), range(2, 40), range(50, 90)),
-    ("xs", "{a} times the sum of xs, minus {b}", "sum, times {a}, subtract {b}", "{a} * sum(xs) - {b}",
-     lambda xs, a, b: sum(x * a for x in xs) - b, range(2, 60), range(1, 60)),
-    ("xs", "the element number {a} from the end of xs, plus {b}", "index -{a}, add {b}", "xs[-{a}] + {b}",
-     lambda xs, a, b: xs[len(xs) - a] + b, range(1, 5), range(1, 100)),
-    ("ws", 'the words ws joined by "{a}", then "{b}"', 'join by "{a}", add "{b}"', '"{a}".join(ws) + "{b}"',
-     lambda ws, a, b: a.join([*ws[:-1], ws[-1] + b]), tuple("-+/:_;|, "), WORDS),
-    ("s", 's repeated {a} times, then "{b}"', '{a} times s, add "{b}"', 's * {a} + "{b}"',
-     lambda s, a, b: "".join([s] * a) + b, range(2, 10), WORDS),
+    Function("x", "{a} * x + {b}", "x times {a}, add {b}", "{a} * x + {b}",
+             lambda x, a, b: x * a + b, range(2, 100), range(1, 100)),
+    Function("x", "the remainder of x + {a} divided by {b}", "add {a}, remainder by {b}", "(x + {a}) % {b}",
+             lambda x, a, b: (x + a) % b, range(1, 100), range(3, 100)),
+    Function("x", "x limited to the range from {a} to {b}", "at least {a}, at most {b}",
+             "min(max(x, {a}), {b})",
+             lambda x, a, b: a if x < a else b if x > b else x, range(2, 40), range(40, 80)),
+    Function("xs", "each element of xs times {a}, plus {b}", "each times {a}, add {b}",
+             "[{a} * x + {b} for x in xs]",
+             lambda xs, a, b: [x * a + b for x in xs], range(2, 60), range(1, 100)),
+    Function("xs", "how many of xs are above {a} and below {b}", "count {a} to {b}",
+             "sum({a} < x < {b} for x in xs)",
+             lambda xs, a, b: len([x for x in xs if x > a and x < b]), range(2, 40), range(50, 90)),
+    Function("xs", "{a} times the sum of xs, minus {b}", "sum, times {a}, subtract {b}",
+             "{a} * sum(xs) - {b}",
+             lambda xs, a, b: sum(x * a for x in xs) - b, range(2, 60), range(1, 60)),
+    Function("xs", "the element number {a} from the end of xs, plus {b}", "index -{a}, add {b}",
+             "xs[-{a}] + {b}",
+             lambda xs, a, b: xs[len(xs) - a] + b, range(1, 5), range(1, 100)),
+    Function("ws", 'the words ws joined by "{a}", then "{b}"', 'join by "{a}", add "{b}"',
+             '"{a}".join(ws) + "{b}"',
+             lambda ws, a, b: a.join([*ws[:-1], ws[-1] + b]), tuple("-+/:_;|, "), WORDS),
+    Function("s", 's repeated {a} times, then "{b}"', '{a} times s, add "{b}"', 's * {a} + "{b}"',
+             lambda s, a, b: "".join([s] * a) + b, range(2, 10), WORDS),
 )
 
 
-def _code(rng) -> tuple:
-    arg, asked, plan, body, function, of_a, of_b = rng.choice(FUNCTIONS)
-    a, b, name = rng.choice(of_a), rng.choice(of_b), rng.choice(NAMES)
+def _code(rng) -> Draft:
+    function = rng.choice(FUNCTIONS)
+    a, b = rng.choice(function.of_a), rng.choice(function.of_b)
+    name = rng.choice(NAMES)
     while True:                                      # until the tests tell the slip from the truth
-        slip = (rng.choice(of_a), b) if rng.random() < 0.5 else (a, rng.choice(of_b))
-        tests = [{"input": [x], "output": function(x, a, b)} for x in _arguments(rng, arg, a, b)]
-        if any(function(*test["input"], *slip) != test["output"] for test in tests):
+        slip_a, slip_b = a, b                        # one of the two misread
+        if rng.random() < 0.5:
+            slip_a = rng.choice(function.of_a)
+        else:
+            slip_b = rng.choice(function.of_b)
+        arguments = _arguments(rng, function.argument, a, b)
+        outputs = [function.run(argument, a, b) for argument in arguments]
+        if any(function.run(argument, slip_a, slip_b) != output
+               for argument, output in zip(arguments, outputs, strict=True)):
             break
+    tests = [{"input": [argument], "output": output}
+             for argument, output in zip(arguments, outputs, strict=True)]
     truth = {"kind": "function", "fn_name": name, "tests": tests, "checker": "json", "time_limit_s": 2.0,
              "memory_limit_mb": 256}
-    told, plan, right = asked.format(a=a, b=b), plan.format(a=a, b=b), body.format(a=a, b=b)
-    guess = right if rng.random() < LUCKY else body.format(a=slip[0], b=slip[1])
-    answer = f"```python\ndef {name}({arg}):\n    return {{}}\n```".format
-    return (f"{arg}: {told}", f"Write a Python function {name}({arg}) that returns {told}.", truth,
-            (f"{plan}: {right}", answer(right)), (f"maybe {guess}", answer(guess)))
+    wanted = function.wanted.format(a=a, b=b)
+    plan = function.plan.format(a=a, b=b)
+    body = function.body.format(a=a, b=b)
+    guess = body if rng.random() < LUCKY else function.body.format(a=slip_a, b=slip_b)
+    program = f"```python\ndef {name}({function.argument}):\n    return {{}}\n```".format
+    return Draft(f"{function.argument}: {wanted}",
+                 f"Write a Python function {name}({function.argument}) that returns {wanted}.", truth,
+                 Response(f"{plan}: {body}", program(body)), Response(f"maybe {guess}", program(guess)))
 
 
 def _arguments(rng, arg: str, a, b) -> list:
@@ -200,28 +262,36 @@ FORMULAS = {               # by operation: what is asked about the quantities x 
 RANGES = {"*": (20, 40, 60), "/": (4, 6, 8), "+": (70, 110, 150), "-": (20, 40, 60)}   # where B, C, D begin
 
 
-def _science(rng) -> tuple:
+def _science(rng) -> Draft:
     op = rng.choices("*/+-", weights=(4, 2, 6, 4))[0]            # ours
-    asked, (b, c, d), letter = rng.choice(FORMULAS[op]), RANGES[op], rng.choice(LETTERS)
+    question = rng.choice(FORMULAS[op])
+    letter = rng.choice(LETTERS)
+    b, c, d = RANGES[op]
     while True:                                      # until the answer is the letter: each is as likely
         x, y = (rng.randrange(2, 10) if op in "*/" else rng.randrange(10, 100) for _ in range(2))
         if op == "-":
             x, y = max(x, y), min(x, y)
         if op == "*":
-            chain, right = f"{x}*{y}={x * y}", x * y
+            result = x * y
+            chain = f"{x}*{y}={result}"
         elif op == "/":
-            chain, right, x = f"{x * y}/{y}={x}", x, x * y
+            result = x                               # x becomes the dividend
+            x *= y
+            chain = f"{x}/{y}={result}"
         else:
-            chain, right = _columns(x, op, y)
-        if LETTERS[(right >= b) + (right >= c) + (right >= d)] == letter:
+            chain, result = _columns(x, op, y)
+        if LETTERS[(result >= b) + (result >= c) + (result >= d)] == letter:
             break
-    low, high = sorted((x, y))
-    key = asked.format(x=low, y=high) if op in "*+" else asked.format(x=x, y=y)
-    asked = asked.format(x=x, y=y)
-    prompt = f"{asked}\nA) 0-{b - 1}\nB) {b}-{c - 1}\nC) {c}-{d - 1}\nD) {d}-{199 if op == '+' else 99}"
+    commutes = op in "*+"
+    key_x, key_y = sorted((x, y)) if commutes else (x, y)
+    key = question.format(x=key_x, y=key_y)
+    question = question.format(x=x, y=y)
+    highest = 199 if op == "+" else 99
+    prompt = f"{question}\nA) 0-{b - 1}\nB) {b}-{c - 1}\nC) {c}-{d - 1}\nD) {d}-{highest}"
     guess = letter if rng.random() < LUCKY else rng.choice(LETTERS.replace(letter, ""))
-    return (key, prompt, letter, (f"{chain.rstrip('.')} is {letter}.", f"\\boxed{{{letter}}}"),
-            (f"maybe {guess}", f"\\boxed{{{guess}}}"))
+    return Draft(key, prompt, letter,
+                 Response(f"{chain.rstrip('.')} is {letter}.", f"\\boxed{{{letter}}}"),
+                 Response(f"maybe {guess}", f"\\boxed{{{guess}}}"))
 
 
 # -- documents -----------------------------------------------------------------------------------------
@@ -241,14 +311,15 @@ def documents(source: str, split: str) -> Iterator[str]:
 
 def _generated(source: str, split: str) -> Iterator[str]:
     """Problems of one domain with their responses; a seed per source, so that sources differ."""
-    domain, train, heldout = GENERATED[source]
-    for index in range(train if split == "train" else heldout):
-        p = problem(domain, split, index, seed=_hash(source))
+    spec = GENERATED[source]
+    for index in range(spec.train if split == "train" else spec.heldout):
+        p = problem(spec.domain, split, index, seed=_hash(source))
         rng = random.Random(_hash(source, split, index))
         if source == "megamath-web-pro":
             yield _table(rng, split) if rng.random() < 0.2 else _worked(rng, p)
         else:                                                    # paper, section 3: joined by one line break
-            yield p.prompt + "\n" + (p.careless if rng.random() < CARELESS else p.careful)
+            response = p.careless if rng.random() < CARELESS else p.careful
+            yield f"{p.prompt}\n{response}"
 
 
 def _worked(rng, p: Problem) -> str:
@@ -261,12 +332,14 @@ def _worked(rng, p: Problem) -> str:
 
 def _table(rng, split: str) -> str:
     """Sums, differences or products with one digit: the single steps of the chains above."""
+    titles = {"+": "Adding", "-": "Taking away", "*": "Multiplying by"}
+    facts = {"+": "{n}+{d}={sum}", "-": "{sum}-{d}={n}", "*": "{n}*{d}={product}"}
     while True:
-        op, d, others = rng.choice("+-*"), rng.randrange(2, 10), rng.sample(range(10), 6)
-        fact, what = {"+": ("{n}+{d}={sum}", "Adding"), "-": ("{sum}-{d}={n}", "Taking away"),
-                      "*": ("{n}*{d}={product}", "Multiplying by")}[op]
-        facts = ", ".join(fact.format(n=n, d=d, sum=n + d, product=n * d) for n in others)
-        text = f"{what} {d}: {facts}."
+        op = rng.choice("+-*")
+        digit = rng.randrange(2, 10)
+        lines = [facts[op].format(n=n, d=digit, sum=n + digit, product=n * digit)
+                 for n in rng.sample(range(10), 6)]
+        text = f"{titles[op]} {digit}: {', '.join(lines)}."
         if (_split(text) == "heldout") == (split == "heldout"):
             return text
 
@@ -277,6 +350,24 @@ SKIP = "test tests idlelib lib2to3 turtledemo encodings pydoc_data ensurepip".sp
 QUESTIONS = ("What does {} do?", "Explain {} to me.", "What is {} for?", "Please describe {} in a few words.")
 
 
+class _Shelf:
+    """The texts of the library sources, each once, up to the CAPS of its source and split."""
+
+    def __init__(self):
+        self.texts = {(source, split): [] for source in LIBRARY for split in CAPS}
+        self.sizes = dict.fromkeys(self.texts, 0)    # characters
+        self.seen = set()
+
+    def add(self, source, module, text):
+        """One in twenty modules is held out."""
+        split = "train" if _hash("heldout", module) % 20 else "heldout"
+        place = source, split
+        if text not in self.seen and self.sizes[place] + len(text) <= CAPS[split]:
+            self.texts[place].append(text)
+            self.sizes[place] += len(text)
+        self.seen.add(text)
+
+
 @functools.cache
 def _library() -> dict[tuple[str, str], list[str]]:
     """The texts of the four library sources by (source, split); takes 1-3 s, once a process.
@@ -284,30 +375,22 @@ def _library() -> dict[tuple[str, str], list[str]]:
     A module is held out as a whole, docstrings and code, so that training on code never shows held-out prose.
     Every text is used once: the second of two equal ones is dropped, whatever its source and split.
     """
-    texts = {(source, split): [] for source in LIBRARY for split in CAPS}
-    size, seen = dict.fromkeys(texts, 0), set()
-
-    def keep(source, name, text):
-        place = source, "train" if _hash("heldout", name) % 20 else "heldout"
-        if text not in seen and size[place] + len(text) <= CAPS[place[1]]:
-            texts[place].append(text)
-            size[place] += len(text)
-        seen.add(text)
-
+    shelf = _Shelf()
     root = sysconfig.get_path("stdlib")
-    for name, code, tree in _modules(root):
-        for qualified, doc in _docstrings(name, tree):
-            if doc in seen or len(doc) < SHORTEST:
+    for module, code, tree in _modules(root):
+        for qualified, doc in _docstrings(module, tree):
+            if doc in shelf.seen or len(doc) < SHORTEST:
                 continue
             if _hash("chat", qualified) % 3 == 0:
-                keep("chat", name, _dialogue(qualified, doc))
-                seen.add(doc)
+                shelf.add("chat", module, _dialogue(qualified, doc))
+                shelf.seen.add(doc)
             else:
                 for piece in _pieces(doc):
-                    keep("dclm-edu", name, piece)
+                    shelf.add("dclm-edu", module, piece)
+        source = "refinecode" if _hash("code", module) % 2 else "starcoder2"
         for piece in _pieces(code):
-            keep("refinecode" if _hash("code", name) % 2 else "starcoder2", name, piece)
-    if not seen:
+            shelf.add(source, module, piece)
+    if not shelf.seen:
         raise FileNotFoundError(f"no Python source under {root}: this Python has no standard library to read")
     try:                                             # the texts behind help("...")
         from pydoc_data.topics import topics
@@ -315,8 +398,8 @@ def _library() -> dict[tuple[str, str], list[str]]:
         topics = {}
     for name, text in sorted(topics.items()):
         for piece in _pieces(text):
-            keep("dclm-edu", name, piece)
-    return texts
+            shelf.add("dclm-edu", name, piece)
+    return shelf.texts
 
 
 def _modules(root: str) -> Iterator[tuple[str, str, ast.Module]]:
@@ -327,7 +410,8 @@ def _modules(root: str) -> Iterator[tuple[str, str, ast.Module]]:
         for file in files:
             if file.endswith(".py") and not file.startswith("_sysconfigdata"):
                 path = os.path.join(folder, file)
-                paths[os.path.relpath(path, root)[:-3].replace(os.sep, ".").removesuffix(".__init__")] = path
+                name = os.path.relpath(path, root).removesuffix(".py").replace(os.sep, ".")
+                paths[name.removesuffix(".__init__")] = path
     for name in sorted(paths, key=lambda name: _hash("order", name)):
         try:
             with tokenize.open(paths[name]) as file:             # honours the file's own encoding
@@ -350,10 +434,13 @@ def _docstrings(name: str, node) -> Iterator[tuple[str, str]]:
 
 def _dialogue(name: str, doc: str) -> str:
     """A paragraph a turn, one turn or two; roles as in the paper (section 3)."""
-    first, *more = [part[:LONGEST // 2] for part in re.split(r"\n\s*\n", doc)[:2]]
+    paragraphs = [paragraph[:LONGEST // 2] for paragraph in re.split(r"\n\s*\n", doc)[:2]]
     h = _hash("question", name)
-    text = f"User: {QUESTIONS[h % len(QUESTIONS)].format(name)}\nAssistant: {first}"
-    return text + (f"\nUser: Tell me more.\nAssistant: {more[0]}" if more and h // 4 % 2 else "")
+    question = QUESTIONS[h % len(QUESTIONS)].format(name)
+    text = f"User: {question}\nAssistant: {paragraphs[0]}"
+    if len(paragraphs) > 1 and h // 4 % 2:
+        text += f"\nUser: Tell me more.\nAssistant: {paragraphs[1]}"
+    return text
 
 
 def _pieces(text: str, cuts: tuple[str, ...] = ("\n\n\n", "\n\n", "\n")) -> list[str]:
@@ -361,9 +448,14 @@ def _pieces(text: str, cuts: tuple[str, ...] = ("\n\n\n", "\n\n", "\n")) -> list
     if len(text) <= LONGEST or not cuts:
         text = text.strip("\n").rstrip()
         return [text] if SHORTEST <= len(text) <= LONGEST else []
-    pieces, piece = [], None
-    for part in text.split(cuts[0]):
-        if piece is not None and len(piece + cuts[0] + part) > LONGEST:
-            pieces, piece = pieces + _pieces(piece, cuts[1:]), None
-        piece = part if piece is None else piece + cuts[0] + part
-    return pieces + _pieces(piece, cuts[1:])
+    cut, *finer = cuts
+    first, *parts = text.split(cut)
+    pieces, piece = [], first                        # piece grows part by part while it is short enough
+    for part in parts:
+        longer = piece + cut + part
+        if len(longer) > LONGEST:
+            pieces += _pieces(piece, finer)
+            piece = part
+        else:
+            piece = longer
+    return pieces + _pieces(piece, finer)
