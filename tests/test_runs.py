@@ -2,7 +2,8 @@
 the run folder says what was done.
 
 Runs are processes (processes.py forks them from one that has imported midtrain; one is started by torchrun).
-Sizes are chosen so that a step takes a few 10 ms.
+Sizes are chosen so that a step takes a few 10 ms. Runs that shall give the same numbers are compared after 6
+steps: a wrong sum shows in the first, and more steps would only let Adam blow up what rounding differs by.
 """
 
 import dataclasses
@@ -39,10 +40,9 @@ from corpus.tokenizer import toy_tokenizer
 from model import load, parameter_counts, preset
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-# lr: with the toy's 3e-3 Adam blows differences of 1e-7 up to 1e-6 in 20 steps on some CPUs (gradients near
-# 0 are divided by their own size): what is compared is the computation, not that
-SMALL = ["--dtype=float32", "--lr=1e-3", "--seq_len=32", "--batch=8", "--micro_batch=8", "--steps=20",
-         "--warmup=3", "--eval_rows=1", "--eval_every=0", "--checkpoint_every=0", "--peak_tflops=1"]
+N = 6                                                     # steps of a run that gives no other number
+SMALL = ["--dtype=float32", "--lr=1e-3", "--seq_len=32", "--batch=8", "--micro_batch=8", f"--steps={N}",
+         "--warmup=2", "--eval_rows=1", "--eval_every=0", "--checkpoint_every=0", "--peak_tflops=1"]
 
 
 def config(folder, world_data, *flags):
@@ -93,7 +93,7 @@ def what_counts(folder):
     return [{k: v for k, v in line.items() if k not in measured} for line in lines(folder)]
 
 
-def said(folder):
+def log_text(folder):
     return (folder / "log.txt").read_text()
 
 
@@ -121,13 +121,16 @@ def same(a, b):
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory, world_data):
     """reference(*flags): the folder of an uninterrupted run of one process with these flags, made once."""
-    made = {}
+    folders = {}
 
     def get(*flags):
-        if flags not in made:
-            made[flags] = run(tmp_path_factory.mktemp("reference") / "run", world_data, *flags)
-        return made[flags]
+        if flags not in folders:
+            folders[flags] = run(tmp_path_factory.mktemp("reference") / "run", world_data, *flags)
+        return folders[flags]
     return get
+
+
+STEPS = ["--model=toy", "--steps=12", "--checkpoint_every=3", "--keep=0"]     # of most tests below
 
 
 # -- the same numbers however it is run ----------------------------------------------------------------------
@@ -139,45 +142,48 @@ LAYOUTS = [("toy", 1, 2), ("toy", 2, 1), ("toy", 2, 2), ("toy-h", 2, 2)]
 def test_ranks(model, replicate, shard, tmp_path, world_data, reference):
     """Against one process, with documents masked, so that the ranks count unequal numbers of tokens."""
     world = replicate * shard
-    one, flags = reference(f"--model={model}"), [f"--replicate={replicate}", f"--micro_batch={8 // world}"]
-    many = run(tmp_path / "run", world_data, f"--model={model}", *flags, world=world)
-    assert close(losses(one), losses(many), 1e-6) and len(losses(one)) == 20
-    assert close(heldout(one), heldout(many), 1e-5) and len(heldout(one)) == 10
-    tokenizer = toy_tokenizer()
-    stream = data.Stream(str(world_data), data.read_mixture("math+code+science"), 1, 32, tokenizer, 512)
-    targets = np.stack([stream.read(8 * step, 8).targets for step in range(20)])
-    counts = (targets >= 0).reshape(20, world, -1).sum(-1)
+    flags = [f"--model={model}", f"--replicate={replicate}", f"--micro_batch={8 // world}"]
+    one = reference(f"--model={model}")
+    many = run(tmp_path / "run", world_data, *flags, world=world)
+    assert close(losses(one), losses(many), 5e-7) and len(losses(one)) == N
+    assert close(heldout(one), heldout(many), 5e-7) and len(heldout(one)) == 10
+    stream = data.Stream(str(world_data), data.read_mixture("math+code+science"), 1, 32, toy_tokenizer(), 512)
+    targets = np.stack([stream.read(8 * step, 8).targets for step in range(N)])
+    counts = (targets >= 0).reshape(N, world, -1).sum(-1)
     assert (counts.min(1) < counts.max(1)).mean() > 0.7
     for folder in (one, many):
         assert [line["counted"] for line in lines(folder) if "counted" in line] == counts.sum(1).tolist()
     norms = [[t.norm().item() for t in exported(folder).values()] for folder in (one, many)]
-    assert close(*norms, 1e-5)
+    assert close(*norms, 5e-7)
 
 
-VARIANTS = [(model, flag) for model in ("toy", "toy-h") for flag in (
-    "--micro_batch=1", "--micro_batch=4", "--recompute=full", "--recompute=selective")]
+HOW = ("--micro_batch=1", "--micro_batch=4", "--recompute=full", "--recompute=selective")
+VARIANTS = [("toy", flag) for flag in HOW] + [
+    pytest.param("toy-h", flag, marks=[] if flag == "--recompute=full" else pytest.mark.slow) for flag in HOW]
 
 
 @pytest.mark.parametrize("model, flag", VARIANTS)
 def test_how_a_step_is_computed(model, flag, tmp_path, world_data, reference):
-    """Accumulation and recomputation: other memory and speed, the same numbers."""
-    folder = run(tmp_path / "run", world_data, f"--model={model}", flag)
-    assert close(losses(reference(f"--model={model}")), losses(folder), 1e-6)
-    assert close(heldout(reference(f"--model={model}")), heldout(folder), 1e-5)
+    """Accumulation and recomputation: other memory and speed, the same numbers; what is recomputed is the
+    same to the last bit."""
+    folder, one = run(tmp_path / "run", world_data, f"--model={model}", flag), reference(f"--model={model}")
+    bound = 0 if "recompute" in flag else 5e-7
+    assert close(losses(one), losses(folder), bound)
+    assert close(heldout(one), heldout(folder), bound)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["toy", "toy-h"])
 def test_compiled(model, tmp_path, world_data, reference):
     """A minute or two, nearly all of it in the compiler."""
-    folder = run(tmp_path / "run", world_data, f"--model={model}", "--compile=True", "--steps=5", timeout=280)
-    assert close(losses(reference(f"--model={model}", "--steps=5")), losses(folder), 1e-4)
-    assert close(heldout(reference(f"--model={model}", "--steps=5")), heldout(folder), 1e-4)
+    folder = run(tmp_path / "run", world_data, f"--model={model}", "--compile=True", timeout=280)
+    assert close(losses(reference(f"--model={model}")), losses(folder), 1e-4)
+    assert close(heldout(reference(f"--model={model}")), heldout(folder), 1e-4)
 
 
 # -- killed and started again --------------------------------------------------------------------------------
 
-RESUME = ["--steps=21", "--checkpoint_every=3", "--keep=2", "--eval_every=6"]
+RESUME = ["--steps=12", "--checkpoint_every=2", "--keep=2", "--eval_every=4"]
 
 
 def checkpoints(folder, pattern="step_??????"):
@@ -188,7 +194,7 @@ def killed(folder, world_data, *flags, when, world=1):
     """Starts the run, kills it as soon as when() is true; False if it ended before."""
     process = start(folder, world_data, *flags, world=world)
     while process.running() and not when():
-        time.sleep(0.0005)
+        time.sleep(0.002)
     alive = process.running()
     process.kill()
     return alive
@@ -207,10 +213,10 @@ def assert_uninterrupted(folder, whole, keep):
 def test_killed_run_ends_the_same(model, tmp_path, world_data, reference):
     """Killed while a checkpoint is being written, then between two: weights bit by bit, every logged loss."""
     flags, folder = [f"--model={model}", *RESUME], tmp_path / "run"
-    assert killed(folder, world_data, *flags, when=lambda: checkpoints(folder, "step_000009.tmp"))
-    assert killed(folder, world_data, *flags, when=lambda: checkpoints(folder, "step_000015"))
-    second = [line for line in said(folder).splitlines() if "goes on at step" in line]
-    assert len(second) == 1 and int(second[0].split()[-1]) in (6, 9)
+    assert killed(folder, world_data, *flags, when=lambda: checkpoints(folder, "step_000006.tmp"))
+    assert killed(folder, world_data, *flags, when=lambda: checkpoints(folder, "step_000010"))
+    second = [line for line in log_text(folder).splitlines() if "goes on at step" in line]
+    assert len(second) == 1 and int(second[0].split()[-1]) in (4, 6)
     run(folder, world_data, *flags)
     assert_uninterrupted(folder, reference(*flags), keep=2)
 
@@ -236,30 +242,34 @@ def test_killed_at_twenty_moments(model, tmp_path, world_data, reference):
     assert_uninterrupted(tmp_path / f"{runs}", reference(*flags), keep=2)
 
 
-def test_other_number_of_processes(tmp_path, world_data, reference):
-    """Two processes of torchrun for the first half, then one, and two again for the last steps."""
-    flags, folder = ["--model=toy", "--checkpoint_every=10", "--micro_batch=4"], tmp_path / "run"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
-    command = [*torchrun, f"{ROOT}/midtrain.py", *SMALL, *flags, f"--data={world_data}", f"--out={folder}"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and not checkpoints(folder):
-            time.sleep(0.001)
-        assert process.poll() is None
-        process.send_signal(signal.SIGTERM)               # torchrun ends its processes
-    assert not (folder / "retention.json").exists() and checkpoints(folder)[-1].endswith("step_000010")
-    assert "2 x cpu (1 x 2)" in said(folder)
-    flags += ["--checkpoint_every=6"]
-    assert killed(folder, world_data, *flags, when=lambda: checkpoints(folder, "step_000018"))
-    run(folder, world_data, *flags, "--replicate=2", world=2)
-    assert "goes on at step 10" in said(folder) and "goes on at step 18" in said(folder)
-    assert close(losses(reference("--model=toy")), losses(folder), 1e-6)
-    assert close(heldout(reference("--model=toy")), heldout(folder), 1e-5)
+@pytest.mark.parametrize("torchrun", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_other_number_of_processes(torchrun, tmp_path, world_data, reference):
+    """Two processes for the first half, then one, and two again for the last steps. torchrun itself starts
+    the first two, in a fresh interpreter, by `make soak`."""
+    folder, flags = tmp_path / "run", ["--model=toy", "--steps=12", "--micro_batch=4"]
+    half = [*flags, "--checkpoint_every=6"]
+    if torchrun:
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"{ROOT}/midtrain.py",
+                   *SMALL, *half, f"--data={world_data}", f"--out={folder}"]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None and not checkpoints(folder):
+                time.sleep(0.002)
+            assert process.poll() is None
+            process.send_signal(signal.SIGTERM)           # torchrun ends its processes
+    else:
+        assert killed(folder, world_data, *half, when=lambda: checkpoints(folder), world=2)
+    assert not (folder / "retention.json").exists() and checkpoints(folder)[-1].endswith("step_000006")
+    assert "2 x cpu (1 x 2)" in log_text(folder)
+    assert killed(folder, world_data, *flags, "--checkpoint_every=4",
+                  when=lambda: checkpoints(folder, "step_000008"))
+    run(folder, world_data, *flags, "--checkpoint_every=4", "--replicate=2", world=2)
+    assert "goes on at step 6" in log_text(folder) and "goes on at step 8" in log_text(folder)
+    one = reference(*STEPS)
+    assert close(losses(one), losses(folder), 5e-7)
+    assert close(heldout(one), heldout(folder), 5e-7)
 
 
 # -- checkpoints ---------------------------------------------------------------------------------------------
-
-STEPS = ["--model=toy", "--steps=12", "--checkpoint_every=3", "--keep=0"]
-
 
 def unfinished(folder, whole):
     """A copy of a finished run, without its result."""
@@ -278,7 +288,7 @@ def test_incomplete_checkpoint_is_ignored_and_removed(tmp_path, world_data, refe
     for name in ("model.tmp-save", "model.tmp-old", "model"):                     # a save killed at its end
         shutil.copytree(whole / "model", folder / name)
     run(folder, world_data, *STEPS)
-    assert "goes on at step 9" in said(folder)
+    assert "goes on at step 9" in log_text(folder)
     assert [os.path.basename(c) for c in checkpoints(folder)] == ["step_000006", "step_000009", "step_000012"]
     assert_uninterrupted(folder, whole, keep=3)
 
@@ -305,7 +315,19 @@ def lose_metadata(folder):
     os.remove(folder / ".metadata")
 
 
-@pytest.mark.parametrize("damage", [damage_data, damage_bit, damage_metadata, lose_data, lose_metadata])
+def assert_only_these_differ(folder, other, *beginnings):
+    """Every file of the two folders is the same, but for those whose path begins so."""
+    contents = []
+    for root in (folder, other):
+        paths = glob.glob(f"{root}/**", recursive=True, include_hidden=True)
+        contents.append({os.path.relpath(path, root): open(path, "rb").read() for path in paths
+                         if os.path.isfile(path)})
+    here, there = contents
+    changed = {name for name in here.keys() | there.keys() if here.get(name) != there.get(name)}
+    assert all(name.startswith(beginnings) for name in changed), changed
+
+
+@pytest.mark.parametrize("damage", [damage_data, lose_metadata])
 def test_damaged_checkpoint(damage, tmp_path, world_data, reference):
     """Refused by name, all else left as it was; with it deleted, as the message says, the run goes on from
     the one before (shown once: whatever the damage was, the folder is then the same)."""
@@ -319,21 +341,34 @@ def test_damaged_checkpoint(damage, tmp_path, world_data, reference):
     assert error.startswith("error: ") and f"{newest}" in error
     assert "delete it to go on from the one before" in error
     shutil.rmtree(newest)
-    now, before = ({os.path.relpath(path, f): open(path, "rb").read() for path in
-                    glob.glob(f"{f}/**", recursive=True, include_hidden=True) if os.path.isfile(path)}
-                   for f in (folder, whole))
-    changed = {name for name in now.keys() | before.keys() if now.get(name) != before.get(name)}
-    assert all(name.startswith(("checkpoints/step_000012", "model/", "retention", "log", "config", "source"))
-               for name in changed), changed
+    assert_only_these_differ(folder, whole, "checkpoints/step_000012", "model/", "retention", "log", "config",
+                             "source")
     if damage is damage_data:
         run(folder, world_data, *STEPS)
         assert_uninterrupted(folder, whole, keep=4)
 
 
+@pytest.mark.parametrize("damage", [damage_bit, damage_metadata, lose_data])
+def test_damaged_checkpoint_is_not_restored(damage, tmp_path, world_data, reference):
+    """The other damages, refused in the same words by what a process asks; nothing is deleted or written."""
+    whole = reference(*STEPS)
+    folder = unfinished(tmp_path / "run", whole)
+    newest = folder / "checkpoints" / "step_000012"
+    damage(newest)
+    with runtime.join_ranks("cpu") as ranks:
+        run = runtime.Run(str(folder), config(folder, world_data, *STEPS), ranks, midtrain.FREE)
+        assert run.latest() == 12
+        with pytest.raises(InputError, match=f"{newest} cannot be read .* go on from the one before"):
+            run.restore({}, 12)
+        assert run.restore({}, 9) == {}                   # the one before is whole
+    assert_only_these_differ(folder, whole, "checkpoints/step_000012", "model/", "retention", "config",
+                             "source")
+
+
 def test_checkpoint_holds_its_step_whatever_comes_after(tmp_path, world_data, monkeypatch):
     """Written in the background, the disk so slow that the next step is over before the first byte: every
     tensor and number must be those of a run that writes its checkpoints at once."""
-    flags = ["--model=toy", "--steps=6", "--checkpoint_every=1", "--keep=0"]
+    flags = ["--model=toy", "--steps=3", "--checkpoint_every=1", "--keep=0"]
     write = dcp.FileSystemWriter.write_data
     with monkeypatch.context() as patch:
         slept = []
@@ -343,7 +378,7 @@ def test_checkpoint_holds_its_step_whatever_comes_after(tmp_path, world_data, mo
             return write(*args)
         patch.setattr(dcp.FileSystemWriter, "write_data", slow)
         midtrain.main(config(tmp_path / "background", world_data, *flags))
-        assert len(slept) == 6
+        assert len(slept) == 3
     with monkeypatch.context() as patch:
         def at_once(state, checkpoint_id, process_group, **more):
             dcp.save(state, checkpoint_id=checkpoint_id, process_group=process_group)
@@ -352,10 +387,10 @@ def test_checkpoint_holds_its_step_whatever_comes_after(tmp_path, world_data, mo
             return done
         patch.setattr(runtime.dcp, "async_save", at_once)
         midtrain.main(config(tmp_path / "at_once", world_data, *flags))
-    for step in range(1, 7):
+    for step in range(1, 4):
         a, b = (tensors(tmp_path / name, step) for name in ("background", "at_once"))
         assert same(a, b) and len(a) > 100 and a["/progress/step"] == step
-    assert not same(a, tensors(tmp_path / "at_once", 5))
+    assert not same(a, tensors(tmp_path / "at_once", 2))
 
 
 def test_changed_config_is_allowed_when_asked(tmp_path, world_data, reference):
@@ -363,7 +398,7 @@ def test_changed_config_is_allowed_when_asked(tmp_path, world_data, reference):
     shutil.rmtree(folder / "checkpoints" / "step_000012")
     run(folder, world_data, *STEPS, "--lr=1e-4", "--steps=14", "--allow_changed=True")
     before, after = losses(reference(*STEPS)), losses(folder)
-    assert "goes on at step 9" in said(folder) and before[:10] == after[:10] and len(after) == 14
+    assert "goes on at step 9" in log_text(folder) and before[:10] == after[:10] and len(after) == 14
     assert before[10:] != after[10:12]
 
 
@@ -383,13 +418,13 @@ def poisoned(monkeypatch, steps):
 
 
 def test_one_poisoned_step_is_skipped(tmp_path, world_data, monkeypatch):
-    poisoned(monkeypatch, {5})
-    folder, flags = tmp_path / "run", ["--model=toy", "--steps=8", "--checkpoint_every=1", "--keep=0"]
+    poisoned(monkeypatch, {3})
+    folder, flags = tmp_path / "run", ["--model=toy", "--steps=5", "--checkpoint_every=1", "--keep=0"]
     result = midtrain.main(config(folder, world_data, *flags))
-    assert "step 5: loss nan, gradient norm nan: skipped (1 in a row)" in said(folder)
-    assert [line["skips"] for line in lines(folder) if "skips" in line] == [0, 0, 0, 0, 1, 0, 0, 0]
+    assert "step 3: loss nan, gradient norm nan: skipped (1 in a row)" in log_text(folder)
+    assert [line["skips"] for line in lines(folder) if "skips" in line] == [0, 0, 1, 0, 0]
     assert math.isfinite(result["loss"]) and all(t.isfinite().all() for t in exported(folder).values())
-    a, b, c = ({k: v for k, v in tensors(folder, s).items() if "progress" not in k} for s in (4, 5, 6))
+    a, b, c = ({k: v for k, v in tensors(folder, s).items() if "progress" not in k} for s in (2, 3, 4))
     assert same(a, b) and not same(b, c)                  # weights, moments and the optimizer's own count
 
 
@@ -401,12 +436,12 @@ def test_too_many_poisoned_steps(tmp_path, world_data, monkeypatch, reference):
         with pytest.raises(InputError, match=r"2 non-finite steps .* at step 8 \(--max_skips=1\).* lower"):
             midtrain.main(config(folder, world_data, *flags))
     run(folder, world_data, *flags)
-    assert "goes on at step 6" in said(folder)
+    assert "goes on at step 6" in log_text(folder)
     assert_uninterrupted(folder, whole, keep=4)
 
 
 def test_absurd_learning_rate(tmp_path, world_data):
-    process = start(tmp_path / "run", world_data, "--model=toy", "--lr=1e30", "--max_skips=2")
+    process = start(tmp_path / "run", world_data, "--model=toy", "--steps=20", "--lr=1e30", "--max_skips=2")
     status, errors = process.wait(), process.text("stderr")
     assert status == 2 and "Traceback" not in errors
     assert "3 non-finite steps in a row" in errors and "--max_skips=2" in errors
@@ -429,7 +464,7 @@ def test_run_folder(reference, world_data):
     saved = json.loads((folder / "config.json").read_text())
     assert saved == dataclasses.asdict(config(folder, world_data, *STEPS))
     assert [line["step"] for line in lines(folder)] == [0, *range(1, 13), 12]
-    assert all(len(line) <= 115 for line in said(folder).splitlines() if line.startswith("step "))
+    assert all(len(line) <= 115 for line in log_text(folder).splitlines() if line.startswith("step "))
 
 
 def test_finished_run_is_left_alone(reference, world_data, tmp_path):
@@ -453,8 +488,8 @@ def test_finished_run_goes_on_when_asked_for_more(reference, world_data, tmp_pat
 def test_flags_may_change_before_the_first_checkpoint(world_data, tmp_path):
     """A first start that failed on a mistyped path must not lock its mistake in."""
     with pytest.raises(InputError, match="/nowhere"):
-        midtrain.main(config(tmp_path / "run", "/nowhere", *STEPS))
-    assert midtrain.main(config(tmp_path / "run", world_data, *STEPS))["curve"][-1][0] == 12
+        midtrain.main(config(tmp_path / "run", "/nowhere", "--model=toy"))
+    assert midtrain.main(config(tmp_path / "run", world_data, "--model=toy"))["curve"][-1][0] == N
 
 
 def test_accumulated_gradients_stay_sharded(world_data, tmp_path, monkeypatch):
@@ -481,11 +516,11 @@ def test_result_is_whole_when_killed_at_the_very_end(reference, world_data, tmp_
 
 def test_tokens_per_source(reference):
     mixture = data.read_mixture("math+code+science")
-    planned = data.planned_rows(mixture, 1, 20 * 8) * 32
+    planned = data.planned_rows(mixture, 1, N * 8) * 32
     result = json.loads((reference("--model=toy") / "retention.json").read_text())
-    assert planned.sum() == 20 * 8 * 32
+    assert planned.sum() == N * 8 * 32
     assert result["tokens"] == dict(zip(mixture, planned.tolist(), strict=True))
-    assert set(result["curve"][0][1]) == set(registry.DOMAINS) and result["curve"][-1][0] == 20
+    assert set(result["curve"][0][1]) == set(registry.DOMAINS) and result["curve"][-1][0] == N
 
 
 def test_attention_only(tmp_path, world_data):
