@@ -95,9 +95,13 @@ def check_bounds(cfg, least):
     for field in dataclasses.fields(cfg):
         refuse_choice(f"--{field.name}", getattr(cfg, field.name), typing.get_args(field.type))
     for name, bound in least.items():
-        value = getattr(cfg, name)
-        if not bound <= value < math.inf:                 # refuses nan as well
-            raise InputError(f"--{name}={value} must be a finite number, at least {bound}")
+        refuse_below(f"--{name}", getattr(cfg, name), bound)
+
+
+def refuse_below(flag, value, least):
+    """InputError unless the value is a finite number, at least that."""
+    if not least <= value < math.inf:                     # refuses nan as well
+        raise InputError(f"{flag}={value} must be a finite number, at least {least}")
 
 
 def launch(main, Config, recipe=lambda model: {}):
