@@ -359,22 +359,23 @@ def test_frequencies_are_the_exact_probabilities(temperature, top_p):
 
 def stale(model, engine, kind):
     """push() after one kind of tensor kept its old values on the way to vLLM; what it says."""
+    prompts = [[i] + list(range(40, 59)) for i in range(2)]
     original = {name: p.detach().clone() for name, p in model.named_parameters()}
     old = {name: p for name, p in original.items() if tensor_kind(name) == kind}
     if model.arch.tied and kind == "model.embed_tokens.weight":
         old["lm_head.weight"] = old[kind]
-    arrives, prompts = engine.load_weights, [[i] + list(range(40, 59)) for i in range(4)]
+    arrives = engine.load_weights
     engine.load_weights = lambda pairs: arrives((name, old.get(name, tensor)) for name, tensor in pairs)
     try:
         disturb(model, kind, 3.0)
         with pytest.raises(StaleWeights) as e:
-            push(engine, model, prompts=prompts)
+            push(engine, model, prompts=prompts, new_tokens=8)
     finally:
+        engine.load_weights = arrives
         with torch.no_grad():
             for name, p in model.named_parameters():
                 p.copy_(original[name])
-        engine.load_weights = arrives
-    assert push(engine, model, prompts=prompts) < BOUND
+    assert push(engine, model, prompts=prompts, new_tokens=8) < BOUND
     return str(e.value)
 
 
