@@ -78,8 +78,8 @@ def refuse_flags(Config, argv):
                 raise ValueError
             parsed = kind(value)
         except ValueError:
-            given = flag if value is None else f"{flag}={value}"
-            raise InputError(f"{given}: give {wanted[kind]}") from None
+            written = flag if value is None else f"{flag}={value}"
+            raise InputError(f"{written}: give {wanted[kind]}") from None
         refuse_choice(flag, parsed, choices)
 
 

@@ -8,7 +8,6 @@ from grading.math_answers import TEXT, boxes_of
 # -- science ------------------------------------------------------------------------------------------------
 
 _LETTER = r"\(?(?:\\(?:text|textbf|mathrm|mathbf)\{)?[(\[]?([A-Za-z])(?![A-Za-z0-9'])[)\]}]*"
-
 _CHOSEN = re.compile("|".join((                            # the answer is (C); C is correct; **C) 5 N**; C
     r"(?:(?i:answer)|(?i:correct)\s+(?i:option|choice|letter))[\s*_]*(?:(?i:is)\b|[:=])[\s*_:$]*"
     r"(?:(?i:option|choice)\s+)?" + _LETTER,

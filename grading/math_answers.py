@@ -11,11 +11,8 @@ from grading import Undecided, Verdict
 # -- from a response to one line of LaTeX ----------------------------------------------------------------
 
 LONGEST = 1000             # characters of an answer; a longer one must be the gold, letter by letter
-
 ITEMS = 64                 # of a list, likewise
-
 _TEX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.S)
-
 TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 
 
@@ -56,7 +53,6 @@ _SYMBOLS = str.maketrans(
 
 
 _RAISED = re.compile("([⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+)|([₀₁₂₃₄₅₆₇₈₉]+)|√ *([0-9]*)")
-
 _SPELLING = _rules(
     (r"\\\$", ""),
     (r"\\%", "%"),
@@ -190,9 +186,7 @@ def _thousands(match):
 # -- the structure of an answer --------------------------------------------------------------------------
 
 _BRACKET = r"\\[{}]|\\(?:begin|end|[lr]angle)(?![a-z])|[()\[\]{}]"
-
 _OPEN = ("(", "[", "{", r"\{", r"\begin", r"\langle")
-
 _NAME = (r"(?:\\(?:angle|triangle)\s?)?(?:[A-Za-z]{1,3}|\\text\{[^{}]*\}|\\[a-z]+|\([A-Za-z](?:,[A-Za-z])+\))"
          r"(?:_\{?[A-Za-z0-9]+\}?)?'*(?:\([A-Za-z0-9,]*\))?")
 
@@ -381,7 +375,6 @@ def _words(s, fold):
 
 
 _DIGITS = r"[0-9]+(?:\.[0-9]*)?"
-
 _DECIMALS, _MIXED, _REPEATING, _POWER = (re.compile(rf"([-+]?){pattern}") for pattern in (
     rf"({_DIGITS})(?:/({_DIGITS}))?", rf"([0-9]*)\\frac\{{([-+]?{_DIGITS})\}}\{{([-+]?{_DIGITS})\}}",
     r"([0-9]*)\.([0-9]*)\\overline\{([0-9]+)\}",
@@ -418,7 +411,6 @@ SILENT = """frac sqrt pi cdot times div sin cos tan cot sec csc arcsin arccos ar
 
 
 _GREEK = "alpha beta gamma delta epsilon theta lambda mu rho sigma tau phi omega".split()
-
 _READABLE = re.compile(rf"(?:\\(?:{'|'.join(SILENT + _GREEK)})(?![A-Za-z])|"
                        r"[-0-9A-Za-z+*/^_{}()\[\]|!.=<> ])*")
 
@@ -533,8 +525,11 @@ def grade_math(text, truth, ask):
     if re.search("[0-9],[0-9]", answer) and len(_cut(golds, ",")) > 1:
         answers.append(tidy(answer.replace(",", ", ")))   # 100,200 is a list where the gold is one
     try:
-        found, how = any(same(golds, a, _undecided) for a in answers), ""
+        equal = any(same(golds, a, _undecided) for a in answers)
+        by = ""
     except Undecided:
-        found, how = ask("math", golds, answers), " (sympy)"
-    how = found if isinstance(found, str) else f"{'' if found else 'not '}equal{how}"
-    return Verdict(found is True, answer, how)
+        equal = ask("math", golds, answers)
+        by = " (sympy)"
+    if isinstance(equal, str):                            # why there was no answer
+        return Verdict(False, answer, equal)
+    return Verdict(equal, answer, f"equal{by}" if equal else f"not equal{by}")

@@ -24,7 +24,6 @@ class Run(NamedTuple):
 # -- the verdict -----------------------------------------------------------------------------------------
 
 LATE = (124, 128 + signal.SIGPROF, 128 + signal.SIGXCPU)
-
 CHECK_S, CHECK_MEMORY = 10, 1 << 30                       # CPU and memory of a checker, a test; ours
 
 # What runs the checker of a problem, as a program of its own in the sandbox; stdin: the four files' texts. A
@@ -193,9 +192,9 @@ def run_code(code, truth, unsafe_sandbox=False) -> Run:
 
     code = code.encode("utf-8", "surrogatepass")
     for i, test in enumerate(task.tests):
-        given = test["input"] if task.kind == "stdio" else json.dumps(test["input"])
-        given = given.encode("utf-8", "surrogatepass")
-        status, out, err = run_program(code, task.kind, task.name, given, task.seconds, task.memory,
+        stdin = test["input"] if task.kind == "stdio" else json.dumps(test["input"])
+        stdin = stdin.encode("utf-8", "surrogatepass")
+        status, out, err = run_program(code, task.kind, task.name, stdin, task.seconds, task.memory,
                                        unsafe_sandbox)
         last = _last_line(err)
         if max(len(out), len(err)) >= OUTPUT:

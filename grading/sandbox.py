@@ -20,11 +20,8 @@ class SandboxMissing(RuntimeError):
 # -- the sandbox -----------------------------------------------------------------------------------------
 
 OUTPUT = 16 << 20          # bytes a program may write, to stdout or to one file
-
 SCRATCH = 32 << 20         # bytes of /tmp and of /dev/shm
-
 PROCESSES = 8              # and threads, of a program
-
 BASE = 64 << 20            # bytes of address space for the interpreter, beside the program's
 
 # What runs in the sandbox. The first process keeps the clock, as the init of the namespace: when it ends, all

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from multiprocessing.connection import Connection
+from typing import NamedTuple
 
 from grading.math_answers import readable, same
 
@@ -31,8 +32,8 @@ def _expression(s):
     s = re.sub(r"(?<![\^_0-9])([0-9]+)(?=\()", r"\1\\cdot ", s)
     s = re.sub(r"(\\[A-Za-z]+)|([A-Z])(?:_\{?([A-Za-z0-9]+)\}?)?",
                lambda m: m[1] or f"{m[2].lower()}_{{9{m[3] or ''}}}", s)
-    found = latex2sympy(s, is_real=True, convert_degrees=False, normalization_config=None)
-    return found.xreplace({x: sympy.I for x in found.free_symbols if x.name == "i"})
+    expression = latex2sympy(s, is_real=True, convert_degrees=False, normalization_config=None)
+    return expression.xreplace({x: sympy.I for x in expression.free_symbols if x.name == "i"})
 
 
 def _equal_scalars(gold, answer):
@@ -73,23 +74,27 @@ def _equal_scalars(gold, answer):
 
 # -- the worker processes --------------------------------------------------------------------------------
 
-THINK, ALL = 4.0, 5.5      # seconds sympy may take for an answer, and an answer with the wait for a worker
-
-MEMORY = 2 << 30           # bytes of address space of a worker
-
-MOST = 32                  # workers at a time; beyond one a core, they start when all are busy for 0.2 s
-
+SYMPY_SECONDS = 4.0        # that sympy may take for an answer
+ANSWER_SECONDS = 5.5       # that an answer may take, with the wait for a worker
+PATIENCE_SECONDS = 0.2     # that all workers may be busy before one more than the cores need is started
+MOST_WORKERS = 32
+WORKER_BYTES = 2 << 30     # of a worker's address space
 CORES = os.cpu_count() or 1
-
 
 # What the server is started with: this module by its name, wherever the caller stands.
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _SERVER = f"import sys; sys.path[0] = {_ROOT!r}; from grading import sympy_workers; sympy_workers.serve()"
 
 
+class Worker(NamedTuple):
+    pid: int
+    pipe: Connection
+    golds: set             # the gold answers that it has parsed
+
+
 class Pool:
     """Workers that are forked from one process which has imported sympy (and nothing else: no torch, no
-    threads; it is this file run as a script). So a new one takes milliseconds and a killed one is no loss.
+    threads). So a new one takes milliseconds and a killed one is no loss.
     Each keeps the golds it has parsed, and a gold goes to a worker that had it, if idle.
 
     The parent keeps the deadlines and kills; the workers' own alarm is for the case that the parent is gone.
@@ -97,7 +102,11 @@ class Pool:
     """
 
     def __init__(self):
-        self.free, self.idle, self.count, self.server, self.known = threading.Condition(), [], 0, None, {}
+        self.free = threading.Condition()                 # held to change what follows
+        self.idle = []                                    # Workers without a question
+        self.count = 0                                    # of all workers, busy ones too
+        self.server = None                                # (process, our end of its socket)
+        self.known = {}                                   # {(gold, *answers): what was found}
 
     def ask(self, gold, answers):
         """True, False, or a text if there was no time or no memory."""
@@ -105,33 +114,32 @@ class Pool:
         if key in self.known:
             return self.known[key]
         self.start()
-        end = time.monotonic() + ALL
+        end = time.monotonic() + ANSWER_SECONDS
         worker = self.take(gold, end)
         if worker is None:
             return "not decided: all workers are busy"
-        pid, pipe, golds = worker
         try:
-            pipe.send_bytes(json.dumps(key).encode())
-            if pipe.poll(max(0.0, min(THINK, end - time.monotonic()))):
-                found = json.loads(pipe.recv_bytes())
-                golds.add(gold)
+            worker.pipe.send_bytes(json.dumps(key).encode())
+            if worker.pipe.poll(max(0.0, min(SYMPY_SECONDS, end - time.monotonic()))):
+                equal = json.loads(worker.pipe.recv_bytes())
+                worker.golds.add(gold)
                 with self.free:
                     if len(self.known) > 20_000:
                         self.known.clear()
-                    self.known[key] = found
+                    self.known[key] = equal
                     if self.count <= CORES:
                         self.idle.append(worker)
                         self.free.notify()
-                        return found
+                        return equal
             else:
-                found = "not decided in time"
+                equal = "not decided in time"
         except (OSError, EOFError):
-            found = "not decided: the worker ran out of memory"
+            equal = "not decided: the worker ran out of memory"
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)                  # stuck, or one more than the cores need
-        pipe.close()
+            os.kill(worker.pid, signal.SIGKILL)           # stuck, or one more than the cores need
+        worker.pipe.close()
         self.gone()
-        return found
+        return equal
 
     def gone(self):
         with self.free:
@@ -141,16 +149,16 @@ class Pool:
     def take(self, gold, end):
         """An idle worker, by preference one that knows the gold, or a new one; None if there is no time."""
         with self.free:
-            patience = min(end, time.monotonic() + 0.2)
+            patience = min(end, time.monotonic() + PATIENCE_SECONDS)
             while not self.idle and self.count >= CORES:
                 now = time.monotonic()
                 if now >= end:
                     return None
-                if now >= patience and self.count < MOST:
+                if now >= patience and self.count < MOST_WORKERS:
                     break
                 self.free.wait((patience if now < patience else end) - now)
             if self.idle:
-                worker = next((w for w in self.idle if gold in w[2]), self.idle[-1])
+                worker = next((w for w in self.idle if gold in w.golds), self.idle[-1])
                 self.idle.remove(worker)
                 return worker
             self.count += 1
@@ -160,7 +168,7 @@ class Pool:
             with theirs:
                 socket.send_fds(self.server[1], [b"w"], [theirs.fileno()])
             if pipe.poll(max(0.0, end - time.monotonic())):
-                return int(pipe.recv_bytes()), pipe, set()
+                return Worker(int(pipe.recv_bytes()), pipe, set())
             pipe.close()
         except (OSError, EOFError, TypeError):            # the server is gone: the next call starts another
             self.close()
@@ -187,7 +195,7 @@ class Pool:
         with self.free:
             if self.server is not None:
                 process, pipe = self.server
-                for connection in (pipe, *(worker[1] for worker in self.idle)):
+                for connection in (pipe, *(worker.pipe for worker in self.idle)):
                     connection.close()
                 self.server, self.idle, self.count = None, [], 0
                 process.kill()
@@ -198,7 +206,7 @@ def serve():
     """The server: forks a worker for each socket it is sent; ends when the parent's end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)         # nobody waits for the workers
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (WORKER_BYTES, WORKER_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for scalar in (r"\frac{x^2-1}{x+1}-\sqrt[3]{2}", r"\frac{10}{3}", r"e^{i\pi}", "y=2x_{1}+3", "(x-1)(x+1)",
                    r"\ln(2)+\sin\frac{\pi}{3}", r"2^{10}\cdot 5!", r"\log_2 8+|x|"):
@@ -217,7 +225,7 @@ def _work(pipe):
         pipe.send_bytes(str(os.getpid()).encode())
         while True:
             gold, *answers = json.loads(pipe.recv_bytes())
-            signal.setitimer(signal.ITIMER_REAL, ALL)     # not caught: it ends the process
+            signal.setitimer(signal.ITIMER_REAL, ANSWER_SECONDS)     # not caught: it ends the process
             pipe.send_bytes(json.dumps(any(same(gold, answer, _compare) for answer in answers)).encode())
             signal.setitimer(signal.ITIMER_REAL, 0)
     finally:
@@ -237,7 +245,7 @@ def _forget():
     """After a fork: the workers are the parent's."""
     global workers
     old, workers = workers, Pool()
-    for pipe in [w[1] for w in old.idle] + ([old.server[1]] if old.server else []):
+    for pipe in [worker.pipe for worker in old.idle] + ([old.server[1]] if old.server else []):
         pipe.close()
 
 
