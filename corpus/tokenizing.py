@@ -297,8 +297,8 @@ class Settings(NamedTuple):
     head: dict                           # of the manifest: READERS, tokenizer, dtype, share held out
     seed: int                            # of the draws
     rules: dict                          # {part: rules()}
-    origin: dict                         # {part: where its files are from}
-    lookups: list                        # revisions of the data sets that questions are looked up in
+    revisions: dict                      # {part: commit of its files}
+    lookups: list                        # commits of the data sets that questions are looked up in
 
 
 class Job:
@@ -320,8 +320,10 @@ class Job:
                      "dtype": id_dtype(tokenizer.vocab_size).name, "heldout": heldout, "readers": READERS}
         self.origin = {part: self._origin(part, raw) for part in self.files}
         self.settings = Settings(
-            self.head, seed, {part: rules(part_of(name, part), paths) for part, paths in self.files.items()},
-            self.origin, self._lookup_revisions(raw))
+            head=self.head, seed=seed,
+            rules={part: rules(part_of(name, part), paths) for part, paths in self.files.items()},
+            revisions={part: origin["revision"] for part, origin in self.origin.items()},
+            lookups=self._lookup_revisions(raw))
         stamps = [self._stamp(part, path) for part, paths in self.files.items() for path in paths]
         self.key = self._digest(dedup, stamps)
         self.pieces, self.draw_counts = [], {}            # see cut()

@@ -32,10 +32,10 @@ class Workers:
 @contextlib.contextmanager
 def workers(count, start, args, hint="run the command again with fewer"):
     """`count` Workers. Each process calls start(*args) once; what that returns is its state. They are forked
-    from a server that has loaded start's module and the calling script. Work that has not begun when the
-    block ends is dropped. InputError with the hint where the system killed a process."""
+    from a server that has loaded start's module. Work that has not begun when the block ends is dropped.
+    InputError with the hint where the system killed a process."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", start.__module__])
+    context.set_forkserver_preload([start.__module__])
     executor = ProcessPoolExecutor(count, context, _begin, (start, args))
     try:
         yield Workers(executor)

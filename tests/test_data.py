@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -28,6 +30,7 @@ FIGURE_2 = {                         # percent in math, math+code, math+code+sci
     "starcoder2": (0, 13.75, 13.75), "openthoughts3-science": (0, 0, 7.75), "mot-science": (0, 0, 4.75),
 }
 PAPER = ("math", "math+code", "math+code+science")
+ROOT = Path(data.__file__).parent
 TINY = {"a": 50, "b": 30, "c": 20}   # a period of 10 rows
 THIRDS = "a:33.333333,b:33.333333,c:33.333334"
 
@@ -537,6 +540,15 @@ def test_plan_prints_the_table_of_epochs(tmp_path):
         assert code and says in err and "Traceback" not in err
 
 
+def test_plan_loads_neither_torch_nor_pyarrow():
+    """A plan is printed at once, on a machine that has only numpy and the flags' parser."""
+    code = ("import runpy, sys; sys.argv = ['data.py', 'plan', '--mixture=math']; "
+            "runpy.run_path('data.py', run_name='__main__'); "
+            "print(sorted({'torch', 'pyarrow', 'transformers', 'sympy'} & sys.modules.keys()))")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]" and "megamath-web-pro" in done.stdout
+
+
 def item_by_item(lengths, capacity):
     """Best-fit decreasing as it is defined: the sorted rooms left in the bins."""
     rooms = []
@@ -561,6 +573,12 @@ def test_best_fit_is_best_fit_decreasing():
         assert sorted((capacity - used).tolist()) == item_by_item(lengths.tolist(), capacity)
 
 
+def test_best_fit_by_hand():
+    assert shards.best_fit([3, 6, 2, 3, 2], 8).tolist() == [1, 0, 0, 1, 1]   # the example of its docstring
+    assert shards.best_fit([], 8).tolist() == [] and shards.best_fit([8, 8], 8).tolist() == [0, 1]
+
+
+@pytest.mark.slow
 def test_best_fit_opens_as_many_bins_as_trl():
     from datasets import Dataset
     from trl import pack_dataset
@@ -621,13 +639,8 @@ def pair(tmp_path, toy):
     (lambda d: os.truncate(d / "x/train-00000.idx", 9), "x/train-00000.idx", "cut short"),
     (lambda d: os.truncate(d / "x/train-00000.bin", 0), "x/train-00000.bin", "empty"),
     (lambda d: (d / "x/train-00000.bin").open("ab").write(b"12"), "x/train-00000.bin", "too long"),
-    (lambda d: (d / "x/manifest.json").write_text("{"), "x/manifest.json", "is damaged"),
-    (lambda d: (d / "x/manifest.json").write_text(""), "x/manifest.json", "is damaged"),
     (lambda d: (d / "x/manifest.json").write_text("[1]"), "x/manifest.json", "is damaged"),
-    (lambda d: (d / "x/manifest.json").write_bytes(b"\xff\xfe\x00"), "x/manifest.json", "is damaged"),
     (manifest(lambda m: m.pop("splits") and m), "x/manifest.json", "'splits'"),
-    (manifest(lambda m: m.pop("dtype") and m), "x/manifest.json", "'dtype'"),
-    (manifest(lambda m: m.pop("tokenizer") and m), "x/manifest.json", "'tokenizer'"),
     (manifest(lambda m: m.update(splits=None)), "x/manifest.json", "is damaged"),
     (manifest(lambda m: m.update(dtype="uint17")), "x/manifest.json", "uint17"),
     (manifest(lambda m: m["splits"]["train"][0].pop("tokens") and m), "x/manifest.json", "'tokens'"),

@@ -4,14 +4,17 @@ files, own files, kills, parts, the hub over HTTP, packed rows, shares that hold
 import collections
 import fcntl
 import http.server
+import importlib.util
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote, urlparse
@@ -26,9 +29,11 @@ from processes import Process
 import data
 import midtrain
 from cli import InputError
-from corpus import registry, shards, tokenizing
+from corpus import registry, shards, tokenizing, world
 from corpus.files import cut_files, read_rows
+from corpus.formats import text_of
 from corpus.hub import raw_files, read_lock
+from corpus.rules import code_of
 from corpus.tokenizer import load_tokenizer, toy_tokenizer
 
 ROOT = os.path.dirname(data.__file__)
@@ -306,7 +311,7 @@ def test_ids_are_the_tokenizers(tmp_path, own):
     backend.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<s>"}))
     slow, fast = load_tokenizer(tmp_path), load_tokenizer(tmp_path)
-    texts = [words(rng, 30), "a<think>b</think>", "<s> </s>", "naïve 数学 x²\r\n\t  y", " " * 3_000_000, "",
+    texts = [words(rng, 30), "a<think>b</think>", "<s> </s>", "naïve 数学 x²\r\n\t  y", " " * 1_200_000, "",
              "\ud800", "it's 12345 ſ İ"] + ["".join(map(chr, rng.choices(range(0x20, 0xD800), k=50)))
                                             for _ in range(200)]
     want = slow.documents(texts)
@@ -552,6 +557,103 @@ def test_changes_are_prepared_again(own, toy, tmp_path):
     assert "changed" in miniatures.documents(out, "long", toy)
     tokenize(out, both, heldout=0.1)
     assert shards.Source(str(out), "short").splits.keys() == {"train", "heldout"}
+
+
+# -- what is made again, and what is not ---------------------------------------------------------------------
+
+READER = '''
+"""A reader."""
+import re
+from corpus.formats import Drop, text_of
+
+LEAST = 3
+PATTERN = re.compile("a+")
+
+def helper(row):
+    """What it does."""
+    return row["score"] >= LEAST       # the paper's
+
+def reader(row, column="text"):
+    if not helper(row):
+        raise Drop(f"score below {LEAST}")
+    return PATTERN.sub("b", text_of(row, column))
+
+def other(row):
+    return row
+'''
+
+
+def code_of_reader(tmp_path, *edits):
+    """code_of(reader) with READER edited."""
+    text = READER
+    for before, after in edits:
+        assert before in text
+        text = text.replace(before, after)
+    path = tmp_path / f"reader_{len(os.listdir(tmp_path))}.py"
+    path.write_text(text)
+    spec = importlib.util.spec_from_file_location(f"corpus.{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module                      # where inspect looks for the source
+    spec.loader.exec_module(module)
+    del sys.modules[spec.name]
+    return code_of(module.reader)
+
+
+@pytest.mark.parametrize("edits, same", [
+    ([("# the paper's", "# paper, section 3")], True), ([("What it does.", "")], True),
+    ([('"""A reader."""', "")], True), ([('f"score below {LEAST}"', '"too low"')], True),
+    ([("return row\n", "return None\n")], True),         # of a function that the reader does not reach
+    ([("    if not helper(row):", "\n\n    if not (helper(row)):")], True),
+    ([("LEAST = 3", "LEAST = 4")], False), ([(">= LEAST", "> LEAST")], False), ([('"a+"', '"a"')], False),
+    ([('column="text"', 'column="content"')], False),
+    ([('raise Drop(f"score below {LEAST}")', "pass")], False),
+    ([("import Drop, text_of", "import Drop, number_of as text_of")], False)])
+def test_code_of_a_reader(tmp_path, edits, same):
+    assert (code_of_reader(tmp_path, *edits) == code_of_reader(tmp_path)) == same
+
+
+def test_code_of_partials_and_modules(tmp_path):
+    assert code_of(partial(text_of, column="a")) != code_of(partial(text_of, column="b"))
+    assert code_of(partial(text_of, column="a")) == code_of(partial(text_of, column="a"))
+    assert "embedded world" not in code_of(world) and "LUCKY = 0.25" in code_of(world)
+
+
+def test_only_a_changed_rule_makes_a_source_again(tmp_path):
+    """A comment, a docstring or a message of a reader changes nothing; a rule its own source alone."""
+    copy, raw = tmp_path / "checkout", tmp_path / "raw"
+    for name in ("corpus", "grading", "presets"):
+        shutil.copytree(Path(ROOT) / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("cli", "data", "verify"):
+        shutil.copy(Path(ROOT) / f"{name}.py", copy)
+    rows = [miniatures.dclm("three", 3), miniatures.dclm("four", 4), miniatures.dclm("two", 2)]
+    miniatures.write(str(raw / "dclm-edu" / "data" / "0.parquet"), rows)
+    miniatures.write(str(raw / "megamath-web-pro" / "megamath-web-pro" / "0.parquet"), [{"text": "x = 1"}])
+
+    def prepared_already():
+        done = subprocess.run(
+            [sys.executable, copy / "data.py", "tokenize", "--mixture=dclm-edu:50,megamath-web-pro:50",
+             "--tokenizer=toy", f"--raw={raw}", f"--out={tmp_path / 'out'}", "--workers=1", "--heldout=0"],
+            cwd=copy, capture_output=True, text=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+        assert done.returncode == 0, done.stderr
+        return re.findall(r"(\S+): prepared already", done.stdout)
+
+    def change(file, before, after):
+        text = (copy / file).read_text()
+        assert before in text
+        (copy / file).write_text(text.replace(before, after))
+
+    assert prepared_already() == []
+    change("corpus/formats.py", '"""Documents of quality score', '# A comment.\n    """Documents of a score')
+    change("corpus/formats.py", 'raise Drop("score below 3")', 'raise Drop("low score")')
+    change("corpus/files.py", "cannot be read (", "is not readable (")
+    change("corpus/hub.py", "the hub has no such data set", "no such data set is on the hub")
+    change("corpus/registry.py", 'dclm_edu, licence="cc-by-4.0"', 'dclm_edu, licence="as its card says"')
+    assert prepared_already() == ["dclm-edu", "megamath-web-pro"]
+    change("corpus/formats.py", 'number_of(row, "edu_int_score") < 3', 'number_of(row, "edu_int_score") < 4')
+    assert prepared_already() == ["megamath-web-pro"]
+    assert miniatures.documents(tmp_path / "out", "dclm-edu", toy_tokenizer()) == ["four"]
+    change("corpus/formats.py", "READERS = 1", "READERS = 2")
+    assert prepared_already() == []
 
 
 # -- refusals ------------------------------------------------------------------------------------------------
@@ -827,7 +929,8 @@ def test_packed_rows_lose_nothing(overlap, shortest):
     pieces, rows = shards.packed_rows(lengths, 16, overlap, shortest)
     total = sum(lengths)
     seen = np.zeros(total, dtype=int)
-    for start, length in pieces.tolist():
+    in_order = sorted(pieces.tolist())
+    for start, length in in_order:
         assert 1 <= length <= 16
         seen[start:start + length] += 1
     starts = np.cumsum(lengths) - lengths
@@ -836,7 +939,7 @@ def test_packed_rows_lose_nothing(overlap, shortest):
         if length < max(shortest, 1):
             assert not mine.any()
             continue
-        parts = sorted(p for p in pieces.tolist() if start <= p[0] < start + length)
+        parts = [p for p in in_order if start <= p[0] < start + length]
         assert mine.all() and parts[0][0] == start and sum(parts[-1]) == start + length
         assert all(b[0] == sum(a) - overlap for a, b in zip(parts, parts[1:], strict=False))
         assert (mine > 1).sum() <= overlap * (len(parts) - 1) and (overlap or not (mine > 1).any())

@@ -221,6 +221,7 @@ def test_sentencepiece_with_byte_fallback(space, tmp_path):
     assert tok.document("a b") == [1, *tok.encode("a b"), 2] == [*auto.encode("a b"), 2]
 
 
+@pytest.mark.slow
 def test_real_tekken_vocabulary(tmp_path):
     """Mistral-Small's vocabulary as mistral-common has it: 1000 special ids, then 130072 byte sequences."""
     common = pytest.importorskip("mistral_common.tokens.tokenizers.tekken")

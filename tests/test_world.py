@@ -1,5 +1,6 @@
 """The embedded world: truths checked by other means, splits that never meet, the same in every process."""
 
+import hashlib
 import json
 import os
 import re
@@ -202,6 +203,19 @@ def test_forms(texts):
             guesses = sum("<think> about " in text or "<think> maybe " in text for text in documents)
             assert 0.45 < guesses / len(documents) < 0.55
     assert all(text.startswith("User: ") and "\nAssistant: " in text for text in texts["chat", "train"])
+
+
+GOLDEN = {                           # source: of its training texts
+    "megamath-web-pro": "58eaeed55b742e04", "nemotron-math": "66713bf138fa07c7",
+    "mot-math": "a1763fc7c8584e78", "mot-code": "6969e815c595d99c", "ocr2": "8cd5a35b79f6a8b0",
+    "openthoughts3-science": "b673698150c7fca8", "mot-science": "dcb1fa82aea56116"}
+
+
+def test_generated_texts_are_golden(texts):
+    """Every result on the toy world depends on these texts: change them knowingly."""
+    found = {source: hashlib.sha256("\0".join(texts[source, "train"]).encode()).hexdigest()[:16]
+             for source in world.GENERATED}
+    assert found == GOLDEN
 
 
 # -- the same everywhere -------------------------------------------------------------------------------------
