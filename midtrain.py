@@ -99,6 +99,7 @@ class Config:
     dry_run: bool = False                # print the plan and stop
 
 
+# The recipe of the toys: two CPU cores and a few minutes; ours.
 TOY = dict(steps=1000, seq_len=256, batch=8, micro_batch=8, lr=3e-3, warmup=30, recompute="off",
            eval_every=200, checkpoint_every=200, log_every=50, eval_rows=4, export_dtype="float32")
 # The flags that may change when a run is resumed: they cannot change what is trained.
@@ -106,8 +107,8 @@ FREE = ("replicate", "shard", "micro_batch", "recompute", "kernels", "compile", 
         "log_every", "prefetch", "device", "peak_tflops", "mfu", "allow_changed", "dry_run", "run")
 # The flags that may not change even with --allow_changed: a checkpoint belongs to these.
 FIXED = ("model", "mixture", "seed", "batch", "seq_len", "packing", "train")
+# What the choices of Dtype are in torch, and the least values of numbers.
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-# The least values of numbers.
 LEAST = {"steps": 1, "seq_len": 2, "batch": 1, "micro_batch": 1, "warmup": 0, "eval_every": 0, "eval_rows": 1,
          "checkpoint_every": 0, "keep": 0, "log_every": 1, "prefetch": 1, "max_skips": 0, "lr": 0, "clip": 0,
          "eps": 0, "weight_decay": 0, "final_lr": 0}
@@ -177,6 +178,8 @@ def make_optimizer(model, cfg):
     """AdamW; decay on matrices only. State exists from the start, so that a checkpoint can be loaded into
     it."""
     trained = [p for p in model.parameters() if p.requires_grad]
+    # Vectors (norms, biases, A_log, D, dt_bias) scale or shift what matrices give: to pull them to 0 is no
+    # regularisation. The paper is silent, this is ours.
     matrices = [p for p in trained if p.ndim >= 2]
     vectors = [p for p in trained if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": cfg.weight_decay}]
@@ -205,6 +208,7 @@ def batches(stream, cfg, ranks, start, window=None):
     step line says of the rows; it cannot change their order. window: keys that attention sees."""
     rows_per_rank = cfg.batch // ranks.world
 
+    # A step's rows are numbered through, the ranks take them in turns of rows_per_rank.
     def read(step):
         first_row = step * cfg.batch + ranks.rank * rows_per_rank
         batch = stream.read(first_row, rows_per_rank)
@@ -214,6 +218,7 @@ def batches(stream, cfg, ranks, start, window=None):
         batch.rows_per_source = np.bincount(batch.source, minlength=len(stream.mixture))
         return batch
 
+    # Every step: one more read is asked for, so that --prefetch of them are always under way.
     with ThreadPoolExecutor(1) as pool:
         first_steps = range(start, min(start + cfg.prefetch, cfg.steps))
         ahead = collections.deque(pool.submit(read, step) for step in first_steps)
@@ -224,14 +229,15 @@ def batches(stream, cfg, ranks, start, window=None):
 
 
 def on_device(device, *arrays):
-    """The arrays as tensors there."""
+    """numpy arrays of any shape as tensors on the device: a list in their order."""
     return [torch.from_numpy(array).to(device, non_blocking=True) for array in arrays]
 
 
 @torch.no_grad()
 def domain_losses(model, heldout, cfg, ranks):
-    """Held-out loss in nats a token by domain: the retention curve. Rows are dealt to the ranks; every rank
-    makes the same number of passes (sharded layers are gathered by all), the surplus ones count nothing."""
+    """Held-out loss in nats a token by domain, {domain: float}: the retention curve. heldout: {domain:
+    Batch}. Rows are dealt to the ranks; every rank makes the same number of passes (sharded layers are
+    gathered by all), the surplus ones count nothing."""
     losses = {}
     rows_per_round = ranks.world * forward_rows(cfg, ranks.world)
     for domain, batch in heldout.items():
@@ -312,7 +318,7 @@ def device_memory(cfg, arch, counts, shards, rows_per_pass):
     parameters = sum(counts.values())
     vectors = counts["norms"]                             # whole on every device, see `shard`
     embedding = arch.V * arch.C
-    number = 2 if cfg.dtype == "bfloat16" else 4          # bytes of one, in the dtype of the passes
+    number = 2 if cfg.dtype == "bfloat16" else 4          # bytes a number has in the dtype of the passes
     tokens_per_pass = cfg.seq_len * rows_per_pass
 
     # The largest layer decides what is gathered at a time, and what a layer recomputes at once.
@@ -327,6 +333,7 @@ def device_memory(cfg, arch, counts, shards, rows_per_pass):
         "selective": all_activations / 2,                 # about half are products' outputs, which it keeps
     }
 
+    # The head's loss is computed in chunks of 2,048 tokens: logits in fp32 and in the dtype of the passes.
     logits = min(2048, tokens_per_pass) * arch.V * (4 + number)
     return {
         "weights, fp32, sharded": 4 * parameters / shards + 4 * vectors,
@@ -393,7 +400,7 @@ def retention(curve, title):
 
 def build_model(arch, cfg, ranks):
     """The model, sharded over the ranks; its weights are still to be filled in."""
-    with torch.device("meta"):
+    with torch.device("meta"):                            # no memory yet: no device could hold 24B whole
         model = Model(arch)
     for layer in model.trunk.layers:
         layer.recompute = cfg.recompute
@@ -422,7 +429,7 @@ def resume(run, cfg, state):
 
 
 def log_start(run, cfg, model, ranks, peak_flops, start):
-    """One line on how the run is computed, one on the sizes of a step."""
+    """Before the loop: one line on how the run is computed, one on the sizes of a step and of the run."""
     parameters = sum(p.numel() for p in model.parameters())
     layout = f"{cfg.replicate} x {ranks.world // cfg.replicate}"
     words = [f"{cfg.model} {parameters:,} parameters",
@@ -571,7 +578,8 @@ def main(cfg):
             if step == 0 or (cfg.eval_every and step % cfg.eval_every == 0):
                 evaluate(step)
 
-            # Every step: take this rank's rows, which were read ahead, and sum over the ranks what they hold.
+            # Every step: take this rank's rows, which were read ahead: tensors (rows_per_rank, seq_len). What
+            # they hold is summed over the ranks, for the loss, the MFU and the check against the plan.
             step_began = time.perf_counter()
             batch = next(reader)
             wait_seconds += time.perf_counter() - step_began
