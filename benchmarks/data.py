@@ -126,19 +126,21 @@ def tokenizing(folder, size, rounds):
     megabytes = write_text(os.path.join(folder, "text"), texts, size) / 1e6
     with open(os.path.join(folder, "theirs.py"), "w") as f:
         f.write(THEIRS)
-    mine, whole, mapped = [], [], []
+    prepared, whole, mapped = [], [], []             # seconds of each round
     for i in range(rounds):
         took, _, out = timed(ours(folder, os.path.join(folder, "text"), os.path.join(folder, f"ours-{i}")))
-        mine.append(took)
+        prepared.append(took)
         took, _, theirs = timed([sys.executable, os.path.join(folder, "theirs.py"), f"{folder}/tokenizer",
                                  f"{folder}/text", f"{folder}/cache-{i}"])
         whole.append(took)
         mapped.append(float(theirs.split("MAP")[1].split()[0]))
-    a, b, c = map(statistics.median, (mine, whole, mapped))
+    ours_s = statistics.median(prepared)
+    rows = (("data.py tokenize, whole command", ours_s),
+            ("datasets, whole script", statistics.median(whole)),
+            ("datasets, .map alone", statistics.median(mapped)))
     print(f"tokenizing {megabytes:.0f} MB of text, two workers, medians of {rounds} ({out.splitlines()[0]})")
-    for what, took in (("data.py tokenize, whole command", a), ("datasets, whole script", b),
-                       ("datasets, .map alone", c)):
-        print(f"  {what:34s} {took:6.1f} s  {megabytes / took:5.1f} MB/s   {took / a:5.2f}", flush=True)
+    for title, took in rows:
+        print(f"  {title:34s} {took:6.1f} s  {megabytes / took:5.1f} MB/s   {took / ours_s:5.2f}", flush=True)
     return texts
 
 
@@ -160,7 +162,7 @@ def documents(n, rng):
 
 
 def packing(trl_documents, capacity=16_384):
-    import data
+    from corpus.shards import best_fit, packed_rows
     rng = np.random.default_rng(0)
     print(f"best-fit decreasing into {capacity:,} tokens")
     for n in (trl_documents, 1_000_000):
@@ -168,11 +170,11 @@ def packing(trl_documents, capacity=16_384):
         took = []
         for _ in range(3):
             began = time.perf_counter()
-            pieces, rows = data.packed_rows(lengths, capacity)
+            pieces, rows = packed_rows(lengths, capacity)
             took.append(time.perf_counter() - began)
         a = statistics.median(took)
         began = time.perf_counter()
-        bins = data.best_fit(pieces[:, 1], capacity).max() + 1
+        bins = best_fit(pieces[:, 1], capacity).max() + 1
         alone = time.perf_counter() - began
         print(f"  ours, {n:9,} documents   {a:7.3f} s split and put in rows ({alone:.3f} s best_fit alone)   "
               f"{bins:,} rows, {lengths.sum() / bins / capacity:.6f} full", flush=True)

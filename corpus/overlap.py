@@ -214,11 +214,11 @@ def seen_in_training(texts, folder, tokenizer, processes=0, progress=None):
     path = os.path.join(folder, f"overlap-{key}.json")
     try:
         with open(path) as f:
-            met = {name: set(source_grams) for name, source_grams in json.load(f).items()}
+            met = {name: set(in_source) for name, in_source in json.load(f).items()}
     except (OSError, ValueError):
         met = _scan((list(texts.values()), distinct, folder, tokenizer), sources, processes, progress)
         with contextlib.suppress(OSError):
-            write_atomic(path, json.dumps({name: sorted(found) for name, found in met.items()}))
+            write_atomic(path, json.dumps({name: sorted(in_source) for name, in_source in met.items()}))
     met_anywhere = set().union(*met.values())
     seen = {}
     for id, problem_grams in grams_of.items():

@@ -160,7 +160,8 @@ def _listed_tests(tests):
         raise Drop("tests are no list of input and output")
     kinds = [(test.get("type"), test.get("fn_name") or None) for test in tests]
     kind, name = kinds[0] if kinds else ("stdin_stdout", None)
-    if kind not in ("stdin_stdout", "function_call") or any(other != kinds[0] for other in kinds):
+    is_known = kind in ("stdin_stdout", "function_call")
+    if not is_known or any(test_kind != kinds[0] for test_kind in kinds):
         raise Drop("tests of several or unknown kinds")
     pairs = [(test["input"], test["output"]) for test in tests]
     return Tests(called(pairs), _identifier(name)) if kind == "function_call" else Tests(pairs, None)
@@ -584,9 +585,9 @@ class Spool:
         for i in drawn:
             if shuffle_key(seed, "heldout", self.ids[i]) < share * 2 ** 64:
                 candidates[i] = grams(self.record(i)["prompt"])
-        counts = Counter(gram for found in candidates.values() for gram in found)
+        counts = Counter(gram for prompt_grams in candidates.values() for gram in prompt_grams)
         phrases = {gram for gram, count in counts.items() if count >= BOILERPLATE}
-        held = [i for i, found in candidates.items() if not found & phrases]
+        held = [i for i, prompt_grams in candidates.items() if not prompt_grams & phrases]
         apart = set().union(*(candidates[i] for i in held))
         train, held_set = [], set(held)
         for i in drawn:

@@ -219,7 +219,8 @@ def prepared(folder):
         return []
     names = [name for name in sorted(os.listdir(folder))
              if ".tmp-" not in name and os.path.exists(os.path.join(folder, name, "manifest.json"))]
-    return [name for name in REGISTRY if name in names] + [name for name in names if name not in REGISTRY]
+    registered = [name for name in REGISTRY if name in names]
+    return registered + [name for name in names if name not in REGISTRY]
 
 
 class Split(NamedTuple):
@@ -229,7 +230,9 @@ class Split(NamedTuple):
     first: np.ndarray                    # number of each shard's first token, counted over all, and their sum
 
 
-ENTRY = ("file", "tokens", "documents", "max_id", "crc32", "idx_crc32")        # of a shard in the manifest
+def _entry(shard):
+    """What a manifest has to say of a shard. KeyError where it does not."""
+    return {key: shard[key] for key in ("file", "tokens", "documents", "max_id", "crc32", "idx_crc32")}
 
 
 class Source:
@@ -264,7 +267,7 @@ class Source:
             self.revision = manifest["revision"]
             self.splits = {}
             for split, shards in manifest["splits"].items():
-                self.splits[split] = [{key: shard[key] for key in ENTRY} for shard in shards]
+                self.splits[split] = [_entry(shard) for shard in shards]
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"--data={folder} has no prepared source {self.name!r} (it has: "
                              f"{', '.join(sorted(prepared(folder))) or 'none'}); prepare it, or take a "

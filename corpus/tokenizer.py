@@ -126,12 +126,13 @@ class Tokenizer:
     def document_arrays(self, texts: list[str], dtype=np.uint32) -> list[np.ndarray]:
         """documents() as arrays, on one core: through faster() where it has been called and found a way."""
         texts = [_utf8(text) for text in texts]
-        ids = [self._fast_ids(text) for text in texts]
-        slow = [i for i, found in enumerate(ids) if found is None]
-        for i, found in zip(slow, self.encode_batch([texts[i] for i in slow]), strict=True):
-            ids[i] = found
-        front, end = np.array(self.bos_ids, dtype), np.array([self.eos_id], dtype)
-        return [np.concatenate([front, np.asarray(text_ids, dtype), end]) for text_ids in ids]
+        encoded = [self._fast_ids(text) for text in texts]
+        left = [i for i, ids in enumerate(encoded) if ids is None]
+        for i, ids in zip(left, self.encode_batch([texts[i] for i in left]), strict=True):
+            encoded[i] = ids
+        front = np.array(self.bos_ids, dtype)
+        end = np.array([self.eos_id], dtype)
+        return [np.concatenate([front, np.asarray(ids, dtype), end]) for ids in encoded]
 
     def _fast_ids(self, text):
         """encode() by tiktoken, None where it is not to be used."""
@@ -295,7 +296,7 @@ def _ranks(model, added):
     letters = {letter for text in vocab for letter in text}
     if not letters <= byte_of.keys():
         raise NoProof("its vocabulary is not spelled in bytes")
-    ranks = {bytes(byte_of[letter] for letter in text): id for text, id in vocab.items()}
+    ranks = {bytes(map(byte_of.get, text)): id for text, id in vocab.items()}
     merges = _merges(model)
     results = [model["vocab"][first + second] for first, second in merges]
     if not all(bytes([byte]) in ranks for byte in range(256)) or results != sorted(results):
@@ -317,18 +318,23 @@ ALIKE = (range(0xD800, 0xF900), range(0x40000, 0xE0000), range(0xF0000, 0x110000
 
 def _odd_characters(tokenizer, fast):
     """Characters that the two encode differently in some neighbourhood."""
-    characters = [chr(c) for c in range(0x110000) if not any(c in block for block in ALIKE)]
+    alike = set().union(*ALIKE)
+    characters = "".join(chr(code) for code in range(0x110000) if code not in alike)
     blocks = [characters[i:i + 1024] for i in range(0, len(characters), 1024)]
     odd = []
     for block in _differing(tokenizer, fast, blocks):
-        for single in _differing(tokenizer, fast, [[character] for character in block]):
-            odd += single
+        odd += _differing(tokenizer, fast, list(block))
     return odd
 
 
+def _neighbourhoods(characters):
+    """A text with each of the characters beside letters, digits, spaces, signs, line breaks and itself."""
+    return "".join(f"a{c}A{c}a1{c}1 {c}.{c}{c} \n'{c}\n" for c in characters)
+
+
 def _differing(tokenizer, fast, blocks):
-    """Those of the lists of characters that the two encode differently."""
-    probes = ["".join(f"a{c}A{c}a1{c}1 {c}.{c}{c} \n'{c}\n" for c in block) for block in blocks]
+    """Those of the strings with a character that the two encode differently."""
+    probes = [_neighbourhoods(block) for block in blocks]
     expected = tokenizer.encode_batch(probes)
     return [block for block, probe, ids in zip(blocks, probes, expected, strict=True)
             if fast.encode_ordinary(probe) != ids]
@@ -367,7 +373,8 @@ PIECES = (
     " So| go|ol|Solve|Solution| Solve| solve|ig| its| an| answer| and| or|ag| voltage| not| as|ption|get|ib|"
     " describe|ction| function|--|----|ec| object"
 ).split("|")
-RANKS = {bytes([byte]): byte for byte in range(256)} | {p.encode(): 256 + i for i, p in enumerate(PIECES)}
+RANKS = {bytes([byte]): byte for byte in range(256)}
+RANKS |= {piece.encode(): 256 + i for i, piece in enumerate(PIECES)}
 SPECIALS = {"<|end|>": 508, "<|pad|>": 509, "<|free_a|>": 510, "<|free_b|>": 511}      # two for experiments
 
 
@@ -404,7 +411,7 @@ def toy_tokenizer() -> ToyTokenizer:
 def _toy_files() -> dict[str, bytes]:
     """The toy as tokenizer.json and tokenizer_config.json."""
     letters = _letters()
-    spelled = {token: "".join(letters[byte] for byte in token) for token in RANKS}
+    spelled = {token: "".join(map(letters.get, token)) for token in RANKS}
     # tiktoken merges two neighbours that make a piece, wherever the cut; tokenizers wants every cut listed
     merges = []
     for token in RANKS:

@@ -319,11 +319,9 @@ class Job:
         self.head = {"format": FORMAT, "source": name, "tokenizer": tokenizer.fingerprint,
                      "dtype": id_dtype(tokenizer.vocab_size).name, "heldout": heldout, "readers": READERS}
         self.origin = {part: self._origin(part, raw) for part in self.files}
-        self.settings = Settings(
-            head=self.head, seed=seed,
-            rules={part: rules(part_of(name, part), paths) for part, paths in self.files.items()},
-            revisions={part: origin["revision"] for part, origin in self.origin.items()},
-            lookups=self._lookup_revisions(raw))
+        revisions = {part: origin["revision"] for part, origin in self.origin.items()}
+        part_rules = {part: rules(part_of(name, part), paths) for part, paths in self.files.items()}
+        self.settings = Settings(self.head, seed, part_rules, revisions, self._lookup_revisions(raw))
         stamps = [self._stamp(part, path) for part, paths in self.files.items() for path in paths]
         self.key = self._digest(dedup, stamps)
         self.pieces, self.draw_counts = [], {}            # see cut()
@@ -473,11 +471,11 @@ class Job:
     def _manifest(self, counts, splits):
         revision = ", ".join(f"{part}@{origin['revision'][:12]}" for part, origin in self.origin.items())
         parts = {}
-        for part, found in counts.items():
-            dropped = {reason.removeprefix("dropped: "): n for reason, n in sorted(found.items())
+        for part, part_counts in counts.items():
+            dropped = {reason.removeprefix("dropped: "): n for reason, n in sorted(part_counts.items())
                        if reason.startswith("dropped: ") and n}
-            parts[part] = {**self.origin[part], "files": len(self.files[part]), "rows": found["rows"],
-                           "documents": found["documents"], "dropped": dropped}
+            parts[part] = {**self.origin[part], "files": len(self.files[part]), "rows": part_counts["rows"],
+                           "documents": part_counts["documents"], "dropped": dropped}
         return {**self.head, "key": self.key, "revision": revision, "splits": splits, "parts": parts}
 
 
@@ -548,10 +546,10 @@ def _work(jobs, pool, locks, i, n):
             failures.append(str(e))
             continue
         if manifest:
-            tokens = {split: sum(shard["tokens"] for shard in shards)
-                      for split, shards in manifest["splits"].items()}
-            counts = ", ".join(f"{human(count)} tokens {split}" for split, count in tokens.items())
-            print(f"{job.name}: {counts}")
+            counts = []
+            for split, shards in manifest["splits"].items():
+                counts.append(f"{human(sum(shard['tokens'] for shard in shards))} tokens {split}")
+            print(f"{job.name}: {', '.join(counts)}")
     return failures
 
 

@@ -69,9 +69,9 @@ def _hash(*key) -> int:
     return int.from_bytes(digest, "big")
 
 
-def _check(what: str, name: str, known) -> None:
+def _check(kind: str, name: str, known) -> None:
     if name not in known:
-        raise ValueError(f"unknown {what} {name!r}, known are: {', '.join(known)}")
+        raise ValueError(f"unknown {kind} {name!r}, known are: {', '.join(known)}")
 
 
 # -- problems ------------------------------------------------------------------------------------------
@@ -237,11 +237,16 @@ def _code(rng) -> Draft:
 
 def _arguments(rng, arg: str, a, b) -> list:
     """Five arguments of the kind the name stands for; a and b are among the numbers: limits matter."""
+    def number():
+        return rng.randrange(-30, 100)
+
     if arg == "x":
-        return [a, b, *(rng.randrange(-30, 100) for _ in range(3))]
+        return [a, b, number(), number(), number()]
     if arg == "xs":
-        return [[rng.choice((a, b, rng.randrange(-30, 100))) for _ in range(n)] for n in (4, 5, 6, 7, 8)]
-    return [rng.sample(WORDS, n) if arg == "ws" else rng.choice(WORDS) for n in (1, 2, 3, 4, 5)]
+        return [[rng.choice((a, b, number())) for _ in range(n)] for n in (4, 5, 6, 7, 8)]
+    if arg == "ws":
+        return [rng.sample(WORDS, n) for n in (1, 2, 3, 4, 5)]
+    return [rng.choice(WORDS) for _ in range(5)]
 
 
 # -- science: multiple choice on formulas, the answer a range ------------------------------------------
