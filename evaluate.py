@@ -203,10 +203,18 @@ class SampleFile:
     cfg: Config
 
     def add(self, task, problem, index, sample, answers):
-        line = dict(key=sample_key(self.weights, task, problem, index, self.cfg), task=task.name,
-                    id=problem.id, index=index, engine=self.cfg.engine, tokens=len(sample.tokens),
-                    finish=sample.finish_reason, nll=-sum(sample.logprobs) / max(1, len(sample.tokens)),
-                    text=sample.text)
+        tokens = len(sample.tokens)
+        line = {
+            "key": sample_key(self.weights, task, problem, index, self.cfg),
+            "task": task.name,
+            "id": problem.id,
+            "index": index,
+            "engine": self.cfg.engine,
+            "tokens": tokens,
+            "finish": sample.finish_reason,
+            "nll": -sum(sample.logprobs) / max(1, tokens),         # a token
+            "text": sample.text,
+        }
         if problem.domain == "recall":
             line["answers"] = answers
         with self.run.writing(self.name):
@@ -336,9 +344,10 @@ def judge(answers, cfg, progress):
     """The lines of verdicts.jsonl of some Answers: key, score (0..1), answer, reason."""
     items = []                                            # for verify.py
     for answer in answers:
-        if answer.problem.domain != "recall":
-            finish = "stop" if cfg.protocol == "paper" else answer.sample["finish"]
-            items.append((answer.problem.domain, answer.sample["text"], answer.problem.truth, finish))
+        problem, sample = answer.problem, answer.sample
+        if problem.domain != "recall":
+            finish = "stop" if cfg.protocol == "paper" else sample["finish"]
+            items.append((problem.domain, sample["text"], problem.truth, finish))
     verdicts = iter(grade_batch(items, unsafe_sandbox=cfg.unsafe_sandbox, progress=progress))
     lines = []
     for answer in answers:
@@ -347,8 +356,12 @@ def judge(answers, cfg, progress):
             score = recall_score(answer.task, text, answer.sample["answers"])
         else:
             score, text, reason = next(verdicts)
-        shown = None if text is None else text[:200]
-        lines.append(dict(key=answer.key, score=float(score), answer=shown, reason=reason[:200]))
+        lines.append({
+            "key": answer.key,
+            "score": float(score),
+            "answer": None if text is None else text[:200],
+            "reason": reason[:200],
+        })
     return lines
 
 
@@ -390,7 +403,8 @@ def share_of(percent, error):
     if error is None:
         return Score(score, None, None)
     half = NORMAL * error / 100
-    return Score(score, min(1, max(0, score - half)), min(1, max(0, score + half)))
+    low, high = (min(1, max(0, limit)) for limit in (score - half, score + half))
+    return Score(score, low, high)
 
 
 # -- results -------------------------------------------------------------------------------------------------
@@ -418,29 +432,36 @@ def pass_at_ks(problems, n):
     """{k: pass@k} for k of 2, 4, 8, ... and n, of n samples a problem."""
     if n == 1 or not all_or_nothing(problems):
         return {}
-    powers = [2 ** i for i in range(1, n.bit_length()) if 2 ** i <= n]
-    right = [int(sum(scores)) for scores in problems.values()]
-    return {k: float(np.mean([pass_at_k(n, c, k) for c in right])) for k in sorted({*powers, n})}
+    powers = {2 ** i for i in range(1, n.bit_length())}   # up to n
+    right_samples = [int(sum(scores)) for scores in problems.values()]
+    found = {}
+    for k in sorted(powers | {n}):
+        found[k] = float(np.mean([pass_at_k(n, right, k) for right in right_samples]))
+    return found
 
 
 def answer_statistics(rows):
     """How long the answers of some rows are, and how sure of them the model was."""
     if not rows:
         return {"samples": 0, "median_tokens": None, "nll": None}
-    return {"samples": len(rows), "median_tokens": float(np.median([row["tokens"] for row in rows])),
-            "nll": float(np.mean([row["nll"] for row in rows]))}
+    median_tokens = np.median([row["tokens"] for row in rows])
+    nll = np.mean([row["nll"] for row in rows])
+    return {"samples": len(rows), "median_tokens": float(median_tokens), "nll": float(nll)}
 
 
 def summary(task, rows, seen, cfg):
     """What a task's rows come to. Shares are of samples. seen: as seen_problems() has it."""
     problems, n = by_problem(rows), task.samples
+    engines = sorted({row["engine"] for row in rows})
     settings = dict(temperature=task.temperature, top_p=task.top_p, max_new_tokens=task.max_new_tokens,
-                    context=cfg.context, dtype=cfg.dtype, samples=n,
-                    engine="+".join(sorted({row["engine"] for row in rows})))
+                    context=cfg.context, dtype=cfg.dtype, samples=n, engine="+".join(engines))
     cut = [row["finish"] != "stop" for row in rows]
     unparsed = [row["finish"] == "stop" and row["answer"] is None for row in rows]
     result = estimate(problems) | {
-        "problems": len(problems), "samples": n, "origin": task.origin, "left_out": task.left_out,
+        "problems": len(problems),
+        "samples": n,
+        "origin": task.origin,
+        "left_out": task.left_out,
         "settings": settings,
         "pass@k": pass_at_ks(problems, n),
         "truncated": float(np.mean(cut)),
@@ -470,19 +491,28 @@ def sum_up(tasks, rows, seen, ungraded, weights, cfg):
     for name, parts in averages(scores).items():
         mean = combined([(weight, scores[task]) for task, weight in parts.items()])
         means[name] = mean._asdict() | {"of": parts}
-    return {"init": cfg.init or cfg.model, "weights": weights, "protocol": cfg.protocol,
-            "versions": package_versions(), "config": dataclasses.asdict(cfg),
-            "tasks": results, "averages": means, "leaderboards": {}}
+    return {
+        "init": cfg.init or cfg.model,
+        "weights": weights,
+        "protocol": cfg.protocol,
+        "versions": package_versions(),
+        "config": dataclasses.asdict(cfg),
+        "tasks": results,
+        "averages": means,
+        "leaderboards": {},
+    }
 
 
 def write_results(results, tasks, rows, cfg, run):
     """results.json, problems.jsonl (the scores of each problem, which compare() pairs), results.png, .svg."""
     lines = []
     for task in tasks:
-        if task.name in rows:
-            scores = by_problem(rows[task.name])
-            lines += [json.dumps({"task": task.name, "id": problem.id, "what": problem.what,
-                                  "scores": scores[problem.id]}) + "\n" for problem in task.problems]
+        if task.name not in rows:
+            continue
+        scores = by_problem(rows[task.name])
+        for problem in task.problems:
+            line = {"task": task.name, "id": problem.id, "what": problem.what, "scores": scores[problem.id]}
+            lines.append(json.dumps(line) + "\n")
     shown = [name for name, result in results["tasks"].items() if "score" in result and "@" not in name]
     shown += results["averages"]
     with run.writing("the results"):

@@ -48,7 +48,7 @@ class Task(NamedTuple):
     left_out: dict                       # {reason: problems}
 
 
-# -- problems: the paper's seven benchmarks ------------------------------------------------------------------
+# -- the paper's seven benchmarks ----------------------------------------------------------------------------
 #
 # A reader is one function of (row, protocol). Both protocols are graded by verify.py: evalchemy's extractors
 # (the last letter A to D anywhere, the article "a" included; math as strings) are not reproduced.
@@ -62,6 +62,7 @@ class Benchmark(NamedTuple):
     max_new_tokens: int
     group: str             # math | code | science, of the averages
     size: int              # problems of the published scores
+
 
 # The published prompts: data of github.com/mlfoundations/evalchemy at 6ed6741 (Apache-2.0), files
 # eval/chat_benchmarks/{MATH500,GPQADiamond,LiveCodeBenchv5,CodeForces}/eval_instruct.py; AIME24 and AIME25
@@ -95,7 +96,9 @@ DEVIATIONS = ("answers are read by verify.py: the last box after the thoughts, a
 
 
 def math_500(row, protocol="strict"):
-    return _math(text_of(row, "problem"), text_of(row, "answer").strip(), protocol, text_of(row, "unique_id"))
+    answer = text_of(row, "answer").strip()
+    return math_problem(text_of(row, "problem"), answer, protocol, text_of(row, "unique_id"))
+
 
 INTEGER = re.compile(r"0*([0-9]{1,3})(?:\.0*)?")
 
@@ -106,42 +109,51 @@ def aime(row, protocol="strict"):
     answer = INTEGER.fullmatch(str(row.get("answer")).strip())
     if not answer:
         raise Drop("answer is no integer of 0 to 999")
-    return _math(text_of(row, "problem"), answer[1], protocol)
+    return math_problem(text_of(row, "problem"), answer[1], protocol)
 
 
-def _math(problem, answer, protocol, name=None):
-    prompt = TEMPLATES["math"].format(problem=problem) if protocol == "paper" else (
-        f"{problem.strip()}\n\nReason step by step, and put the final answer in \\boxed{{}}.")
+def math_problem(problem, answer, protocol, name=None):
+    if protocol == "paper":
+        prompt = TEMPLATES["math"].format(problem=problem)
+    else:
+        prompt = f"{problem.strip()}\n\nReason step by step, and put the final answer in \\boxed{{}}."
     return Problem(name or identity("math", problem), "math", prompt, answer, problem)
+
+
+OPTIONS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 
 
 def gpqa(row, protocol="strict"):
     """The letter of the right option: strict, by a hash of question and option, so that other questions and
     their order do not matter; paper, D for every question, as each has a fresh Random(42)."""
     question = text_of(row, "Question")
-    options = [text_of(row, c) for c in ("Correct Answer", *(f"Incorrect Answer {i}" for i in (1, 2, 3)))]
+    stripped = question.strip()
+    options = [text_of(row, column) for column in OPTIONS]
     if protocol == "paper":                               # neither question nor options are stripped
         right = options[0]
         random.Random(42).shuffle(options)
-        listed = ", ".join(f"{letter}) {o}" for letter, o in zip("ABCD", options, strict=True))
-        prompt = TEMPLATES["gpqa"].format(problem=question, options=listed)
+        prompt = TEMPLATES["gpqa"].format(problem=question, options=", ".join(lettered(options)))
     else:
-        options = [o.strip() for o in options]
+        options = [option.strip() for option in options]
         right = options[0]
-        options.sort(key=lambda option: shuffle_key(question.strip(), option))
-        listed = "\n".join(f"{letter}) {o}" for letter, o in zip("ABCD", options, strict=True))
-        prompt = (f"{question.strip()}\n\n{listed}\n\nReason step by step, and put the letter of the right "
-                  "option in \\boxed{}.")
-    truth = {"letter": "ABCD"[options.index(right)], "options": [o.strip() for o in options]}
-    return Problem(optional(row, "Record ID") or identity("science", question), "science", prompt, truth,
-                   question.strip())
+        options.sort(key=lambda option: shuffle_key(stripped, option))
+        listed = "\n".join(lettered(options))
+        prompt = (f"{stripped}\n\n{listed}\n\nReason step by step, and put the letter of the right option in "
+                  "\\boxed{}.")
+    truth = {"letter": "ABCD"[options.index(right)], "options": [option.strip() for option in options]}
+    name = optional(row, "Record ID") or identity("science", question)
+    return Problem(name, "science", prompt, truth, stripped)
+
+
+def lettered(options):
+    """A) and the first option, ..."""
+    return [f"{letter}) {option}" for letter, option in zip("ABCD", options, strict=True)]
+
 
 WINDOW = ("2024-08-01", "2025-02-01")                     # both days included: LiveCodeBench v5, 279 problems
-
 UNPACKED = 1 << 30                                        # bytes of a problem's tests (they take tens of MB)
 
 PROGRAM = "Reason step by step, then give the whole program in one ```python block."
-
 STDIO = f"The program reads standard input and writes to standard output. {PROGRAM}"
 
 
@@ -154,31 +166,44 @@ def livecodebench(row, protocol="strict"):
         raise Drop("contest_date is no date")
     if not WINDOW[0] <= day <= WINDOW[1]:
         raise Drop("contest_date out of the window")
-    asked, starter = text_of(row, "question_content"), optional(row, "starter_code")
-    public, cases = unpacked(row, "public_test_cases"), unpacked(row, "private_test_cases")
-    kinds = {str(case.get("testtype")) for case in public + cases}
+    question = text_of(row, "question_content")
+    starter = optional(row, "starter_code")
+    public = unpacked(row, "public_test_cases")
+    private = unpacked(row, "private_test_cases")
+    kinds = {str(case.get("testtype")) for case in public + private}
     if kinds not in ({"stdin"}, {"functional"}):
         raise Drop("tests of several or unknown kinds")
-    function, name = kinds == {"functional"}, None
+    function = kinds == {"functional"}
+    name = None                                           # of the function
     if protocol == "paper":
-        prompt = TEMPLATES["lcb-function" if function else "lcb-stdio"] + asked
+        prompt = TEMPLATES["lcb-function" if function else "lcb-stdio"] + question
     elif function:
-        metadata, cases = decoded(row.get("metadata"), "metadata"), public + cases
-        name = metadata.get("func_name") if isinstance(metadata, dict) else None
-        if not isinstance(name, str) or not name.isidentifier() or not starter:
+        name = function_name(row)
+        if not name or not starter:
             raise Drop("no function name or starter code")
-        prompt = (f"{asked.strip()}\n\nUse this starter code:\n```python\n{starter}\n```\n\n{PROGRAM}")
+        prompt = f"{question.strip()}\n\nUse this starter code:\n```python\n{starter}\n```\n\n{PROGRAM}"
     else:
-        cases = public + cases
-        prompt = f"{asked.strip()}\n\n{STDIO}"
+        prompt = f"{question.strip()}\n\n{STDIO}"
+    cases = private if protocol == "paper" else public + private
     tests = [(case["input"], case["output"]) for case in cases]
+    if function:
+        tests, checker = called(tests), "json"
+    else:
+        checker = "tokens" if protocol == "paper" else "decimal"
     truth = {"kind": "function" if function else "stdio", "fn_name": name,
-             "tests": [{"input": a, "output": b} for a, b in (called(tests) if function else tests)],
-             "checker": "json" if function else "tokens" if protocol == "paper" else "decimal",
+             "tests": [{"input": argument, "output": expected} for argument, expected in tests],
+             "checker": checker,
              "time_limit_s": 6, "memory_limit_mb": 1024}  # time: LiveCodeBench's; memory: ours
     if not gradable(truth):
         raise Drop("tests cannot be graded")
-    return Problem(text_of(row, "question_id"), "code", prompt, truth, asked)
+    return Problem(text_of(row, "question_id"), "code", prompt, truth, question)
+
+
+def function_name(row):
+    """What a row's metadata calls the function; None where that is no name."""
+    metadata = decoded(row.get("metadata"), "metadata")
+    name = metadata.get("func_name") if isinstance(metadata, dict) else None
+    return name if isinstance(name, str) and name.isidentifier() else None
 
 
 def unpacked(row, column):
@@ -191,16 +216,16 @@ def unpacked(row, column):
             pickled = stream.decompress(base64.b64decode(packed), UNPACKED)
             if not stream.eof:
                 raise Drop(f"{column} is cut off, or over {UNPACKED >> 20} MB")
-            value, = _said(pickled)
+            value, = texts_in(pickled)
         except (ValueError, zlib.error):
             raise Drop(f"{column} is neither JSON nor packed JSON") from None
     try:
-        return tested(json.loads(value), column)
+        return check_tests(json.loads(value), column)
     except (ValueError, RecursionError):
         raise Drop(f"{column} is no JSON") from None
 
 
-def _said(pickled):
+def texts_in(pickled):
     """The texts of a pickle that does nothing but hold texts, else ValueError."""
     for op, value, _ in itertools.islice(pickletools.genops(pickled), 9):
         if "UNICODE" in op.name:
@@ -224,45 +249,54 @@ def codeforces(row, protocol="strict"):
             raise Drop("no tests")
     seconds, megabytes = number_of(row, "time_limit"), number_of(row, "memory_limit")
     program = optional(row, "generated_checker") if protocol == "strict" else ""
-    truth = {"kind": "stdio", "tests": [{k: t[k] for k in ("input", "output")}
-                                        for t in tested(row.get("official_tests") or [], "official_tests")],
-             "checker": "tokens" if protocol == "paper" else "program" if program else "decimal",
-             "program": program or None, "time_limit_s": seconds, "memory_limit_mb": megabytes}
-    if truth["tests"] and not gradable(truth):
+    if protocol == "paper":
+        checker = "tokens"
+    else:
+        checker = "program" if program else "decimal"
+    tests = check_tests(row.get("official_tests") or [], "official_tests")
+    truth = {"kind": "stdio",
+             "tests": [{"input": test["input"], "output": test["output"]} for test in tests],
+             "checker": checker, "program": program or None, "time_limit_s": seconds,
+             "memory_limit_mb": megabytes}
+    if tests and not gradable(truth):
         raise Drop("tests cannot be graded")
-    name, title, description = (text_of(row, c) for c in ("id", "title", "description"))
-    examples = tested(row.get("examples") or [], "examples")
-    given, printed, note = ([f"{head}\n{body}"] if (body := optional(row, column)) else []
-                            for head, column in (("Input", "input_format"), ("Output", "output_format"),
-                                                 ("Note", "note")))
+    name, title, description = (text_of(row, column) for column in ("id", "title", "description"))
+    examples = check_tests(row.get("examples") or [], "examples")
     if protocol == "paper":
         prompt = TEMPLATES["codeforces"] + html(row, examples)
     else:
         limits = f"Time limit: {seconds:g} s a test. Memory limit: {megabytes:g} MB."
-        shown = [f"Example {i}\nInput:\n{e['input'].strip()}\nOutput:\n{e['output'].strip()}"
-                 for i, e in enumerate(examples, 1)]
-        prompt = "\n\n".join((title.strip(), limits, description.strip(), *given, *printed, *shown, *note,
-                              STDIO))
+        parts = [title.strip(), limits, description.strip(), *headed(row, "Input", "input_format"),
+                 *headed(row, "Output", "output_format")]
+        for i, example in enumerate(examples, 1):
+            parts.append(f"Example {i}\nInput:\n{example['input'].strip()}\n"
+                         f"Output:\n{example['output'].strip()}")
+        parts += [*headed(row, "Note", "note"), STDIO]
+        prompt = "\n\n".join(parts)
     return Problem(name, "code", prompt, truth, description)
+
+
+def headed(row, head, column):
+    """[the column's text under its head], or [] where it is blank."""
+    text = optional(row, column)
+    return [f"{head}\n{text}"] if text else []
 
 
 def html(row, examples):
     """A Codeforces problem as evalchemy shows it; a null input or output format reads None."""
-    def section(head, body):
-        return f"<h2>{head}</h2>{body}"
-
     def part(head, column):
-        return section(head, f"<div>{row.get(column)}</div>")
+        return f"<h2>{head}</h2><div>{row.get(column)}</div>"
 
-    return "".join((
-        f"<html><body><h1>{row['title']}</h1><div>Time limit per test: {row['time_limit']} s</div>",
-        part("Description", "description"), part("Input Format", "input_format"),
-        part("Output Format", "output_format"),
-        *(section("Example", f"<h3>Input</h3><div>{e['input']}</div><h3>Output</h3><div>{e['output']}</div>")
-          for e in examples),
-        *(part(head, column) for head, column in (("Note", "note"), ("Editorial", "editorial"))
-          if row.get(column)),
-        "</body></html>"))
+    parts = [f"<html><body><h1>{row['title']}</h1><div>Time limit per test: {row['time_limit']} s</div>",
+             part("Description", "description"), part("Input Format", "input_format"),
+             part("Output Format", "output_format")]
+    for example in examples:
+        parts.append(f"<h2>Example</h2><h3>Input</h3><div>{example['input']}</div>"
+                     f"<h3>Output</h3><div>{example['output']}</div>")
+    for head, column in (("Note", "note"), ("Editorial", "editorial")):
+        if row.get(column):
+            parts.append(part(head, column))
+    return "".join([*parts, "</body></html>"])
 
 
 def optional(row, column):
@@ -272,77 +306,94 @@ def optional(row, column):
     return "" if blank else text_of(row, column).strip()
 
 
-def tested(value, what):
-    """A list of objects with the texts input and output."""
-    if not isinstance(value, list) or not all(
-            isinstance(t, dict) and isinstance(t.get("input"), str) and isinstance(t.get("output"), str)
-            for t in value):
-        raise Drop(f"{what} are no inputs and outputs")
-    return value
+def check_tests(tests, column):
+    """The tests, a list of objects with the texts input and output; else Drop."""
+    def whole(test):
+        return (isinstance(test, dict) and isinstance(test.get("input"), str)
+                and isinstance(test.get("output"), str))
+
+    if not isinstance(tests, list) or not all(map(whole, tests)):
+        raise Drop(f"{column} are no inputs and outputs")
+    return tests
+
 
 MATH = dict(samples=64, temperature=0.6, top_p=0.95, max_new_tokens=32_768, group="math")
-
 OTHERS = dict(samples=3, temperature=0.7, top_p=1.0, max_new_tokens=32_768)
+AIME_COLUMNS = ("problem", "answer")
 
 
-def _benchmark(name, size, columns, read, files=None, **more):
+def make_benchmark(name, size, columns, read, files=None, **sampling):
     part = BENCHMARKS.get(name)
-    part = part and replace(part, columns=columns, files=files or part.files)
-    return Benchmark(part, columns, read, size=size, **more)
+    if part is not None:
+        part = replace(part, columns=columns, files=files or part.files)
+    return Benchmark(part, columns, read, size=size, **sampling)
 
-_AIME = (("problem", "answer"), aime)
 
 SUITE = {
-    "math-500": _benchmark("math-500", 500, ("problem", "answer", "unique_id"), math_500, **MATH),
-    "aime-2024": _benchmark("aime-2024", 30, *_AIME, **MATH),
-    "aime-2025": _benchmark("aime-2025", 30, *_AIME, **MATH),
-    "aime-2026": _benchmark("aime-2026", 30, *_AIME, **MATH),                  # no data set of it is verified
+    "math-500": make_benchmark("math-500", 500, ("problem", "answer", "unique_id"), math_500, **MATH),
+    "aime-2024": make_benchmark("aime-2024", 30, AIME_COLUMNS, aime, **MATH),
+    "aime-2025": make_benchmark("aime-2025", 30, AIME_COLUMNS, aime, **MATH),
+    "aime-2026": make_benchmark("aime-2026", 30, AIME_COLUMNS, aime, **MATH),  # no data set of it is verified
     # not test6.jsonl: release v6 has 175 problems more, from January 2025 on, some of them in the window
-    "livecodebench": _benchmark("livecodebench", 279, (
+    "livecodebench": make_benchmark("livecodebench", 279, (
         "question_id", "question_content", "contest_date", "starter_code", "public_test_cases",
         "private_test_cases", "metadata"), livecodebench, files="test[2-5].jsonl", group="code", **OTHERS),
-    "codeforces": _benchmark("codeforces", 453, (
+    "codeforces": make_benchmark("codeforces", 453, (
         "id", "title", "description", "input_format", "output_format", "interaction_format", "note",
         "editorial", "examples", "official_tests", "official_tests_complete", "input_mode",
         "generated_checker", "time_limit", "memory_limit"), codeforces, group="code", **OTHERS),
-    "gpqa-diamond": _benchmark("gpqa-diamond", 198, (
-        "Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"), gpqa,
-        group="science", **OTHERS),
+    "gpqa-diamond": make_benchmark("gpqa-diamond", 198, ("Question", *OPTIONS), gpqa, group="science",
+                                   **OTHERS),
 }
 
 
 def suite_task(name, cfg, truths):
     """One of the seven: of --data, of what is under --raw, or downloaded to it. truths: False on ranks that
     do not grade (LiveCodeBench's tests take gigabytes)."""
-    b, left_out, problems, seen = SUITE[name], Counter(), [], set()
-    if cfg.data:
-        files, origin = [os.path.join(cfg.data, f"{name}.jsonl")], cfg.data
-        if not os.path.exists(files[0]):
-            raise InputError(f"--data={cfg.data} has no {name}.jsonl (with {', '.join(b.columns)}); put it "
-                             f"there, or leave {name} out of --tasks")
-    elif b.part is None:
-        raise InputError(f"--tasks: {name} is on no hub that was verified; give --data=FOLDER with "
-                         f"{name}.jsonl ({', '.join(b.columns)}), or leave it out")
-    else:
-        folder = os.path.join(cfg.raw, name)
-        if not is_there(cfg.raw, name):
-            get_part(Hub(), name, b.part, None, cfg.raw, 1)
-        files = [f for f in raw_files(cfg.raw, name, b.part)
-                 if matches(os.path.relpath(f, folder), b.part.files)]
-        origin = f"{b.part.repo} at {(read_lock(folder) or {}).get('revision', 'what was put there')[:12]}"
-    for _, row in (r for f in files for r in read_rows(f, b.columns)):
+    benchmark = SUITE[name]
+    files, origin = benchmark_files(name, benchmark, cfg)
+    problems = {}
+    left_out = Counter()
+    for row in rows_of(files, benchmark.columns):
         try:
-            p = b.read(row or {}, cfg.protocol)
+            problem = benchmark.read(row or {}, cfg.protocol)
         except Drop as e:
             left_out[str(e)] += 1
             continue
-        if p.id in seen:
+        if problem.id in problems:
             left_out["came before"] += 1
             continue
-        seen.add(p.id)
-        end = "" if cfg.protocol == "paper" else "\n"     # ours: as in mid-training, question and line break
-        problems.append(p._replace(prompt=p.prompt + end, truth=p.truth if truths else None))
-    if len(problems) != b.size:
-        origin += f" ({b.size} were published)"
-    return Task(name, b.group, problems, b.samples, b.temperature, b.top_p, b.max_new_tokens, origin,
-                dict(left_out))
+        if cfg.protocol != "paper":                       # ours: as in mid-training, question and line break
+            problem = problem._replace(prompt=problem.prompt + "\n")
+        problems[problem.id] = problem if truths else problem._replace(truth=None)
+    if len(problems) != benchmark.size:
+        origin += f" ({benchmark.size} were published)"
+    return Task(name, benchmark.group, list(problems.values()), benchmark.samples, benchmark.temperature,
+                benchmark.top_p, benchmark.max_new_tokens, origin, dict(left_out))
+
+
+def benchmark_files(name, benchmark, cfg):
+    """(files of a benchmark's rows, where they come from in words)."""
+    part, columns = benchmark.part, ", ".join(benchmark.columns)
+    if cfg.data:
+        file = os.path.join(cfg.data, f"{name}.jsonl")
+        if not os.path.exists(file):
+            raise InputError(f"--data={cfg.data} has no {name}.jsonl (with {columns}); put it there, or "
+                             f"leave {name} out of --tasks")
+        return [file], cfg.data
+    if part is None:
+        raise InputError(f"--tasks: {name} is on no hub that was verified; give --data=FOLDER with "
+                         f"{name}.jsonl ({columns}), or leave it out")
+    folder = os.path.join(cfg.raw, name)
+    if not is_there(cfg.raw, name):
+        get_part(Hub(), name, part, None, cfg.raw, 1)
+    files = [file for file in raw_files(cfg.raw, name, part)
+             if matches(os.path.relpath(file, folder), part.files)]
+    revision = (read_lock(folder) or {}).get("revision", "what was put there")
+    return files, f"{part.repo} at {revision[:12]}"
+
+
+def rows_of(files, columns):
+    for file in files:
+        for _, row in read_rows(file, columns):
+            yield row

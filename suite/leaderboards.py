@@ -11,6 +11,7 @@ base models, there is no chat template.
 """
 
 import functools
+import itertools
 import json
 import math
 from typing import NamedTuple
@@ -35,8 +36,11 @@ class Adapter(TemplateLM):
 
     def __init__(self, model, engine, row_tokens=16384, seed=1):
         super().__init__()
-        self.model, self.engine, self.row_tokens, self.seed = model, engine, row_tokens, seed
-        self.max_length, self.tokenizer_name = engine.context, model.tokenizer.fingerprint
+        self.model, self.engine = model, engine
+        self.row_tokens = row_tokens
+        self.seed = seed
+        self.max_length = engine.context
+        self.tokenizer_name = model.tokenizer.fingerprint
 
     tokenizer_name = None                                 # the base class has a property without a setter
 
@@ -71,13 +75,13 @@ class Adapter(TemplateLM):
         rows = tqdm(self.rows(requests_of), desc="log-probs", unit="row", leave=False,
                     disable=disable_tqdm or None)
         for row in rows:
-            answered = [i for text in row for i in requests_of[text]]
-            sizes = [len(requests[i][2]) for i in answered]
             logprobs, greedy = self.score(row, requests_of, requests)
-            parts = zip(answered, logprobs.split(sizes), greedy.split(sizes), strict=True)
-            for i, logprobs_of_tokens, greedy_of_tokens in parts:
-                answers[i] = logprobs_of_tokens.sum().item(), bool(greedy_of_tokens.all())
-                key = requests[i][0]
+            start = 0                                     # of a request's tokens
+            for i in itertools.chain.from_iterable(requests_of[text] for text in row):
+                key, _, continuation = requests[i]
+                tokens = slice(start, start + len(continuation))
+                answers[i] = logprobs[tokens].sum().item(), bool(greedy[tokens].all())
+                start += len(continuation)
                 if key is not None:                       # None: a window of loglikelihood_rolling()
                     self.cache_hook.add_partial("loglikelihood", key, answers[i])
         return answers
@@ -107,19 +111,21 @@ class Adapter(TemplateLM):
                 where += range(len(ids) - len(continuation), len(ids))
                 targets += continuation
         device = self.model.trunk.embed.weight.device
-        ids, docs = torch.tensor([ids], device=device), torch.tensor([docs], device=device)
-        where, targets = torch.tensor(where, device=device), torch.tensor(targets, device=device)
+        where = torch.tensor(where, device=device)
+        targets = torch.tensor(targets, device=device)[:, None]
 
         def head(hidden, weight, scale):
             scored = []
-            for places, wanted in zip(where.split(512), targets[:, None].split(512), strict=True):
-                logits = project(hidden[places], weight, scale, None)      # of 512 places at a time
+            for start in range(0, len(where), 512):       # few logits at a time
+                places, wanted = where[start:start + 512], targets[start:start + 512]
+                logits = project(hidden[places], weight, scale, None)
                 logprobs = logits.gather(1, wanted) - logits.logsumexp(-1, keepdim=True)
                 greedy = logits.argmax(-1, keepdim=True) == wanted
                 scored.append(torch.cat([logprobs, greedy], 1))
             return torch.cat(scored).cpu()
 
-        return self.model(ids, docs, head).unbind(1)
+        tokens = torch.tensor([ids], device=device)
+        return self.model(tokens, torch.tensor([docs], device=device), head).unbind(1)
 
     def loglikelihood_rolling(self, requests, disable_tqdm=False):
         """Log-probs of whole texts, each token predicted once, from windows as long as the context."""

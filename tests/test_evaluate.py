@@ -24,7 +24,7 @@ from grading import math_answers, sandbox
 from model import load
 from reporting.comparison import compare, frontier
 from suite import benchmarks, tasks
-from suite.intervals import combined, interval, paired
+from suite.intervals import combined, interval, paired, student_t
 from suite.tasks import averages
 
 SMALL = ("--model=toy", "--tasks=toy-math+toy-science", "--problems=6", "--samples=2", "--max_new_tokens=12",
@@ -33,6 +33,17 @@ SMALL = ("--model=toy", "--tasks=toy-math+toy-science", "--problems=6", "--sampl
 
 def run(*flags):
     return main(parse(evaluate.Config, [*flags], evaluate.recipe))
+
+
+@pytest.fixture
+def drawn():
+    """Tests that take this draw their results: pictures are half of a small run's time."""
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(evaluate, "picture", lambda path, panels: None)
 
 
 # -- intervals -----------------------------------------------------------------------------------------------
@@ -44,10 +55,20 @@ def coverage(P, n, a, b, runs=600, seed=0):
     return np.mean([low <= a / (a + b) <= high for _, low, high in (interval(s, n) for s in scores)])
 
 
-@pytest.mark.parametrize("P, n, a, b", [(30, 64, .2, .4), (198, 3, .4, 1.2), (279, 3, .1, .9),
-                                        (500, 64, 2, .5), (128, 4, 5, 5), (128, 1, 1, 3)])
+POPULATIONS = [(30, 64, .2, .4), (198, 3, .4, 1.2), (279, 3, .1, .9), (500, 64, 2, .5), (128, 4, 5, 5),
+               (128, 1, 1, 3)]             # P, n, a, b
+
+
+@pytest.mark.parametrize("P, n, a, b", POPULATIONS)
 def test_intervals_cover(P, n, a, b):
-    """600 runs: two standard errors are 1.8 points. That of the plain binomial covers 30 % of the first."""
+    """150 runs: two standard errors are 3.6 points. That of the plain binomial covers 30 % of the first."""
+    assert 0.91 <= coverage(P, n, a, b, runs=150) <= 0.995
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("P, n, a, b", POPULATIONS)
+def test_intervals_cover_at_length(P, n, a, b):
+    """600 runs: two standard errors are 1.8 points."""
     assert 0.93 <= coverage(P, n, a, b) <= 0.985
 
 
@@ -67,8 +88,8 @@ def test_intervals_by_hand():
     assert interval([0.5] * 10, 2)[1:] == pytest.approx(interval([0, 1] * 10)[1:], abs=0.03)
     assert interval([0.3], 4) == (0.3, 0.0, 1.0)          # one problem tells nothing of others
     rng = np.random.default_rng(0)                        # parts of four, as RULER's: not wider than need be
-    found = [interval(rng.binomial(4, 0.6, 100) / 4) for _ in range(400)]
-    assert 0.93 <= np.mean([low <= 0.6 <= high for _, low, high in found]) <= 0.975
+    found = [interval(rng.binomial(4, 0.6, 100) / 4) for _ in range(150)]
+    assert 0.91 <= np.mean([low <= 0.6 <= high for _, low, high in found]) <= 0.985
 
 
 def test_averages_have_intervals_of_their_parts():
@@ -89,14 +110,42 @@ def test_paired_bootstrap():
     assert paired([(1.0, np.zeros(30))]) == (0, 0, 0, 1)
     assert paired([(1.0, [1.0])]) == (1, -1, 1, 1)        # one problem tells nothing
     assert paired([(1.0, np.ones(4))])[3] == 2 ** -3      # heads four times of four, two-sided
-    for P in (5, 10, 30):                                 # few problems, no difference: 5 % are found
-        found = [paired([(1.0, rng.choice([-1.0, -0.5, 0, 0.5, 1], P))], 600, i) for i in range(300)]
-        assert np.mean([low <= 0 <= high for _, low, high, _ in found]) >= 0.91
     both = paired([(0.5, d), (0.5, -d)])                  # two benchmarks, each resampled by itself
     assert both[0] == pytest.approx(0) and both[2] == pytest.approx(half / math.sqrt(2), rel=0.1)
-    hits = [lo <= 0.05 <= hi for _, lo, hi, _ in (paired([(1.0, rng.normal(0.05, 0.3, 200))], 600, i)
-                                                  for i in range(200))]
-    assert 0.9 <= np.mean(hits) <= 0.99
+    assert 0.88 <= many_covered(100) <= 1
+
+
+def few_covered(P, runs):
+    """How often the interval of few problems without a difference holds 0."""
+    rng = np.random.default_rng(1)
+    found = [paired([(1.0, rng.choice([-1.0, -0.5, 0, 0.5, 1], P))], 600, i) for i in range(runs)]
+    return np.mean([low <= 0 <= high for _, low, high, _ in found])
+
+
+def many_covered(runs):
+    """How often the interval of 200 problems holds their gain."""
+    rng = np.random.default_rng(2)
+    found = [paired([(1.0, rng.normal(0.05, 0.3, 200))], 600, i) for i in range(runs)]
+    return np.mean([low <= 0.05 <= high for _, low, high, _ in found])
+
+
+@pytest.mark.parametrize("P", [5, 10, 30])
+def test_few_problems_without_a_difference(P):
+    assert few_covered(P, 150) >= 0.9
+
+
+@pytest.mark.slow
+def test_paired_bootstrap_at_length():
+    assert min(few_covered(P, 300) for P in (5, 10, 30)) >= 0.91
+    assert 0.9 <= many_covered(200) <= 0.99
+
+
+def test_students_t():
+    """Exact up to ten observations, then to the first order: against the tables."""
+    for n, limit in ((2, 12.706), (3, 4.303), (4, 3.182), (10, 2.262)):
+        assert student_t(n) == pytest.approx(limit, abs=1e-3)
+    for n, limit in ((11, 2.228), (31, 2.042), (101, 1.984)):
+        assert limit * 0.985 < student_t(n) < limit * 1.001
 
 
 # -- averages ------------------------------------------------------------------------------------------------
@@ -164,7 +213,7 @@ def toy():
 RIGHT = ("<think> well </think>\n\\boxed{TRUTH}", "stop")
 
 
-def test_saved_samples_are_graded(saved, tmp_path):
+def test_saved_samples_are_graded(saved, tmp_path, drawn):
     answers = {("toy-math", i, j): RIGHT for i in range(3) for j in range(2)}
     answers |= {("toy-math", 3, 0): RIGHT, ("toy-math", 4, 0): (RIGHT[0], "length"),      # right, but cut
                 ("toy-math", 5, 0): ("<think> \\boxed{TRUTH}", "stop"),       # inside the thoughts
@@ -379,7 +428,7 @@ def test_other_weights_and_settings_are_other_samples(tmp_path, exported):
     assert len(texts(folder)) == made
 
 
-def test_ruler_through_main(tmp_path, exported):
+def test_ruler_through_main(tmp_path, exported, drawn):
     flags = ("--model=toy", f"--init={exported}", "--tasks=niah_single_1+niah_multikey_3",
              "--lengths=1024+1100", "--context=2048", "--problems=2", "--max_new_tokens=4",
              f"--run={tmp_path}")
