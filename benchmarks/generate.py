@@ -20,6 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
+from typing import NamedTuple
 
 import torch
 
@@ -28,40 +29,51 @@ sys.path.insert(1, os.path.dirname(os.path.abspath(__file__)))
 
 from train import CONFIGS, fresh  # noqa: E402
 
-from engines.embedded import TorchEngine
+from engines.embedded import TorchEngine  # noqa: E402
 from generate import engine  # noqa: E402
 from model import Init, Model  # noqa: E402
 
 MODELS = {"dense": CONFIGS["dense"], "hybrid": CONFIGS["hybrid, chunk_size 32"]}
 BATCH, V = 64, 4096
-WORK = {"rollouts": dict(prompts=16, n=16, new=256, stop=list(range(1, 41))),
-        "even": dict(prompts=64, n=1, new=128, stop=[])}
 
 
-def prompts(count):
+class Work(NamedTuple):
+    """What one call samples."""
+    prompts: int
+    n: int                               # samples of each
+    new_tokens: int                      # at most
+    stop: list[int]
+
+
+WARM_UP = Work(prompts=4, n=1, new_tokens=4, stop=[])
+WORKLOADS = {"rollouts": Work(prompts=16, n=16, new_tokens=256, stop=list(range(1, 41))),
+             "even": Work(prompts=64, n=1, new_tokens=128, stop=[])}
+
+
+def make_prompts(count):
     return torch.randint(0, V, (count, 128), generator=torch.Generator().manual_seed(1)).tolist()
 
+
+# -- the sides: each gives a function that samples a Work and returns how many tokens that were --------------
 
 def ours(folder, dtype, device):
     init = Init(folder)                                   # not load(): there is no tokenizer
     with torch.device("meta"):
         model = Model(init.arch)
     model = init.fill(model.to(dtype).to_empty(device=device))
-    door = TorchEngine(model, max_batch=BATCH, progress=False)
-
-    def work(prompts, n, new, stop, seed):
-        made = door.generate(prompts, n, max_new_tokens=new, stop=stop, seed=seed)
-        return sum(len(s.tokens) for own in made for s in own)
-    return work
+    return by_engine(TorchEngine(model, max_batch=BATCH, progress=False))
 
 
 def vllm(folder, dtype, device):
-    door = engine(folder, "vllm", dtype=str(dtype).removeprefix("torch."), max_batch=BATCH)
+    return by_engine(engine(folder, "vllm", dtype=str(dtype).removeprefix("torch."), max_batch=BATCH))
 
-    def work(prompts, n, new, stop, seed):
-        made = door.generate(prompts, n, max_new_tokens=new, stop=stop, seed=seed)
-        return sum(len(s.tokens) for own in made for s in own)
-    return work
+
+def by_engine(engine):
+    def sample(work, seed):
+        samples = engine.generate(make_prompts(work.prompts), work.n, max_new_tokens=work.new_tokens,
+                                  stop=work.stop, seed=seed)
+        return sum(len(sample.tokens) for group in samples for sample in group)
+    return sample
 
 
 def transformers(folder, dtype, device):
@@ -70,88 +82,114 @@ def transformers(folder, dtype, device):
     transformers.logging.disable_progress_bar()
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
 
-    def work(prompts, n, new, stop, seed):
+    def sample(work, seed):
         torch.manual_seed(seed)
-        made, stops = 0, torch.tensor(stop, device=device)
-        for i in range(0, len(prompts), BATCH // n):
-            ids = torch.tensor(prompts[i:i + BATCH // n], device=device)
-            more = dict(eos_token_id=stop) if stop else dict(min_new_tokens=new)
+        prompts = make_prompts(work.prompts)
+        stops = torch.tensor(work.stop, device=device)
+        ends = dict(eos_token_id=work.stop) if work.stop else dict(min_new_tokens=work.new_tokens)
+        prompts_per_batch = BATCH // work.n
+        count = 0
+        for first in range(0, len(prompts), prompts_per_batch):
+            ids = torch.tensor(prompts[first:first + prompts_per_batch], device=device)
             with torch.inference_mode():
                 out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0,
-                                     temperature=1.0, max_new_tokens=new, num_return_sequences=n,
-                                     pad_token_id=0, **more)[:, ids.shape[1]:]
-            ended = torch.isin(out, stops)                # a sample is what it has up to its first stop
-            before = ended.int().cumsum(1) - ended.int()
-            made += int((before == 0).sum())
-        return made
-    return work
+                                     temperature=1.0, max_new_tokens=work.new_tokens,
+                                     num_return_sequences=work.n, pad_token_id=0, **ends)
+            is_stop = torch.isin(out[:, ids.shape[1]:], stops).int()
+            stops_before = is_stop.cumsum(1) - is_stop    # a sample is what it has up to its first stop
+            count += int((stops_before == 0).sum())
+        return count
+    return sample
 
 
 SIDES = {"ours": ours, "transformers": transformers, "vllm": vllm}
 
 
-def memory():
+# -- measuring -----------------------------------------------------------------------------------------------
+
+def memory_rise():
     """Starts a measurement; the function returned gives the rise since then, at its highest, in MB."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-        held = torch.cuda.memory_allocated()
-        return lambda: (torch.cuda.max_memory_allocated() - held) / 1e6
-
-    def now(field):
-        with open("/proc/self/status") as f:
-            return next(int(line.split()[1]) for line in f if line.startswith(field)) / 1e3
-
+        before = torch.cuda.memory_allocated()
+        return lambda: (torch.cuda.max_memory_allocated() - before) / 1e6
     with open("/proc/self/clear_refs", "w") as f:
         f.write("5")                                      # VmHWM starts again from here
-    held = now("VmRSS")
-    return lambda: now("VmHWM") - held
+    before = process_memory("VmRSS")
+    return lambda: process_memory("VmHWM") - before
+
+
+def process_memory(field):
+    """This process's, in MB."""
+    with open("/proc/self/status") as f:
+        for line in f:
+            if line.startswith(field):
+                return int(line.split()[1]) / 1e3
 
 
 def worker(pipe, side, folder, dtype, device):
-    work = SIDES[side](folder, dtype, device)
-    work(prompts(4), 1, 4, [], 0)
+    """The process of one side: answers (workload, seed) by (tokens/s, MB)."""
+    sample = SIDES[side](folder, dtype, device)
+    sample(WARM_UP, seed=0)
     pipe.send("ready")
     while (message := pipe.recv()) != "end":
         name, seed = message
-        job = dict(WORK[name])
-        asked = prompts(job.pop("prompts"))
-        rise, start = memory(), time.perf_counter()
-        made = work(asked, seed=seed, **job)
-        pipe.send((made / (time.perf_counter() - start), rise()))
+        rise = memory_rise()
+        start = time.perf_counter()
+        count = sample(WORKLOADS[name], seed)
+        seconds = time.perf_counter() - start
+        pipe.send((count / seconds, rise()))
 
 
 def compare(name, dtype, device, sides):
+    """Prints a line for each workload."""
     with tempfile.TemporaryDirectory() as tmp:
-        fresh(MODELS[name], os.path.join(tmp, "m"))
-        spawn, pipes = multiprocessing.get_context("spawn"), {}
+        folder = os.path.join(tmp, "m")
+        fresh(MODELS[name], folder)
+        spawn = multiprocessing.get_context("spawn")
+        pipes = {}
         for side in sides:
-            pipes[side], there = spawn.Pipe()
-            spawn.Process(target=worker, args=(there, side, os.path.join(tmp, "m"), dtype, device)).start()
-            there.close()                                 # a side that dies is the end of its pipe
+            pipes[side], workers_pipe = spawn.Pipe()
+            spawn.Process(target=worker, args=(workers_pipe, side, folder, dtype, device)).start()
+            workers_pipe.close()                          # a side that dies is the end of its pipe
             pipes[side].recv()
-        for work in WORK:
-            rates, risen = {side: [] for side in sides}, dict.fromkeys(sides, 0)
-            for repeat in range(3):
-                for side, pipe in pipes.items():
-                    pipe.send((work, repeat))
-                    rate, rise = pipe.recv()
-                    rates[side].append(rate)
-                    risen[side] = max(risen[side], rise)
-            median = {side: statistics.median(r) for side, r in rates.items()}
-            print(f"{name:7s} {str(dtype).removeprefix('torch.'):9s} {work:9s}" + "".join(
-                f" {median[side]:8.0f} tok/s {risen[side]:5.0f} MB" for side in sides) + "".join(
-                f" {median['ours'] / median[side]:6.2f}" for side in sides if side != "ours"), flush=True)
+        for workload in WORKLOADS:
+            print(line(f"{name:7s} {str(dtype).removeprefix('torch.'):9s} {workload:9s}",
+                       *measure(workload, pipes)), flush=True)
         for pipe in pipes.values():
             pipe.send("end")
 
 
+def measure(workload, pipes):
+    """{side: median tokens/s} and {side: MB at the highest} of three calls each, in turn."""
+    rates = {side: [] for side in pipes}
+    rises = {side: 0 for side in pipes}
+    for seed in range(3):
+        for side, pipe in pipes.items():
+            pipe.send((workload, seed))
+            rate, rise = pipe.recv()
+            rates[side].append(rate)
+            rises[side] = max(rises[side], rise)
+    return {side: statistics.median(rates[side]) for side in pipes}, rises
+
+
+def line(title, rates, rises):
+    for side in rates:
+        title += f" {rates[side]:8.0f} tok/s {rises[side]:5.0f} MB"
+    for side in rates:
+        if side != "ours":
+            title += f" {rates['ours'] / rates[side]:6.2f}"
+    return title
+
+
 if __name__ == "__main__":
-    device = dict(a.lstrip("-").split("=") for a in sys.argv[1:]).get("device", "cpu")
+    flags = dict(flag.lstrip("-").split("=") for flag in sys.argv[1:])
+    device = flags.get("device", "cpu")
     sides = list(SIDES) if importlib.util.find_spec("vllm") else ["ours", "transformers"]
     import transformers as peer
+    titles = "".join(f" {side:>23s}" for side in sides)
     print(f"torch {torch.__version__}, transformers {peer.__version__}, {torch.get_num_threads()} threads, "
-          f"{BATCH} samples at a time\n{'':27s}" + "".join(f" {side:>23s}" for side in sides)
-          + "  ours over each of the others")
+          f"{BATCH} samples at a time\n{'':27s}{titles}  ours over each of the others")
     for dtype in (torch.bfloat16, torch.float32):
         for name in MODELS:
             compare(name, dtype, device, sides)
