@@ -1,5 +1,5 @@
-"""Every command, file name and Python block of the README, docs/ and study/ exists, parses with the real Config or
-runs."""
+"""Every command, file name and Python block of the README, docs/ and study/ exists, parses with the real
+Config or runs."""
 
 import os
 import re
