@@ -446,7 +446,7 @@ def by_pair(data):
 
 
 def rows_by(pair, by):
-    """Its rows of one kind (see analyze.table), components in one order everywhere."""
+    """Its rows of one kind (see analyze.grouped), components in one order everywhere."""
     order = [*COMPONENTS, None]
     rows = [row for row in pair["rows"] if row["by"] == by]
     return sorted(rows, key=lambda row: order.index(row.get("component")))
