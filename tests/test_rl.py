@@ -506,7 +506,7 @@ def test_retired_prompts_are_not_drawn_again(start, tmp_path, monkeypatch):
 VLLM = """
 import sys, torch
 import rl
-from runtime import parse
+from cli import parse
 torch.set_num_threads(1)
 
 def judge(responses, records, cfg):              # an easy task: ids that 8 divides, at first one in eight
