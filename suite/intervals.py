@@ -68,7 +68,9 @@ def interval(scores, draws=None):
     scale = 1 + z * z / n
     centre = mean + z * z / (2 * n)
     half = z * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
-    return Score(mean, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale))
+    low = min(mean, max(0.0, (centre - half) / scale))             # rounding leaves no mean outside
+    high = max(mean, min(1.0, (centre + half) / scale))
+    return Score(mean, low, high)
 
 
 def combined(parts):
