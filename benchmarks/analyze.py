@@ -26,11 +26,11 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 import presets  # noqa: E402
 from analyze import (  # noqa: E402
     THRESHOLDS,
-    cka,
     cka_bootstrap,
     cka_permuted,
     compare_checkpoints,
     gram,
+    gram_cka,
 )
 
 
@@ -141,7 +141,7 @@ def representations(layers=40, n=200, d=4096, draws=1000):
         laps = [time.perf_counter()]
         K, L = gram(X), gram(Y)
         laps.append(time.perf_counter())
-        cka(K, L), cka(K, L, debiased=False)
+        gram_cka(K, L), gram_cka(K, L, debiased=False)
         laps.append(time.perf_counter())
         cka_bootstrap(K, L, draws)
         laps.append(time.perf_counter())

@@ -69,7 +69,7 @@ def test_the_null_is_of_the_runs_own_learning_rates(stages, tmp_path, start, nam
     assert status == 0, errors
     with open(tmp_path / "out" / "weights.json") as f:
         found = json.load(f)["pairs"][0]["nulls"]
-    mine = noise_null(analyze.some_weights(str(old), 1 << 17, "MLP"), lrs)[variant]
+    mine = noise_null(analyze.sampled_weights(str(old), 1 << 17, "MLP"), lrs)[variant]
     assert found["MLP"]["relative_l2"] == pytest.approx(mine["relative_l2"]) and "total" in found
     mixed = call(tmp_path, "weights", stages / "mt" / "model", stages / "rl" / "model",
                  f"--null={tmp_path / 'run'}")
@@ -77,12 +77,12 @@ def test_the_null_is_of_the_runs_own_learning_rates(stages, tmp_path, start, nam
 
 
 def test_names_tell_checkpoints_apart():
-    assert analyze.stages(["runs/base/model", "runs/mt/model"]) == {
+    assert analyze.names_by_path(["runs/base/model", "runs/mt/model"]) == {
         "runs/base/model": "base", "runs/mt/model": "mt"}
-    assert list(analyze.stages(["x/mt/model", "y/mt/model", "0.5*a + 0.5*b"]).values()) == [
+    assert list(analyze.names_by_path(["x/mt/model", "y/mt/model", "0.5*a + 0.5*b"]).values()) == [
         "x/mt", "y/mt", "0.5*a + 0.5*b"]
     with pytest.raises(analyze.InputError, match="given twice"):
-        analyze.stages(["runs/mt", "runs/x/../mt"])
+        analyze.names_by_path(["runs/mt", "runs/x/../mt"])
 
 
 def test_cka(stages, tmp_path):

@@ -16,14 +16,14 @@ import analyze
 import presets
 from analyze import (
     THRESHOLDS,
-    cka,
     cka_bootstrap,
     cka_permuted,
     compare_checkpoints,
     gram,
+    gram_cka,
     linear_cka,
     noise_null,
-    part,
+    part_of,
     top_singular,
     update_geometry,
     weight_change,
@@ -219,13 +219,13 @@ def test_every_tensor_of_every_model_has_its_part():
     for name in presets.names():
         for tensor in Random(name).names():
             if "input_linear" not in tensor:
-                layer, component, sub = part(tensor)
+                layer, component, sub = part_of(tensor)
                 assert sub in expected[component] and (layer is None) == ("layers" not in tensor)
-    assert part("backbone.layers.12.mixer.norm.weight") == (12, "norm", "norm")
-    assert part("model.layers.3.mamba.conv1d.bias") == (3, "Mamba", "conv1d")
-    assert part("backbone.norm_f.weight") == (None, "norm", "norm")
+    assert part_of("backbone.layers.12.mixer.norm.weight") == (12, "norm", "norm")
+    assert part_of("model.layers.3.mamba.conv1d.bias") == (3, "Mamba", "conv1d")
+    assert part_of("backbone.norm_f.weight") == (None, "norm", "norm")
     with pytest.raises(InputError, match="rotary"):
-        part("model.layers.3.rotary")
+        part_of("model.layers.3.rotary")
 
 
 def test_checkpoints_that_differ_in_names_and_shapes(trio, tmp_path):
@@ -363,7 +363,7 @@ def test_biased_by_hand_and_by_definition():
         x, y = X - X.mean(0), Y - Y.mean(0)
         expected = np.sum((y.T @ x) ** 2) / np.linalg.norm(x.T @ x) / np.linalg.norm(y.T @ y)
         assert linear_cka(X, Y) == pytest.approx(expected, rel=1e-12)
-        assert cka(gram(X), gram(Y), debiased=False) == pytest.approx(expected, rel=1e-12)
+        assert gram_cka(gram(X), gram(Y), debiased=False) == pytest.approx(expected, rel=1e-12)
     x = torch.randn(10, 4)
     assert linear_cka(x.bfloat16(), x.bfloat16()) == pytest.approx(1)
 

@@ -16,15 +16,15 @@ import evaluate
 import rl
 from analyze import (
     TOY,
-    at,
-    behaviour,
-    landscape,
+    behaviour_table,
+    combination,
+    landscape_scores,
     merge,
     noise_null,
-    some_weights,
-    tensors,
-    trajectory,
-    where,
+    path_and_grid,
+    sampled_weights,
+    weight_trajectory,
+    whole_tensors,
 )
 from cli import InputError, parse, read_lines
 from generate import engine
@@ -85,7 +85,7 @@ def test_points_by_hand(stages, tmp_path, tied):
     for dtype in (torch.float32, torch.bfloat16):
         door = engine(load(folders[1], dtype=dtype))
         for alpha, beta in ((0.25, 0.75), (1.0, 0.2), (0.6, 0.0), (0.0, 1.0)):
-            door.load_weights(tensors(Init(at(alpha, beta, *folders)), dtype))
+            door.load_weights(whole_tensors(Init(combination((alpha, beta), *folders)), dtype))
             for name, p in door.model.named_parameters():
                 a, b, c = (w[name].double() for w in (w0, w1, w2))
                 exact = a + alpha * (b - a) + beta * (c - b)
@@ -95,14 +95,15 @@ def test_points_by_hand(stages, tmp_path, tied):
 
 
 def test_a_corner_is_the_checkpoint(stages):
-    assert at(0.0, 0.0, "b", "m", "r") == "1.0*b" and at(1.0, 0.0, "b", "m", "r") == "1.0*m"
-    assert at(1.0, 1.0, "b", "m", "r") == "1.0*r" and at(0.0, 1.0, "b", "m", "r") == "1.0*b + -1.0*m + 1.0*r"
+    for point, text in (((0.0, 0.0), "1.0*b"), ((1.0, 0.0), "1.0*m"), ((1.0, 1.0), "1.0*r"),
+                        ((0.0, 1.0), "1.0*b + -1.0*m + 1.0*r")):
+        assert combination(point, "b", "m", "r") == text
     for dtype in (torch.float32, torch.bfloat16):
         running, how = engine(load(stages["mt"], dtype=dtype)), dict(n=4, max_new_tokens=24, temperature=0.8)
         prompts, texts = [[1, 2, 3], [7, 8]], set()
         for point, name in (((0.0, 0.0), "base"), ((1.0, 0.0), "mt"), ((1.0, 1.0), "rl"), ((0.5, 0.5), "")):
-            init = at(*point, stages["base"], stages["mt"], stages["rl"])
-            running.load_weights(tensors(Init(init), dtype))
+            init = combination(point, stages["base"], stages["mt"], stages["rl"])
+            running.load_weights(whole_tensors(Init(init), dtype))
             streamed = running.generate(prompts, **how)
             assert streamed == engine(load(stages.get(name, init), dtype=dtype)).generate(prompts, **how)
             texts.add(str(streamed))
@@ -110,17 +111,17 @@ def test_a_corner_is_the_checkpoint(stages):
 
 
 def test_where():
-    path, grid = where(11, 5)
+    path, grid = path_and_grid(11, 5)
     assert path[0] == (0, 0) and path[5] == (1, 0) and path[-1] == (1, 1) and len(set(path)) == 11
     assert path[2] == (0.4, 0) and path[7] == (1, 0.4) and all(b == 0 or a == 1 for a, b in path)
     assert sorted(grid) == [(i / 4, j / 4) for i in range(5) for j in range(5)]
-    assert where(3, 0)[1] == [] and len({*path, *grid}) == 33        # three points are of both
+    assert path_and_grid(3, 0)[1] == [] and len({*path, *grid}) == 33        # three points are of both
 
 
 # -- the landscape -------------------------------------------------------------------------------------------
 
 def test_landscape_is_each_checkpoints_own_score(stages, lottery, tmp_path):
-    found = landscape(stages["base"], stages["mt"], stages["rl"], str(tmp_path / "land"), **SMALL)
+    found = landscape_scores(stages["base"], stages["mt"], stages["rl"], str(tmp_path / "land"), **SMALL)
     assert found == json.load(open(tmp_path / "land" / "landscape.json"))
     assert len(found["path"]) == 3 and len(found["grid"]) == 9 and found["problems"] == 6
     assert [(p["alpha"], p["beta"]) for p in found["path"]] == [(0, 0), (1, 0), (1, 1)]
@@ -128,7 +129,7 @@ def test_landscape_is_each_checkpoints_own_score(stages, lottery, tmp_path):
     records, _ = rl.read_prompts("toy", "prompts", ["math", "science"], tokenizer, 256, "heldout", 128)
     records = sorted(records, key=lambda r: analyze.shuffle_key(r["id"]))[:6]
     for point in (*found["path"], found["grid"][4]):      # by an engine of its own
-        init = at(point["alpha"], point["beta"], stages["base"], stages["mt"], stages["rl"])
+        init = combination((point["alpha"], point["beta"]), *(stages[name] for name in ("base", "mt", "rl")))
         made = engine(load(init), context=256).generate(
             [r["ids"] for r in records], 3, max_new_tokens=8, temperature=0.6, top_p=0.95, seed=1,
             keys=[("landscape", r["id"]) for r in records])
@@ -140,7 +141,7 @@ def test_landscape_is_each_checkpoints_own_score(stages, lottery, tmp_path):
 
 def test_a_killed_landscape_goes_on(stages, lottery, tmp_path, monkeypatch):
     three, grade = (stages["base"], stages["mt"], stages["rl"]), analyze.grade_batch
-    whole = landscape(*three, str(tmp_path / "whole"), **SMALL)
+    whole = landscape_scores(*three, str(tmp_path / "whole"), **SMALL)
     lottery.clear()
 
     def killed(items, *_, **__):
@@ -151,26 +152,26 @@ def test_a_killed_landscape_goes_on(stages, lottery, tmp_path, monkeypatch):
     folder, file = str(tmp_path / "cut"), tmp_path / "cut" / "landscape.jsonl"
     monkeypatch.setattr(analyze, "grade_batch", killed)
     with pytest.raises(KeyboardInterrupt):
-        landscape(*three, folder, **SMALL)
+        landscape_scores(*three, folder, **SMALL)
     assert len(read_lines(file)) == 3
     with open(file, "a") as f:
         f.write('{"key": "abc", "alpha')                  # the kill was in the middle of a line
     monkeypatch.setattr(analyze, "grade_batch", grade)
     lottery.clear()
-    assert landscape(*three, folder, **SMALL) == whole and lottery == [18, 0] * 6
+    assert landscape_scores(*three, folder, **SMALL) == whole and lottery == [18, 0] * 6
     keys = [line["key"] for line in read_lines(file)]
     assert len(keys) == len(set(keys)) == 9
     monkeypatch.setattr(analyze, "make_engine", None)    # nothing is missing: no engine
-    assert landscape(*three, folder, **SMALL) == whole
-    assert len(landscape(*three, folder, **SMALL | dict(path=3, grid=0))["path"]) == 3
+    assert landscape_scores(*three, folder, **SMALL) == whole
+    assert len(landscape_scores(*three, folder, **SMALL | dict(path=3, grid=0))["path"]) == 3
     for changed in (dict(seed=2), dict(problems=5), dict(samples=2)):
         with pytest.raises(TypeError):                    # other points: they need the engine
-            landscape(*three, folder, **SMALL | changed)
+            landscape_scores(*three, folder, **SMALL | changed)
     with pytest.raises(TypeError):
-        landscape(three[0], three[2], three[1], folder, **SMALL)
+        landscape_scores(three[0], three[2], three[1], folder, **SMALL)
     file.write_text("{}\nno json\n")
     with pytest.raises(InputError, match="landscape.jsonl, line 2"):
-        landscape(*three, folder, **SMALL)
+        landscape_scores(*three, folder, **SMALL)
 
 
 def test_grading_is_asked_again(stages, tmp_path, monkeypatch):
@@ -185,7 +186,8 @@ def test_grading_is_asked_again(stages, tmp_path, monkeypatch):
     assert analyze.pass_rates(door, Init(stages["mt"]), records, cfg, me) == ([1.0, 0.5], 1)
     monkeypatch.setattr(analyze, "grade_batch",
                         lambda items, *_, **__: [Verdict(False, None, "not decided: no memory")] * len(items))
-    found = landscape(*(stages[name] for name in ("base", "mt", "rl")), str(tmp_path), **SMALL | dict(grid=0))
+    three = [stages[name] for name in ("base", "mt", "rl")]
+    found = landscape_scores(*three, str(tmp_path), **SMALL | dict(grid=0))
     assert [p["score"] for p in found["path"]] == [0, 0, 0] and not read_lines(tmp_path / "landscape.jsonl")
 
 
@@ -211,7 +213,7 @@ def run(stages, tmp_path_factory):
 
 
 def test_trajectory_in_float64(stages, run):
-    found = trajectory(run, stages["mt"], stages["base"], thresholds=(0.01, 0.1), count=10 ** 9)
+    found = weight_trajectory(run, stages["mt"], stages["base"], thresholds=(0.01, 0.1), count=10 ** 9)
     assert [s["step"] for s in found["steps"]] == [1, 2, 3]
     assert [os.path.relpath(s["model"], run) for s in found["steps"]] == ["models/step_000001",
                                                                          "models/step_000002", "model"]
@@ -235,7 +237,7 @@ def test_trajectory_in_float64(stages, run):
         assert s["null"]["unchanged"] == pytest.approx(null["unchanged"])
     sizes = [s["start"]["relative_l2"] for s in found["steps"]]
     assert sizes == sorted(sizes) and all(s["base"]["relative_l2"] > 0.2 for s in found["steps"])
-    sampled, last = trajectory(run, stages["mt"])["steps"][-1], found["steps"][-1]
+    sampled, last = weight_trajectory(run, stages["mt"])["steps"][-1], found["steps"][-1]
     assert sampled["base"] is None
     assert sampled["null"]["relative_l2"] == pytest.approx(last["null"]["relative_l2"], rel=0.02)
 
@@ -245,7 +247,7 @@ def test_rounding_a_float32_start_is_no_noise(stages, run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     cfg = json.loads((copy / "config.json").read_text()) | {"export_dtype": "bfloat16"}
     (copy / "config.json").write_text(json.dumps(cfg))
-    assert all(s["null"] is None for s in trajectory(str(copy), stages["mt"])["steps"])
+    assert all(s["null"] is None for s in weight_trajectory(str(copy), stages["mt"])["steps"])
 
 
 def test_merge_keeps_what_is_no_checkpoint(stages, run, tmp_path):
@@ -266,13 +268,13 @@ def test_steps_without_an_update_are_no_noise(run, tmp_path):
              dict(step=3, lr=0.3, gnorm=2.0)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "config.json").write_text(json.dumps({"updates": 2}))
-    assert analyze.updates_of(str(tmp_path))[1] == {1: [0.1, 0.1], 2: [], 3: [0.3, 0.3]}
+    assert analyze.learning_rates(str(tmp_path))[1] == {1: [0.1, 0.1], 2: [], 3: [0.3, 0.3]}
 
 
 def test_some_weights(stages):
     every = torch.cat([p.detach().flatten() for _, p in sorted(weights(stages["mt"]).items())])
-    assert torch.equal(some_weights(stages["mt"], 10 ** 9), every)
-    some = some_weights(stages["mt"], 20_000)
+    assert torch.equal(sampled_weights(stages["mt"], 10 ** 9), every)
+    some = sampled_weights(stages["mt"], 20_000)
     assert len(some) == 20_000 and np.isin(some.numpy(), every.numpy()).all()
     assert some.std().item() == pytest.approx(every.std().item(), rel=0.05)
 
@@ -288,7 +290,7 @@ def test_behaviour(stages, tmp_path):
             "--problems=5", "--samples=2", f"--max_new_tokens={4 if stage == 'MT' else 6}",
             f"--run={folders[stage]}"], evaluate.recipe)
         evaluate.main(cfg)
-    found = behaviour(folders)
+    found = behaviour_table(folders)
     assert [(r["task"], r["stage"]) for r in found["rows"]] == [("toy-math", "base"), ("toy-math", "MT")]
     for row in found["rows"]:
         samples = read_lines(os.path.join(folders[row["stage"]], "samples.jsonl"))
@@ -298,9 +300,9 @@ def test_behaviour(stages, tmp_path):
         assert row["right"] == {"samples": 0, "median_tokens": None, "nll": None} and row["low"] == 0
     assert found["differ"] == {"toy-math": {"max_new_tokens": {"base": 6, "MT": 4}}}
     with pytest.raises(InputError, match="no results.json"):
-        behaviour({"base": folders["base"], "MT": str(tmp_path)})
+        behaviour_table({"base": folders["base"], "MT": str(tmp_path)})
     with pytest.raises(InputError, match="no task"):
-        behaviour({})
+        behaviour_table({})
 
 
 # -- merging -------------------------------------------------------------------------------------------------
@@ -332,7 +334,7 @@ def test_merge_by_hand(stages, tmp_path):
 ])
 def test_landscape_refuses(stages, tmp_path, change, says):
     with pytest.raises(InputError, match=says) as told:
-        landscape(**stages | dict(out=str(tmp_path / "land")) | SMALL | change)
+        landscape_scores(**stages | dict(out=str(tmp_path / "land")) | SMALL | change)
     assert "\n" not in str(told.value)
 
 
@@ -344,8 +346,8 @@ def test_others_refuse(stages, run, tmp_path):
             (lambda: merge(text, str(tmp_path / "file")), "is there and is no checkpoint"),
             (lambda: merge(text, stages["mt"] + "/"), "is or holds a term of"),
             (lambda: merge(f"0.5*{stages['base']}", str(tmp_path / "m")), "sum to 0.5"),
-            (lambda: trajectory(str(tmp_path), stages["mt"]), "is no run of"),
-            (lambda: trajectory(run, str(tmp_path)), "no config.json")):
+            (lambda: weight_trajectory(str(tmp_path), stages["mt"]), "is no run of"),
+            (lambda: weight_trajectory(run, str(tmp_path)), "no config.json")):
         with pytest.raises(InputError, match=says) as told:
             act()
         assert "\n" not in str(told.value)
@@ -353,12 +355,12 @@ def test_others_refuse(stages, run, tmp_path):
     (tmp_path / "config.json").write_text(cfg)
     (tmp_path / "metrics.jsonl").write_text(json.dumps(lines[0]) + "\n")
     with pytest.raises(InputError, match="--export_at"):
-        trajectory(str(tmp_path), stages["mt"])
+        weight_trajectory(str(tmp_path), stages["mt"])
     (tmp_path / "models").mkdir()
     os.symlink(stages["rl"], tmp_path / "models" / "step_000002")
     with pytest.raises(InputError, match="no step 2"):
-        trajectory(str(tmp_path), stages["mt"])
+        weight_trajectory(str(tmp_path), stages["mt"])
     (tmp_path / "rl.json").write_text("{")
     with pytest.raises(InputError, match="rl.json is damaged"):
-        trajectory(str(tmp_path), stages["mt"])
-    assert math.isfinite(lines[0]["gnorm"]) and lines[0]["lr"] == 1e-3       # what updates_of relies on
+        weight_trajectory(str(tmp_path), stages["mt"])
+    assert math.isfinite(lines[0]["gnorm"]) and lines[0]["lr"] == 1e-3       # what learning_rates relies on
