@@ -404,7 +404,7 @@ class Shared(NamedTuple):
     max_seqlen: int | None = None               # tokens of the longest document
     cos: torch.Tensor | None = None             # (1 or B, T, 1, D/2)
     sin: torch.Tensor | None = None
-    cache: object | None = None                 # generation: what earlier tokens left behind (generate.py)
+    cache: object | None = None                 # generation: what earlier tokens left (engines/embedded.py)
 
 
 def rope_frequencies(arch, device=None):

@@ -206,7 +206,8 @@ class Decode:
         self.prompt_of = prompt_of
         self.rows = torch.arange(len(prompt_of), device=device)
         self._group_by_prompt(len(prompt_lengths))
-        self.tokens_before = prompt_lengths[prompt_of]
+        self.tokens_before = prompt_lengths[prompt_of]    # (B), for the positions
+        # the prompts' keys and values are read up to a common width; those that a prompt lacks are masked
         self.prompt_stored = prompt_lengths.clamp(max=cache.prompt_tokens)
         self.longest_stored = int(self.prompt_stored.max())
         self.prompt_width = round_up(self.longest_stored)
@@ -258,13 +259,13 @@ class Decode:
         memory.samples.keys[self.rows, :, self.slots] = k[:, 0]
         memory.samples.values[self.rows, :, self.slots] = v[:, 0]
 
-        # over a sample's tokens: the query heads of a kv head are its queries
+        # each sample over its tokens: the query heads of a kv head are the queries of one product
         q = q.view(batch, kv_heads, -1, head_dim)
         keys = memory.samples.keys[:batch, :, :self.sample_width]
         values = memory.samples.values[:batch, :, :self.sample_width]
         sample_out, sample_lse = attention(q, keys, values, self.sample_mask, scale)
 
-        # over the prompts: the queries of all its samples at once
+        # each prompt for all its samples at once, whose queries stand side by side; and back by sample
         queries = q[self.members].transpose(1, 2).reshape(prompts, kv_heads, -1, head_dim)
         keys = memory.prompts.keys[:prompts, :, :self.prompt_width]
         values = memory.prompts.values[:prompts, :, :self.prompt_width]
@@ -274,6 +275,7 @@ class Decode:
         prompt_out = out[self.prompt_of, :, self.place]
         prompt_lse = lse[self.prompt_of, :, self.place]
 
+        # joined by how much of the softmax's mass each part has
         prompt_share = torch.sigmoid(prompt_lse.float() - sample_lse.float())[..., None]
         joined = torch.lerp(sample_out.float(), prompt_out.float(), prompt_share)
         return joined.to(q.dtype).view(batch, 1, heads, head_dim)
@@ -587,6 +589,7 @@ class Batch:
         self.logprobs[place] = logprobs
         self.count[:self.running] += 1
 
+        # a sample ends by a stop, or when it has all the tokens it may have
         stopped = np.isin(ids, self.stops.ids)
         if self.stops.strings:
             stopped |= [self._says_stop(row) for row in rows]
@@ -626,7 +629,7 @@ class Batch:
         source, target = compact(self.running, rows)
         self.running -= len(rows)
         self.decoding = None
-        if source:
+        if source:                                        # the last rows move into the gaps
             for array in self.host_arrays:
                 array[target] = array[source]
             source, target = self.device(source), self.device(target)
