@@ -837,7 +837,7 @@ def refuse_non_finite(step, loss, norm):
 
 
 def optimizer_step(optimizer, parameters, lr, norm, clip):
-    """AdamW with the gradients that are there, clipped to a global norm; norm: theirs; clip: 0 = none."""
+    """AdamW with the gradients as they stand, whose global norm is `norm`, clipped to `clip` (0 = not)."""
     if clip and norm > clip:
         for p in parameters:
             p.grad.mul_(clip / norm)
@@ -850,7 +850,7 @@ def optimizer_step(optimizer, parameters, lr, norm, clip):
 # -- evaluation ----------------------------------------------------------------------------------------------
 
 def mean(values):
-    """Of any numbers; 0 of none."""
+    """The mean of any numbers; 0 of none."""
     values = list(values)
     return sum(values) / max(1, len(values))
 
@@ -931,7 +931,7 @@ def write_mixes(path, records, cfg):
         for domains in ("MC", "MCS"):
             mix = mixes(records, passes, kind, domains, cfg.seed)
             file = os.path.join(cfg.run, f"{kind}-{domains}.jsonl")
-            for record in mix:                            # copies
+            for record in mix:                            # they are copies
                 del record["ids"]
             write_atomic(file, "".join(json.dumps(record) + "\n" for record in mix))
             written[file] = len(mix)
