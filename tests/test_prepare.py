@@ -6,6 +6,7 @@ import fcntl
 import http.server
 import importlib.util
 import json
+import operator
 import os
 import random
 import re
@@ -35,6 +36,7 @@ from corpus.formats import text_of
 from corpus.hub import raw_files, read_lock
 from corpus.rules import code_of
 from corpus.tokenizer import load_tokenizer, toy_tokenizer
+from corpus.workers import workers
 
 ROOT = os.path.dirname(data.__file__)
 ALL = ",".join(f"{name}:{100 / len(registry.REGISTRY):.12f}" for name in registry.REGISTRY)
@@ -557,6 +559,14 @@ def test_changes_are_prepared_again(own, toy, tmp_path):
     assert "changed" in miniatures.documents(out, "long", toy)
     tokenize(out, both, heldout=0.1)
     assert shards.Source(str(out), "short").splits.keys() == {"train", "heldout"}
+
+
+def test_workers_have_a_state_and_their_death_is_named():
+    with workers(2, int, ("5",)) as pool:
+        assert list(pool.map(operator.add, range(20))) == list(range(5, 25))
+    with pytest.raises(InputError, match="--workers=1: a worker was killed, most likely for memory; again"):
+        with workers(1, int, ("5",), "again") as pool:
+            pool.submit(os._exit).result()
 
 
 # -- what is made again, and what is not ---------------------------------------------------------------------
