@@ -434,10 +434,10 @@ def pass_at_ks(problems, n):
         return {}
     powers = {2 ** i for i in range(1, n.bit_length())}   # up to n
     right_samples = [int(sum(scores)) for scores in problems.values()]
-    found = {}
+    estimates = {}
     for k in sorted(powers | {n}):
-        found[k] = float(np.mean([pass_at_k(n, right, k) for right in right_samples]))
-    return found
+        estimates[k] = float(np.mean([pass_at_k(n, right, k) for right in right_samples]))
+    return estimates
 
 
 def answer_statistics(rows):

@@ -130,12 +130,12 @@ def percent(x):
     return number(x, "{:.1f}", 100)
 
 
-def with_interval(found, name="score", form="{:.1f}", by=100):
-    """found[name] with found["low"] and found["high"] as text: 49.6 [43.7, 55.5]; a dash where it is not
+def with_interval(result, name="score", form="{:.1f}", by=100):
+    """result[name] with result["low"] and result["high"] as text: 49.6 [43.7, 55.5]; a dash where it is not
     there."""
-    if found.get(name) is None:
+    if result.get(name) is None:
         return "-"
-    x, low, high = (number(found[key], form, by) for key in (name, "low", "high"))
+    x, low, high = (number(result[key], form, by) for key in (name, "low", "high"))
     return f"{x} [{low}, {high}]"
 
 

@@ -56,8 +56,8 @@ class Adapter(TemplateLM):
     def tok_encode(self, string, add_special_tokens=None, **kwargs):
         """Ids with the bos in front where the model has one, unless add_special_tokens is False. A bos that
         the text spells is text."""
-        before = [] if add_special_tokens is False else self.model.tokenizer.bos_ids
-        return before + self.model.tokenizer.encode(string)
+        bos_ids = [] if add_special_tokens is False else self.model.tokenizer.bos_ids
+        return bos_ids + self.model.tokenizer.encode(string)
 
     @torch.inference_mode()
     def _loglikelihood_tokens(self, requests, disable_tqdm=False):

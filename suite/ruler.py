@@ -442,7 +442,7 @@ def draw_chain(rng, value, letters):
         if name not in names:
             names.append(name)
     lines = [f"VAR {names[0]} = {value}"]                          # NVIDIA's lines end with a space, but one
-    lines += [f"VAR {name} = VAR {before} " for before, name in itertools.pairwise(names)]
+    lines += [f"VAR {name} = VAR {source} " for source, name in itertools.pairwise(names)]
     return Chain(names, lines, sorted(rng.random() for _ in lines))
 
 
