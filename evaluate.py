@@ -7,8 +7,8 @@ r"""The paper's benchmarks, with error bars (PRISM, arXiv 2603.17074, sections 4
 
 Three passes, each saved as it goes: sample (samples.jsonl), grade the saved texts (verdicts.jsonl), sum up
 (results.json, problems.jsonl, results.png). What is there is not made again: a killed run goes on with the
-same command, which without a missing sample starts no engine. Verdicts are made again when a grader's version
-has been raised (VERDICTS in grading/, SCORES in suite/ruler.py).
+same command, which without a missing sample starts no engine. Verdicts are made again when a rule of the
+graders has changed, or their version (VERDICTS in grading/, SCORES in suite/ruler.py).
 
 Two protocols. strict, the default: options of GPQA in an order of each question's own, checkers where a
 problem has several right answers, complete tests only, no editorial. paper: the published set-up, with the
@@ -36,6 +36,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import presets
+import verify
 from cli import (
     InputError,
     appending,
@@ -48,9 +49,10 @@ from cli import (
     write_atomic,
 )
 from corpus.overlap import seen_in_training, training_sources
+from corpus.rules import code_of
 from engines.contract import context_of
 from generate import make_engine
-from grading import VERDICTS
+from grading import VERDICTS, letters, math_answers, programs, sandbox, sympy_workers
 from grading.sandbox import SandboxMissing, check_sandbox
 from model import Init, load, preset
 from reporting.comparison import compare
@@ -287,10 +289,12 @@ class Answer(NamedTuple):
 
 
 def grader_versions(cfg):
-    """{domain: what decides a verdict besides sample and problem}. It has versions, not the graders' text: an
-    edited comment grades nothing again."""
-    verify = digest("verify", VERDICTS, package_versions(GRADERS), cfg.unsafe_sandbox, cfg.protocol)
-    return {"math": verify, "code": verify, "science": verify, "recall": digest("ruler", ruler.SCORES)}
+    """{domain: what decides a verdict besides sample and problem}: versions, and the graders' code without
+    comments, docstrings and reasons. A changed rule grades again, an edited comment does not."""
+    rules = code_of(verify, letters, math_answers, programs, sandbox, sympy_workers)
+    graders = digest(VERDICTS, rules, package_versions(GRADERS), cfg.unsafe_sandbox, cfg.protocol)
+    recall = digest("ruler", ruler.SCORES, code_of(ruler.score))
+    return {"math": graders, "code": graders, "science": graders, "recall": recall}
 
 
 def grade(tasks, weights, cfg, run):

@@ -1,5 +1,5 @@
-"""The code that decides a text, for cache keys: what functions do, without comments, docstrings and the words
-of errors. While that stays as it is, what was made by them need not be made again.
+"""The code that decides a text or a verdict, for cache keys: what functions do, without comments, docstrings
+and the words of errors. While that stays as it is, what was made by them need not be made again.
 """
 
 import ast
@@ -12,7 +12,7 @@ PLAIN = (str, bytes, int, float, tuple, re.Pattern)       # kinds of constants t
 
 
 class _OnlyRules(ast.NodeTransformer):
-    """Takes away what decides nothing: docstrings, and what an error says."""
+    """Takes away what decides nothing: docstrings, what an error says, and the reason beside a verdict."""
 
     def visit_Expr(self, node):
         is_docstring = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
@@ -22,6 +22,11 @@ class _OnlyRules(ast.NodeTransformer):
         if isinstance(node.exc, ast.Call):
             node.exc = node.exc.func
         return node
+
+    def visit_Call(self, node):
+        if isinstance(node.func, ast.Name) and node.func.id == "Verdict":
+            node.args = node.args[:2]
+        return self.generic_visit(node)
 
 
 def code_of(*functions):

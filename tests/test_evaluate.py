@@ -245,6 +245,13 @@ def test_a_changed_grader_grades_again(saved, tmp_path, monkeypatch):
         copy.write_text("# Edited.\n" + open(module.__file__).read())
         monkeypatch.setattr(module, "__file__", str(copy))
     assert saved({("toy-math", 0, 0): RIGHT}) == first and graded[-1] == 0
+    rule = "LONGEST = 1000"                               # a rule is edited: all is graded again
+    source = open(math_answers.__file__).read()
+    assert rule in source
+    copy = tmp_path / "rule.py"
+    copy.write_text(source.replace(rule, "LONGEST = 999"))
+    monkeypatch.setattr(math_answers, "__file__", str(copy))
+    assert saved({("toy-math", 0, 0): RIGHT}) == first and graded[-1] == 24
     monkeypatch.setattr(evaluate, "VERDICTS", grading.VERDICTS + 1)
     assert saved({("toy-math", 0, 0): RIGHT}) == first and graded[-1] == 24
 
