@@ -118,12 +118,16 @@ def launch(main, Config, recipe=lambda model: {}):
 
 def commands(*functions):
     """The `if __name__ == "__main__"` of a file of commands: `data.py plan --tokens=1B` calls
-    plan(tokens="1B"). Errors end in one line and status 2, as in launch()."""
+    plan(tokens="1B"); a single command needs no name. Errors end in one line and status 2, as in launch()."""
     import tyro
+    settings = dict(use_underscores=True, config=(tyro.conf.FlagConversionOff,),
+                    args=split_flags(sys.argv[1:]))
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            {function.__name__: function for function in functions}, use_underscores=True,
-            config=(tyro.conf.FlagConversionOff,), args=split_flags(sys.argv[1:]))
+        if len(functions) == 1:
+            tyro.cli(functions[0], **settings)
+        else:
+            named = {function.__name__: function for function in functions}
+            tyro.extras.subcommand_cli_from_dict(named, **settings)
     except InputError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(2)

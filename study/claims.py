@@ -1,6 +1,6 @@
 """The paper's claims, tried on what the chains of `make study` left (paper, tables 4-23, figures 10-16).
 
-    python -m study.claims runs/study                               # tables, verdicts, runs/study/study.json
+    python -m study.claims runs/study                            # tables, verdicts, runs/study/study.json
     python analyze.py report runs/study --out=runs/study/report  # the same as a page
 
 A chain is runs/study/MODEL-SEED. Its cells are base; m, mc, mcs: the base, mid-trained on math, + code,
@@ -14,27 +14,27 @@ is how many chains a number is of, where some lack it. Scores and shares are in 
 """
 
 import contextlib
+import enum
 import json
 import math
 import os
 import re
-import sys
 from typing import NamedTuple
 
 import numpy as np
-import tyro
 from tyro.conf import Positional
 
-from cli import InputError, split_flags, write_atomic
-from suite.intervals import aligned, combined, interval, paired, read_results
+from cli import InputError, commands, write_atomic
+from reporting.sections import KEPT, chains_of
+from suite.intervals import aligned, combined, interval, paired, read_results, student_t
 
 DOMAINS = {"math": "toy-math", "code": "toy-code", "science": "toy-science"}         # task of each
 CHANCE = 0.25                            # of toy-science: four letters, each as often right
-STARTS, MIXES = ("base", "m", "mc", "mcs"), ("mc", "mcs")
+STARTS = ("base", "m", "mc", "mcs")
+MIXES = ("mc", "mcs")
 CELLS = (*STARTS, *(f"{start}+{mix}" for start in STARTS for mix in MIXES))
 MT, RL, DIRECT = "base to mcs", "mcs to mcs+mcs", "base to base+mcs"                 # changes of weights
-PARTS = (20, 40, 60, 80)                 # of RL's steps, %
-KEPT = 0.05                              # nats of held-out loss; ours, as reporting/page.py has
+SHARES = (20, 40, 60, 80)                # of RL's steps, %
 
 
 # -- a chain: from files to numbers ------------------------------------------------------------------------
@@ -44,6 +44,14 @@ class Chain(NamedTuple):
     problems: {cell: {domain: {problem: scores of its samples}}}."""
     numbers: dict
     problems: dict
+
+    def add(self, numbers):
+        """Adds {subject: {what: number}}; None and nan are left out."""
+        for subject, values in numbers.items():
+            known = self.numbers.setdefault(subject, {})
+            for what, value in values.items():
+                if value is not None and not math.isnan(value):
+                    known[what] = float(value)
 
 
 @contextlib.contextmanager
@@ -61,118 +69,142 @@ def reading(path):
 
 def read_chain(folder):
     """What is there of a chain."""
-    chain, evaluated = Chain({}, {}), os.path.join(folder, "eval")
-
-    def add(found):
-        for subject, own in found.items():
-            chain.numbers.setdefault(subject, {}).update(
-                {what: float(x) for what, x in own.items() if x is not None and not math.isnan(x)})
-
-    for cell in sorted(os.listdir(evaluated)) if os.path.isdir(evaluated) else ():
-        path = os.path.join(evaluated, cell, "results.json")
+    chain = Chain({}, {})
+    evaluations = os.path.join(folder, "eval")
+    for cell in sorted(os.listdir(evaluations)) if os.path.isdir(evaluations) else ():
+        path = os.path.join(evaluations, cell, "results.json")
         with reading(path):
             if os.path.exists(path):
                 results, problems = read_results(os.path.dirname(path))
-                chain.problems[cell] = {d: problems[task] for d, task in DOMAINS.items() if task in problems}
-                add({cell: scored(results["tasks"], chain.problems[cell])})
-    for take, *where in ((weights, "weights.json"), (cka, "cka.json"), (trajectory, "trajectory.json"),
-                         (landscape, "landscape.json"), *((retention, start) for start in STARTS[1:])):
-        path = os.path.join(folder, "analysis", *where) if take is not retention else os.path.join(
-            folder, *where, "retention.json")
+                chain.problems[cell] = {domain: problems[task] for domain, task in DOMAINS.items()
+                                        if task in problems}
+                chain.add({cell: scored(results["tasks"], chain.problems[cell])})
+    for name, numbers_of in (("weights.json", weights), ("cka.json", cka), ("trajectory.json", trajectory),
+                             ("landscape.json", landscape)):
+        path = os.path.join(folder, "analysis", name)
         with reading(path), open(path) as f:
-            found = take(json.load(f))
-            add({where[0]: found} if take is retention else found)
+            chain.add(numbers_of(json.load(f)))
+    for cell in STARTS[1:]:
+        path = os.path.join(folder, cell, "retention.json")
+        with reading(path), open(path) as f:
+            chain.add({cell: retention(json.load(f))})
     return chain
 
 
 def scored(tasks, problems):
-    """Of a cell, scores by domain and their mean; of math also length and sureness of answers."""
-    own = {domain: np.mean([np.mean(scores) for scores in some.values()])
-           for domain, some in problems.items()}
-    own |= {"avg": np.mean(list(own.values()))} if len(own) == len(DOMAINS) else {}
-    if "math" in own:
-        r = tasks[DOMAINS["math"]]
-        own |= {"tokens": r["all"]["median_tokens"], "cut": r["truncated"], "NLL": r["all"]["nll"],
-                "NLL right": r["right"]["nll"], "NLL wrong": r["wrong"]["nll"]}
-    return own
+    """Of a cell, scores by domain and their mean; of math also length and confidence of answers."""
+    numbers = {}
+    for domain, domain_problems in problems.items():
+        numbers[domain] = np.mean([np.mean(scores) for scores in domain_problems.values()])
+    if len(numbers) == len(DOMAINS):
+        numbers["avg"] = np.mean(list(numbers.values()))
+    if "math" in numbers:
+        math_task = tasks[DOMAINS["math"]]
+        numbers |= {"tokens": math_task["all"]["median_tokens"], "cut": math_task["truncated"],
+                    "NLL": math_task["all"]["nll"], "NLL right": math_task["right"]["nll"],
+                    "NLL wrong": math_task["wrong"]["nll"]}
+    return numbers
 
 
-def retention(own):
+def retention(content):
     """Of a cell, the change of the held-out loss over its mid-training, by domain, nats a token."""
-    (_, before), *_, (_, after) = own["curve"]
+    (_, before), *_, (_, after) = content["curve"]
     return {f"loss {domain}": after[domain] - before[domain] for domain in before}
 
 
-def weights(own):
+def weights(content):
     """Of each pair relative L2 (pooled) and the share that stays within each threshold, and the noise null's.
     times: how often farther mid-training moves than RL, and RL from mcs than RL from the base."""
-    found = {}
-    for pair in own["pairs"]:
-        here = found.setdefault(" to ".join(pair["names"]), {})
-        rows = [(f" {row['component']}" if "component" in row else "", "", row) for row in pair["rows"]
-                if row["by"] in ("total", "component")]
+    numbers = {}
+    for pair in content["pairs"]:
+        pair_numbers = numbers.setdefault(" to ".join(pair["names"]), {})
+        for row in pair["rows"]:
+            if row["by"] == "component":
+                pair_numbers[f"L2 {row['component']}"] = row["relative_l2"]
+            elif row["by"] == "total":
+                pair_numbers |= changes(row)
+                pair_numbers["cosine"] = row.get("cosine", pair_numbers.get("cosine"))
         null = pair["nulls"].get("total")
-        for part, kind, row in rows + ([("", "noise ", null)] if null else []):
-            here[f"{kind}L2{part}"] = row["relative_l2"]
-            if not part:
-                same = {float(t): x for t, x in row["unchanged"].items()}
-                here |= {f"{kind}same at {100 * t:g} %": x for t, x in same.items()}
-                here |= {f"{kind}changed": None if same[0.01] is None else 1 - same[0.01],
-                         "cosine": row.get("cosine", here.get("cosine"))}
+        if null:
+            pair_numbers |= {f"noise {what}": x for what, x in changes(null).items()}
     for pair, other in ((MT, RL), (RL, DIRECT)):
         for kind in ("", "noise "):
-            a, b = found.get(pair, {}).get("L2"), found.get(other, {}).get(f"{kind}L2")
-            if a is not None and b:
-                found[pair][f"{kind}times"] = a / b
-    return found
+            farther = numbers.get(pair, {}).get("L2")
+            nearer = numbers.get(other, {}).get(f"{kind}L2")
+            if farther is not None and nearer:
+                numbers[pair][f"{kind}times"] = farther / nearer
+    return numbers
 
 
-def cka(own):
+def changes(row):
+    """Relative L2 of a row of weights.json, the shares that stay within the thresholds, and what changed."""
+    same = {float(threshold): share for threshold, share in row["unchanged"].items()}
+    numbers = {"L2": row["relative_l2"]}
+    for threshold, share in same.items():
+        numbers[f"same at {100 * threshold:g} %"] = share
+    numbers["changed"] = None if same[0.01] is None else 1 - same[0.01]
+    return numbers
+
+
+def cka(content):
     """The least CKA of any layer and corpus, debiased and as published, and the most of permuted texts."""
-    found = {}
-    curves = [item for of in own.values() if of["pooling"] == "mean" for item in of["pairs"].items()]
-    for pair, curve in curves:
-        here = found.setdefault(pair.replace(" ", " and "), {})
-        for what, key, pick in (("CKA", "debiased", min), ("biased CKA", "biased", min),
-                                ("permuted CKA", "null_high", max)):
-            values = [c[key] for c in curve if c[key] is not None and not math.isnan(c[key])]
-            here[what] = pick([*values, *([here[what]] if here.get(what) is not None else [])], default=None)
-    return found
+    layers = {}                                           # {pair: layers of every corpus}
+    for corpus in content.values():
+        if corpus["pooling"] == "mean":
+            for pair, curve in corpus["pairs"].items():
+                layers.setdefault(pair.replace(" ", " and "), []).extend(curve)
+
+    def extreme(rows, key, pick):
+        values = [row[key] for row in rows if row[key] is not None and not math.isnan(row[key])]
+        return pick(values, default=None)
+
+    numbers = {}
+    for pair, rows in layers.items():
+        numbers[pair] = {"CKA": extreme(rows, "debiased", min), "biased CKA": extreme(rows, "biased", min),
+                         "permuted CKA": extreme(rows, "null_high", max)}
+    return numbers
 
 
-def trajectory(own):
+def trajectory(content):
     """How much of the change at the last step is there after a part of the steps (between exported models: on
     a straight line), and the same of noise at the same learning rates."""
-    found = {}
-    for run in own["runs"]:
-        steps = sorted(run["steps"], key=lambda s: s["step"])
-        here = found.setdefault(os.path.basename(run["name"]), {})
+    numbers = {}
+    for run in content["runs"]:
+        steps = sorted(run["steps"], key=lambda step: step["step"])
+        run_numbers = numbers.setdefault(os.path.basename(run["name"]), {})
         for kind, name in (("from_mt", "share"), ("null", "noise")):
-            l2 = [s[kind]["relative_l2"] for s in steps if s.get(kind)]
+            l2 = [step[kind]["relative_l2"] for step in steps if step.get(kind)]
             if steps and len(l2) == len(steps) and l2[-1]:
-                x, y = [0, *(s["step"] for s in steps)], [0, *l2]
-                here |= {f"{name} at {p} %": np.interp(p / 100 * x[-1], x, y) / y[-1] for p in PARTS}
-    return found
+                x = [0, *(step["step"] for step in steps)]
+                y = [0, *l2]
+                for share in SHARES:
+                    part = np.interp(share / 100 * x[-1], x, y)
+                    run_numbers[f"{name} at {share} %"] = part / y[-1]
+    return numbers
 
 
-def landscape(own):
+def landscape(content):
     """Pass rates on the straight path from the base by MT to RL."""
-    points = {(p["alpha"], p["beta"]): p["score"] for p in own["path"]}
+    scores = {(point["alpha"], point["beta"]): point["score"] for point in content["path"]}
     ends = {"base": (0, 0), "half to MT": (0.5, 0), "MT": (1, 0), "half to RL": (1, 0.5), "RL": (1, 1)}
-    return {"path": {name: points.get(point) for name, point in ends.items()}}
+    return {"path": {name: scores.get(point) for name, point in ends.items()}}
 
 
 # -- chains to an estimate ---------------------------------------------------------------------------------
 # What is estimated is a sum over chains' numbers, {(subject, what): weight}: a number, a mean, a difference.
 
-# Student's t of 1 to 9 degrees of freedom, exact: scores.student is of the first order, 27 % short at three
-# chains. More chains are taken for ten
-T975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
+class Estimate(NamedTuple):
+    """A mean over chains with its 95 % interval; low and high are None where there is none."""
+    mean: float
+    low: float | None
+    high: float | None
+    seeds: int                           # chains that have the number
 
 
 def difference(what, after, before=()):
     """The mean of some subjects, less that of others."""
-    return {(s, what): 1 / len(after) for s in after} | {(s, what): -1 / len(before) for s in before}
+    terms = {(subject, what): 1 / len(after) for subject in after}
+    return terms | {(subject, what): -1 / len(before) for subject in before}
 
 
 def mean(what, *subjects):
@@ -185,65 +217,92 @@ def gain(what, before, after):
     return difference(what, (after,), (before,))
 
 
-def estimate(chains, of):
-    """{"mean", "low", "high", "seeds"} of {seed: Chain}, over those that have all of it; None without one.
-    low and high are None where there is no interval."""
-    values = {}
+def estimate(chains, terms):
+    """The Estimate of a sum over {seed: Chain}, over those that have all of it; None without one."""
+    values = {}                                           # {seed: sum}
     for seed, chain in chains.items():
-        own = [chain.numbers.get(subject, {}).get(what) for subject, what in of]
-        if None not in own:
-            values[seed] = math.fsum(w * x for w, x in zip(of.values(), own, strict=True))
+        numbers = [chain.numbers.get(subject, {}).get(what) for subject, what in terms]
+        if None not in numbers:
+            values[seed] = math.fsum(w * x for w, x in zip(terms.values(), numbers, strict=True))
     if not values:
         return None
-    n, (seed, *_) = len(values), values
-    x = float(np.mean(list(values.values())))
+    n = len(values)
+    centre = float(np.mean(list(values.values())))
     low = high = None
     if n > 1:
-        spread = float(np.std(list(values.values()), ddof=1))
-        half = T975[min(n - 1, len(T975)) - 1] * spread / math.sqrt(n)
-        low, high = x - half, x + half
-        if min(of.values()) > 0 and {what for _, what in of} <= {*DOMAINS, "avg"}:
-            low, high = max(low, 0.0), min(high, 1.0)     # of scores
+        deviation = float(np.std(list(values.values()), ddof=1))
+        half = student_t(n) * deviation / math.sqrt(n)
+        low, high = centre - half, centre + half
+        if is_score(terms):
+            low, high = max(low, 0.0), min(high, 1.0)
     if low == high:                                       # seeds tell nothing of what is in doubt
-        low, high = over_problems(chains[seed].problems, of) or (low, high)
-    return {"mean": x, "low": low, "high": high, "seeds": n}
+        first = next(iter(values))
+        low, high = over_problems(chains[first].problems, terms) or (low, high)
+    return Estimate(centre, low, high, n)
 
 
-def over_problems(problems, of):
-    """(low, high) within a chain, for other problems; None of what is no score."""
-    parts = {}                                            # {domain: {cell: weight}}
-    for (cell, what), w in of.items():
-        domains = DOMAINS if what == "avg" else (what,)
+def is_score(terms):
+    """Whether a sum is a mean of scores, which lies in 0..1."""
+    whats = {what for _, what in terms}
+    return min(terms.values()) > 0 and whats <= {*DOMAINS, "avg"}
+
+
+def over_problems(problems, terms):
+    """(low, high) within a chain, for other problems; None of what is no score. problems: of a Chain."""
+    cell_weights = {}                                     # {domain: {cell: weight}}
+    for (cell, what), weight in terms.items():
+        domains = tuple(DOMAINS) if what == "avg" else (what,)
         if not set(domains) <= set(problems.get(cell, ())):
             return None
         for domain in domains:
-            parts.setdefault(domain, {})[cell] = w / len(domains)
-    rows = []
-    for domain, cells in parts.items():
-        shared = set.intersection(*(set(problems[cell][domain]) for cell in cells))
-        rows.append([sum(w * np.mean(problems[cell][domain][key]) for cell, w in cells.items())
-                     for key in sorted(shared)])
-    if not all(rows):
-        return None
-    if min(of.values()) < 0:
-        return paired([(1.0, d) for d in rows])[1:3]
-    whole = [sum(cells.values()) for cells in parts.values()]
-    return combined([(w, interval(np.array(d) / w)) for w, d in zip(whole, rows, strict=True)])[1:]
+            cell_weights.setdefault(domain, {})[cell] = weight / len(domains)
+    sums = {}                                             # {domain: [weighted sum of a problem's scores]}
+    for domain, cells in cell_weights.items():
+        scores = {cell: problems[cell][domain] for cell in cells}
+        shared = set.intersection(*map(set, scores.values()))
+        if not shared:
+            return None
+        sums[domain] = [sum(w * np.mean(scores[cell][key]) for cell, w in cells.items())
+                        for key in sorted(shared)]
+    if min(terms.values()) < 0:
+        difference_of_scores = paired([(1.0, domain_sums) for domain_sums in sums.values()])
+        return difference_of_scores.low, difference_of_scores.high
+    parts = []
+    for domain, domain_sums in sums.items():
+        whole = sum(cell_weights[domain].values())
+        parts.append((whole, interval(np.array(domain_sums) / whole)))
+    score = combined(parts)
+    return score.low, score.high
 
 
 FORMS = {"L2": "{:.3g}", "times": "{:.3g}", "CKA": "{:.4f}", "cosine": "{:.3f}", "NLL": "{:.3f}",
          "loss": "{:.3f}", "tokens": "{:.1f}"}           # by a word of what it is; others are shares, in %
 
 
-def shown(e, of, chains):
-    """An estimate as text: 49.6 [43.7, 55.5] n=2; differences have signs."""
-    if e is None:
+def form_of(terms):
+    """(format of a sum's figures, what they are multiplied by); differences have signs."""
+    form, by = "{:.1f}", 100
+    words = {word for _, what in terms for word in what.split()}
+    for word, word_form in FORMS.items():
+        if word in words:
+            form, by = word_form, 1
+            break
+    if min(terms.values()) < 0:
+        form = form.replace("{:", "{:+")
+    return form, by
+
+
+def shown(estimated, terms, chains):
+    """An Estimate as text: 49.6 [43.7, 55.5] n=2."""
+    if estimated is None:
         return "-"
-    words = {word for _, what in of for word in what.split()}
-    form, by = next(((form, 1) for word, form in FORMS.items() if word in words), ("{:.1f}", 100))
-    form = form.replace("{:", "{:+") if min(of.values()) < 0 else form
-    x, low, high = (None if e[k] is None else form.format(by * e[k]) for k in ("mean", "low", "high"))
-    return x + f" [{low}, {high}]" * (low is not None) + f" n={e['seeds']}" * (e["seeds"] < len(chains))
+    form, by = form_of(terms)
+    text = form.format(by * estimated.mean)
+    if estimated.low is not None:
+        text += f" [{form.format(by * estimated.low)}, {form.format(by * estimated.high)}]"
+    if estimated.seeds < len(chains):
+        text += f" n={estimated.seeds}"
+    return text
 
 
 # -- the tables --------------------------------------------------------------------------------------------
@@ -255,45 +314,59 @@ class Table(NamedTuple):
     rows: dict                           # {name: (subjects,) or (after, before), see difference()}
 
 
+def alone(*names):
+    """Rows of single subjects, each once."""
+    return {name: ((name,),) for name in names}
+
+
 def tables(every):
     """every: {subject: what some chain has of it}; beyond those named here, it may have more pairs, mcs@N."""
-    def alone(*names):
-        return {name: ((name,),) for name in dict.fromkeys(names)}
+    def subjects(pattern, what=None):
+        return [subject for subject, whats in every.items()
+                if re.fullmatch(pattern, subject) and (what is None or what in whats)]
 
-    def has(pattern, what=""):
-        return [s for s, whats in every.items() if re.fullmatch(pattern, s) and (what in whats or not what)]
-
-    domains, same = [*DOMAINS, "avg"], [f"same at {t} %" for t in ("0.1", "0.5", "1", "2", "5", "10")]
-    starts = [(a, b) for a, b in (("base", "m"), ("base", "mc"), ("base", "mcs"), ("m", "mc"), ("mc", "mcs"))]
-    starts += [(start, f"{start}+{mix}") for start in STARTS for mix in MIXES]
-    pairs = alone(MT, RL, DIRECT, *has(".+ to .+"))
-    budgets = sorted(has(r"mcs@\d+"), key=lambda s: int(s[4:]))
-    return [
+    domains = [*DOMAINS, "avg"]
+    same = [f"same at {threshold} %" for threshold in ("0.1", "0.5", "1", "2", "5", "10")]
+    pairs = alone(MT, RL, DIRECT, *subjects(".+ to .+"))
+    budgets = sorted(subjects(r"mcs@\d+"), key=lambda cell: int(cell.removeprefix("mcs@")))
+    counterparts = [
         Table("Scores, %, by mid-training and RL mixture", "tables 4-6 and 11-13", domains, alone(*CELLS)),
-        Table("Gains, points", "tables 4-6 and 11-13", domains,
-              {f"{a} to {b}": ((b,), (a,)) for a, b in starts} | {
-                  "after RL: science in mid-training": (("mcs+mc", "mcs+mcs"), ("mc+mc", "mc+mcs")),
-                  "after RL: science in RL": (("mc+mcs", "mcs+mcs"), ("mc+mc", "mcs+mc"))}),
+        Table("Gains, points", "tables 4-6 and 11-13", domains, gain_rows()),
         Table("Held-out loss, change in nats a token", "tables 4-6: general performance",
               [f"loss {domain}" for domain in ("general", "chat", *DOMAINS)], alone(*STARTS[1:])),
-        *([Table("Scores, %, by steps of mid-training", "table 9", domains, alone(*budgets, "mcs"))]
-          if budgets else []),
+    ]
+    if budgets:
+        counterparts.append(Table("Scores, %, by steps of mid-training", "table 9", domains,
+                           alone(*budgets, "mcs")))
+    return counterparts + [
         Table("Behaviour in math: pass rate, answers cut, %; median tokens; negative log-prob", "table 15",
               ["math", "cut", "tokens", "NLL", "NLL right", "NLL wrong"],
               alone("base", "mcs", "mcs+mcs", "base+mcs")),
-        Table("Relative L2 change of weights; share changed by over 1 %, %", "table 22", [
-            *(f"L2 {part}" for part in ("attention", "MLP", "Mamba", "embedding", "norm")), "L2", "noise L2",
-            "changed", "noise changed", "cosine"], pairs),
+        Table("Relative L2 change of weights; share changed by over 1 %, %", "table 22",
+              ["L2 attention", "L2 MLP", "L2 Mamba", "L2 embedding", "L2 norm", "L2", "noise L2", "changed",
+               "noise changed", "cosine"], pairs),
         Table("Weights that stay, %, by threshold", "table 23",
               [*same, *(f"noise {what}" for what in same)], pairs),
         Table("Least CKA of any layer", "figures 10-16", ["CKA", "biased CKA", "permuted CKA"],
-              alone("base and mcs", "mcs and mcs+mcs", *has(".+ and .+"))),
+              alone("base and mcs", "mcs and mcs+mcs", *subjects(".+ and .+"))),
         Table("Pass rate on the path from base by MT to RL, %", "figures 10-16",
               ["base", "half to MT", "MT", "half to RL", "RL"], alone("path")),
         Table("Share of RL's final L2 change after a part of the steps, %", "figures 10-16",
-              [f"{kind} at {p} %" for kind in ("share", "noise") for p in PARTS],
-              alone("mcs+mcs", *has(".+", "share at 40 %"))),
+              [f"{kind} at {share} %" for kind in ("share", "noise") for share in SHARES],
+              alone("mcs+mcs", *subjects(".+", "share at 40 %"))),
     ]
+
+
+def gain_rows():
+    """Rows of the gains: each mid-training over the base or a smaller mixture, each RL over its start, and
+    what science adds."""
+    steps = [("base", "m"), ("base", "mc"), ("base", "mcs"), ("m", "mc"), ("mc", "mcs")]
+    for start in STARTS:
+        steps += [(start, f"{start}+{mix}") for mix in MIXES]
+    rows = {f"{before} to {after}": ((after,), (before,)) for before, after in steps}
+    rows["after RL: science in mid-training"] = ("mcs+mc", "mcs+mcs"), ("mc+mc", "mc+mcs")
+    rows["after RL: science in RL"] = ("mc+mcs", "mcs+mcs"), ("mc+mc", "mcs+mc")
+    return rows
 
 
 # -- the claims --------------------------------------------------------------------------------------------
@@ -301,7 +374,7 @@ def tables(every):
 class Measure(NamedTuple):
     """An estimate and where its whole interval should lie."""
     name: str
-    of: dict
+    terms: dict                          # of the estimate
     over: float = -math.inf
     under: float = math.inf
 
@@ -398,61 +471,167 @@ CLAIMS = [
     Claim("Mid-training at 8k ruins RULER at 128k; merging and long-context training mend it",
           "59 to 6 to 42 %", [], why="the toys read 256 tokens"),
 ]
-VERDICTS = ("reproduced", "reproduced, and by noise alone", "not reproduced", "not testable at this scale",
-            "not yet measured")
 
 
-def limits(m, chains):
+# -- verdicts --------------------------------------------------------------------------------------------
+
+class Verdict(enum.Enum):
+    """What became of a claim."""
+    REPRODUCED = "reproduced"
+    NOISE_TOO = "reproduced, and by noise alone"
+    NOT_REPRODUCED = "not reproduced"
+    NOT_TESTABLE = "not testable at this scale"
+    NOT_MEASURED = "not yet measured"
+
+
+class Side(enum.Enum):
+    """Where an interval lies."""
+    INSIDE = "all of it where it should be"
+    UNDECIDED = "some of it where it should be"
+    OUTSIDE = "none of it where it should be"
+
+
+def side(measure, estimated):
+    """The Side of an Estimate that has an interval."""
+    if measure.over < estimated.low and estimated.high < measure.under:
+        return Side.INSIDE
+    if estimated.high <= measure.over or estimated.low >= measure.under:
+        return Side.OUTSIDE
+    return Side.UNDECIDED
+
+
+def limits(measure, chains):
     """Where a measure should lie, as text."""
-    def figure(x):
-        e = {"mean": x, "low": None, "high": None, "seeds": len(chains)}
-        return shown(e, m.of, chains) if x else "0"
-    return " and ".join(f"{side} {figure(x)}" for side, x in (("over", m.over), ("under", m.under))
-                        if math.isfinite(x))
+    texts = []
+    for name, limit in (("over", measure.over), ("under", measure.under)):
+        if math.isfinite(limit):
+            exact = Estimate(limit, None, None, len(chains))
+            texts.append(f"{name} {shown(exact, measure.terms, chains) if limit else '0'}")
+    return " and ".join(texts)
+
+
+def measured(measure, chains):
+    """A measure with its estimate, as text."""
+    return f"{measure.name} {shown(estimate(chains, measure.terms), measure.terms, chains)}"
+
+
+def verdict_of(claim, chains):
+    """(the Verdict of what a claim asks for, the nulls apart; why, or "")."""
+    asked = [estimate(chains, measure.terms) for measure in claim.asked]
+    need = claim.needs
+    needed = estimate(chains, need.terms) if need else None
+    if claim.why:
+        return Verdict.NOT_TESTABLE, claim.why
+    if None in asked or need and needed is None:
+        subjects = ", ".join(lacking(claim, chains)) or "a chain with all of it"
+        return Verdict.NOT_MEASURED, f"not there: {subjects}"
+    if need and not need.over < needed.mean < need.under:
+        return Verdict.NOT_TESTABLE, f"{measured(need, chains)}, but a test needs {limits(need, chains)}"
+    if any(estimated.low is None for estimated in asked):
+        return Verdict.NOT_TESTABLE, "one chain, so no interval"
+    sides = [side(measure, estimated) for measure, estimated in zip(claim.asked, asked, strict=True)]
+    if Side.OUTSIDE in sides:
+        return Verdict.NOT_REPRODUCED, ""
+    if Side.UNDECIDED in sides:
+        return Verdict.NOT_TESTABLE, "undecided: an interval holds its limit"
+    return Verdict.REPRODUCED, ""
+
+
+def lacking(claim, chains):
+    """The subjects of a claim of which no chain has what it asks for, each once."""
+    measures = [*claim.asked, claim.needs] if claim.needs else claim.asked
+    subjects = {}
+    for measure in measures:
+        for subject, what in measure.terms:
+            if not any(what in chain.numbers.get(subject, ()) for chain in chains.values()):
+                subjects[subject] = True
+    return list(subjects)
+
+
+NULL_TEXTS = {                           # of what there is without the effect, by where it lies
+    Side.INSIDE: ": {limits}, beyond noise",
+    Side.UNDECIDED: ": {limits} or not, undecided",
+    Side.OUTSIDE: ": not {limits}, noise gives that too",
+}
 
 
 def judged(claim, chains):
-    """{"verdict": of VERDICTS, "asked", "found", "null": texts with figures and intervals}."""
-    def told(m):
-        return f"{m.name} {shown(estimate(chains, m.of), m.of, chains)}"
-
-    def side(m):
-        """1: the whole interval where it should be, 0: some of it, -1: none of it."""
-        e = estimate(chains, m.of)
-        return (m.over < e["low"] and e["high"] < m.under) - (e["high"] <= m.over or e["low"] >= m.under)
-
-    asked, need, extra = [estimate(chains, m.of) for m in claim.asked], claim.needs, []
-    base = need and estimate(chains, need.of)
-    if claim.why:
-        verdict, extra = 3, [claim.why]
-    elif None in asked or need and base is None:
-        lacking = dict.fromkeys(s for m in [*claim.asked, *[need] * bool(need)] for s, what in m.of
-                                if not any(what in chain.numbers.get(s, ()) for chain in chains.values()))
-        verdict, extra = 4, [f"not there: {', '.join(lacking) or 'a chain with all of it'}"]
-    elif need and not need.over < base["mean"] < need.under:
-        verdict, extra = 3, [f"{told(need)}, but a test needs {limits(need, chains)}"]
-    elif any(e["low"] is None for e in asked):
-        verdict, extra = 3, ["one chain, so no interval"]
-    else:
-        sides = [side(m) for m in claim.asked]
-        verdict = {1: 0, 0: 3, -1: 2}[min(sides)]
-        extra = ["undecided: an interval holds its limit"] if min(sides) == 0 else []
+    """{"verdict": the text of a Verdict, "asked", "found", "null": texts with figures and intervals}. chains:
+    {seed: Chain}."""
+    verdict, why = verdict_of(claim, chains)
     nulls = []
-    for m in claim.null:
-        e, where = estimate(chains, m.of), limits(m, chains)
-        if where and e and e["low"] is not None:
-            verdict = verdict or int(side(m) < 1)
-            said = {1: f": {where}, beyond noise", 0: f": {where} or not, undecided",
-                    -1: f": not {where}, noise gives that too"}[side(m)]
-        else:
-            said = ""
-        nulls.append(told(m) + said)
-    return {"verdict": VERDICTS[verdict],
-            "asked": "; ".join(f"{m.name} {limits(m, chains)}" for m in claim.asked),
-            "found": "; ".join([*map(told, claim.asked), *extra]), "null": "; ".join(nulls)}
+    for null in claim.null:
+        text = measured(null, chains)
+        estimated = estimate(chains, null.terms)
+        where = limits(null, chains)                      # "": it should lie nowhere
+        if where and estimated and estimated.low is not None:
+            null_side = side(null, estimated)
+            text += NULL_TEXTS[null_side].format(limits=where)
+            if verdict is Verdict.REPRODUCED and null_side is not Side.INSIDE:
+                verdict = Verdict.NOISE_TOO
+        nulls.append(text)
+    figures = [measured(measure, chains) for measure in claim.asked]
+    if why:
+        figures.append(why)
+    return {"verdict": verdict.value,
+            "asked": "; ".join(f"{measure.name} {limits(measure, chains)}" for measure in claim.asked),
+            "found": "; ".join(figures), "null": "; ".join(nulls)}
 
 
 # -- the study ---------------------------------------------------------------------------------------------
+
+def read_chains(folder):
+    """{model: {seed: Chain}} of a study's folder."""
+    chains = {}
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as e:
+        raise InputError(f"study: {folder} cannot be read ({e.strerror}); give the folder of `make study`"
+                         ) from None
+    for name in names:
+        path = os.path.join(folder, name)
+        match = re.fullmatch(r"(.+)-(\d+)", name)
+        if match and os.path.isdir(path):
+            model, seed = match.groups()
+            chains.setdefault(model, {})[seed] = read_chain(path)
+    if not chains:
+        raise InputError(f"study: {folder} has no chain; one is a folder MODEL-SEED, as in toy-1")
+    return chains
+
+
+def what_is_there(chains):
+    """{subject: {what: a number}} of everything that some chain has."""
+    every = {}
+    for model_chains in chains.values():
+        for chain in model_chains.values():
+            for subject, numbers in chain.numbers.items():
+                every.setdefault(subject, {}).update(numbers)
+    return every
+
+
+def estimates_of(chains, every):
+    """{subject: {what: Estimate as a dict, or None}} of a model's chains."""
+    estimates = {}
+    for subject, whats in every.items():
+        estimates[subject] = {}
+        for what in whats:
+            estimated = estimate(chains, mean(what, subject))
+            estimates[subject][what] = estimated and estimated._asdict()
+    return estimates
+
+
+def filled(table, chains):
+    """A Table with its figures, as texts, a row a model and name."""
+    rows = []
+    for model, model_chains in chains.items():
+        for name, subjects in table.rows.items():
+            row = [name, model]
+            for what in table.whats:
+                terms = difference(what, *subjects)
+                row.append(shown(estimate(model_chains, terms), terms, model_chains))
+            rows.append(row)
+    return {"title": table.title, "paper": table.paper, "head": ["", "model", *table.whats], "rows": rows}
+
 
 def study(folder: Positional[str]):
     """The paper's claims, tried on the chains of a study.
@@ -460,32 +639,18 @@ def study(folder: Positional[str]):
     Args:
         folder: of the chains MODEL-SEED; study.json goes there too
     """
-    chains = {}                                           # {model: {seed: Chain}}
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError as e:
-        raise InputError(f"study: {folder} cannot be read ({e.strerror}); give the folder of `make study`"
-                         ) from None
-    for name in names:
-        if (told := re.fullmatch(r"(.+)-(\d+)", name)) and os.path.isdir(os.path.join(folder, name)):
-            chains.setdefault(told[1], {})[told[2]] = read_chain(os.path.join(folder, name))
-    if not chains:
-        raise InputError(f"study: {folder} has no chain; one is a folder MODEL-SEED, as in toy-1")
-    every = {}                                            # {subject: {what some chain has of it: a number}}
-    for own in chains.values():
-        for chain in own.values():
-            for subject, numbers in chain.numbers.items():
-                every.setdefault(subject, {}).update(numbers)
+    chains = read_chains(folder)
+    every = what_is_there(chains)
+    claims = []
+    for claim in CLAIMS:
+        for model, model_chains in chains.items():
+            claims.append({"claim": claim.text, "paper": claim.paper, "model": model}
+                          | judged(claim, model_chains))
     result = {
-        "chains": {model: list(own) for model, own in chains.items()},
-        "estimates": {model: {subject: {what: estimate(own, mean(what, subject)) for what in every[subject]}
-                              for subject in every} for model, own in chains.items()},
-        "tables": [{"title": t.title, "paper": t.paper, "head": ["", "model", *t.whats], "rows": [
-            [name, model, *(shown(estimate(own, of), of, own) for of in (
-                difference(what, *row) for what in t.whats))]
-            for model, own in chains.items() for name, row in t.rows.items()]} for t in tables(every)],
-        "claims": [{"claim": claim.text, "paper": claim.paper, "model": model} | judged(claim, own)
-                   for claim in CLAIMS for model, own in chains.items()]}
+        "chains": {model: list(model_chains) for model, model_chains in chains.items()},
+        "estimates": {model: estimates_of(model_chains, every) for model, model_chains in chains.items()},
+        "tables": [filled(table, chains) for table in tables(every)],
+        "claims": claims}
     path = os.path.join(folder, "study.json")
     try:
         write_atomic(path, json.dumps(result, indent=1))
@@ -497,21 +662,19 @@ def study(folder: Positional[str]):
 
 def as_text(result):
     """The tables, then each claim with its verdict, then what the verdicts rest on."""
-    lines = [f"{model}: {len(seeds)} chain{'s' * (len(seeds) > 1)}, seed {', '.join(seeds)}"
-             for model, seeds in result["chains"].items()]
-    for t in result["tables"]:
-        lines += ["", f"{t['title']} (paper: {t['paper']})", *aligned([t["head"], *t["rows"]], "<", "<")]
-    lines += ["", *aligned([["claim", "model", "verdict", "paper"]] + [
-        [c[key] for key in ("claim", "model", "verdict", "paper")] for c in result["claims"]], "<", "<")]
-    for c in result["claims"]:
-        lines += ["", f"{c['claim']}, {c['model']}: {c['verdict']}", *(
-            f"  {key}: {c[key]}" for key in ("asked", "found", "null") if c[key])]
+    lines = chains_of(result["chains"])
+    for table in result["tables"]:
+        lines += ["", f"{table['title']} (paper: {table['paper']})"]
+        lines += aligned([table["head"], *table["rows"]], "<", "<")
+    verdicts = [["claim", "model", "verdict", "paper"]]
+    for claim in result["claims"]:
+        verdicts.append([claim[key] for key in ("claim", "model", "verdict", "paper")])
+    lines += ["", *aligned(verdicts, "<", "<")]
+    for claim in result["claims"]:
+        lines += ["", f"{claim['claim']}, {claim['model']}: {claim['verdict']}"]
+        lines += [f"  {key}: {claim[key]}" for key in ("asked", "found", "null") if claim[key]]
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(study, args=split_flags(sys.argv[1:]))
-    except InputError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
+    commands(study)
