@@ -335,8 +335,8 @@ def kinds_of(toy):
 def test_push_is_fresh_and_a_stale_tensor_is_named(name, kind, folder):
     """One kind keeps its old values on the way: push() stops and names it."""
     trainer, sampler = load(folder(name)), TorchEngine(load(folder(name)))
-    prompts = some_prompts(20, 20, 20, 20)
-    assert push(sampler, trainer, prompts=prompts) < 1e-5
+    settings = dict(prompts=some_prompts(20, 20), new_tokens=8)
+    assert push(sampler, trainer, **settings) < 1e-5
     old = dict(full_tensors(load(folder(name))))
     disturb(trainer, kind)
     before = {n: p.clone() for n, p in trainer.named_parameters()}
@@ -344,11 +344,11 @@ def test_push_is_fresh_and_a_stale_tensor_is_named(name, kind, folder):
     sampler.load_weights = lambda pairs: arrives(
         (n, old[n] if tensor_kind(n) == kind else t) for n, t in pairs)
     with pytest.raises(StaleWeights, match=rf"pushed again: {kind} does not arrive") as e:
-        push(sampler, trainer, prompts=prompts)
+        push(sampler, trainer, **settings)
     assert str(e.value).count("does not arrive") == 1
     assert all(torch.equal(p, before[n]) for n, p in trainer.named_parameters())
     sampler.load_weights = arrives
-    assert push(sampler, trainer, prompts=prompts) < 1e-5
+    assert push(sampler, trainer, **settings) < 1e-5
 
 
 def test_a_push_cut_short_and_a_nan_are_caught(toy):
