@@ -30,7 +30,7 @@ $run analyze.py cka $base $mt $rl
 $run analyze.py trajectory runs/rl $mt $base
 $run analyze.py landscape $base $mt $rl --path=9 --grid=3 --problems=50
 wait $!
-$run evaluate.py --compare runs/eval/base runs/eval/mt runs/eval/rl --out=runs/eval
+$run analyze.py compare runs/eval/base runs/eval/mt runs/eval/rl --out=runs/eval
 $run analyze.py behaviour runs/eval/base runs/eval/mt runs/eval/rl
 $run analyze.py report runs/mt runs/rl runs/eval runs/analysis --out=runs/report
 $run tests/check_demo.py runs

@@ -59,7 +59,7 @@ for cell in base m mc mcs {base,m,mc,mcs}+{mc,mcs}; do evaluate $cell; done
 
 say analyze
 base=$chain/base/model mcs=$chain/mcs/model both=$chain/mcs+mcs/model out=$chain/analysis
-$python evaluate.py --compare $chain/eval/{base,mcs,mcs+mcs} --out=$out
+$python analyze.py compare $chain/eval/{base,mcs,mcs+mcs} --out=$out
 $python analyze.py weights $base $mcs $chain/mc/model --null=$chain/mcs --out=$out
 $python analyze.py weights $mcs $both --null=$chain/mcs+mcs --out=$out
 $python analyze.py weights $base $chain/base+mcs/model --null=$chain/base+mcs --out=$out

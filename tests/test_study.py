@@ -1,5 +1,5 @@
-"""The claims of study/claims.py on made-up chains: known numbers in, intervals by hand, verdicts that flip with
-the numbers."""
+"""The claims of study/claims.py on made-up chains: known numbers in, intervals by hand, verdicts that flip
+with the numbers."""
 
 import json
 import os
@@ -16,7 +16,8 @@ import midtrain
 import rl
 from cli import InputError, parse
 from reporting.page import report
-from study.claims import CELLS, CLAIMS, DOMAINS, VERDICTS, study
+from study import claims
+from study.claims import CELLS, CLAIMS, DOMAINS, Chain, Verdict, judged, read_chain, study
 from suite.intervals import paired
 
 # -- made-up chains, of the shapes that the stages write ---------------------------------------------------
@@ -34,12 +35,9 @@ NUMBERS |= {"base tokens": 20, "mcs tokens": 60, "mcs+mcs tokens": 50, "base cut
 SHIFTS = {1: -0.02, 2: 0.0, 3: 0.01}     # of the scores of all cells but the base's
 
 
-def write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))
-
-
-def write_chain(folder, shift, x):
+def evaluations(shift, x):
+    """{cell: (results.json, lines of problems.jsonl)}."""
+    contents = {}
     for cell in MADE:
         tasks, lines = {}, []
         for domain, task in DOMAINS.items():
@@ -49,39 +47,80 @@ def write_chain(folder, shift, x):
             said = {"samples": 20, "median_tokens": x.get(f"{cell} tokens", 30), "nll": 0.1}
             tasks[task] = {"score": score, "truncated": x.get(f"{cell} cut", 0), "all": said, "right": said,
                            "wrong": said | {"nll": None}}
-        where = folder / "eval" / cell
-        write(where / "results.json", {"tasks": tasks, "averages": {}, "leaderboards": {}})
-        (where / "problems.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for start in ("m", "mc", "mcs"):
-        write(folder / start / "retention.json", {"curve": [
-            [0, {"general": 3.0, "chat": 2.0, "math": 5.0, "code": 4.0, "science": 5.0}],
-            [9, {"general": 3.0 + x["loss general"], "chat": 2.0 + x["loss chat"], "math": 1.0, "code": 1.0,
-                 "science": 1.0}]]})
+        contents[cell] = {"tasks": tasks, "averages": {}, "leaderboards": {}}, lines
+    return contents
 
+
+def retention(x):
+    return {"curve": [
+        [0, {"general": 3.0, "chat": 2.0, "math": 5.0, "code": 4.0, "science": 5.0}],
+        [9, {"general": 3.0 + x["loss general"], "chat": 2.0 + x["loss chat"], "math": 1.0, "code": 1.0,
+             "science": 1.0}]]}
+
+
+def analyses(name, x):
+    """{name of a file of analysis/: its content} of a chain called name."""
     def moved(l2, changed, **more):
         return {"relative_l2": l2, "unchanged": {str(t): 1 - changed for t in (
             0.001, 0.005, 0.01, 0.02, 0.05, 0.1)}} | more
 
-    made = folder / "analysis"
-    write(made / "weights.json", {"pairs": [
+    weights = {"pairs": [
         {"names": [a, b], "nulls": {"total": moved(0.004, x[f"{a} to {b} noise"])} if a == "mcs" else {},
          "rows": [moved(x[f"{a} to {b} L2"], x[f"{a} to {b} changed"], by="total",
                         **({"cosine": x["base to mcs cosine"]} if b == "mcs" else {})),
                   moved(0.5, 0.5, by="component", component="MLP")]}
-        for a, b in (("base", "mcs"), ("mcs", "mcs+mcs"), ("base", "base+mcs"))]})
-    write(made / "cka.json", {"toy": {"pooling": "mean", "pairs": {
+        for a, b in (("base", "mcs"), ("mcs", "mcs+mcs"), ("base", "base+mcs"))]}
+    cka = {"toy": {"pooling": "mean", "pairs": {
         pair.replace(" and ", " "): [
             {"layer": 0, "debiased": 1.0, "biased": 1.0, "null_high": 0.01},
             {"layer": 1, "debiased": x[pair], "biased": x[pair], "null_high": 0.02},
             {"layer": 2, "debiased": float("nan"), "biased": 0.99999, "null_high": 0.0}]
-        for pair in ("base and mcs", "mcs and mcs+mcs")}}})
-    write(made / "trajectory.json", {"runs": [{"name": f"{folder}/mcs+mcs", "steps": [
+        for pair in ("base and mcs", "mcs and mcs+mcs")}}}
+    trajectory = {"runs": [{"name": f"{name}/mcs+mcs", "steps": [
         {"step": 50, "from_mt": {"relative_l2": 0.01}, "null": {"relative_l2": 0.02}},
         {"step": 20, "from_mt": {"relative_l2": 0.01 * x["share"]},
-         "null": {"relative_l2": 0.02 * x["noise share"]}}]}]})
-    write(made / "landscape.json", {"path": [
-        {"alpha": a, "beta": b, "score": x[f"path {name}"]} for a, b, name in (
-            (0.0, 0.0, "base"), (1.0, 0.0, "MT"), (1.0, 1.0, "RL"))]})
+         "null": {"relative_l2": 0.02 * x["noise share"]}}]}]}
+    landscape = {"path": [
+        {"alpha": a, "beta": b, "score": x[f"path {place}"]} for a, b, place in (
+            (0.0, 0.0, "base"), (1.0, 0.0, "MT"), (1.0, 1.0, "RL"))]}
+    return {"weights": weights, "cka": cka, "trajectory": trajectory, "landscape": landscape}
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def write_chain(folder, shift, x):
+    for cell, (results, lines) in evaluations(shift, x).items():
+        write(folder / "eval" / cell / "results.json", results)
+        (folder / "eval" / cell / "problems.jsonl").write_text(
+            "".join(json.dumps(line) + "\n" for line in lines))
+    for start in ("m", "mc", "mcs"):
+        write(folder / start / "retention.json", retention(x))
+    for name, content in analyses(folder, x).items():
+        write(folder / "analysis" / f"{name}.json", content)
+
+
+def chain_of(shift, x):
+    """What read_chain() makes of such a folder, without the folder."""
+    chain = Chain({}, {})
+    for cell, (results, lines) in evaluations(shift, x).items():
+        problems = {domain: {(line["id"], line["what"]): line["scores"] for line in lines
+                             if line["task"] == task} for domain, task in DOMAINS.items()}
+        chain.problems[cell] = problems
+        chain.add({cell: claims.scored(results["tasks"], problems)})
+    for name, content in analyses("chain", x).items():
+        chain.add(getattr(claims, name)(content))
+    for start in ("m", "mc", "mcs"):
+        chain.add({start: claims.retention(retention(x))})
+    return chain
+
+
+def judge(claim, seeds=(1, 2, 3), **change):
+    """What becomes of a claim, by its text, in chains with these numbers."""
+    claim, = (known for known in CLAIMS if known.text == claim)
+    return judged(claim, {str(seed): chain_of(SHIFTS[seed], NUMBERS | change) for seed in seeds})
 
 
 def write_study(folder, seeds=(1, 2, 3), models=("toy",), **change):
@@ -121,6 +160,11 @@ FLIPS = {                                # what makes each claim fail
 }
 
 
+def test_chains_in_memory_are_those_on_disk(tmp_path):
+    write_chain(tmp_path, SHIFTS[1], NUMBERS)
+    assert read_chain(str(tmp_path)) == chain_of(SHIFTS[1], NUMBERS)
+
+
 def test_each_claim_is_reproduced_by_its_own_numbers(tmp_path):
     found = verdicts(write_study(tmp_path))
     for claim in CLAIMS[-2:]:
@@ -131,8 +175,8 @@ def test_each_claim_is_reproduced_by_its_own_numbers(tmp_path):
 
 
 @pytest.mark.parametrize("claim", FLIPS)
-def test_verdicts_flip_with_the_numbers(tmp_path, claim):
-    assert verdicts(write_study(tmp_path, **FLIPS[claim]))[claim] == "not reproduced"
+def test_verdicts_flip_with_the_numbers(claim):
+    assert judge(claim, **FLIPS[claim])["verdict"] == "not reproduced"
 
 
 def test_intervals_are_students(tmp_path):
@@ -171,68 +215,57 @@ def test_tables_hold_the_numbers(tmp_path):
     assert json.loads((tmp_path / "study.json").read_text()) == result
 
 
-def test_nulls_are_beside(tmp_path):
-    def null(folder, **change):
-        return {c["claim"]: c["null"] for c in write_study(folder, **change)["claims"]}
-
+def test_nulls_are_beside():
     claim = "RL moves fewer weights than mid-training"
-    assert null(tmp_path / "a")[claim] == (
+    assert judge(claim)["null"] == (
         "RL 30.0 [30.0, 30.0]; noise alone 40.0 [40.0, 40.0]; RL less noise -10.0 [-10.0, -10.0]: under 0, "
         "beyond noise")
-    other = null(tmp_path / "b", **{"mcs to mcs+mcs noise": 0.2, "noise share": 0.9})
-    assert other[claim].endswith("+10.0 [+10.0, +10.0]: not under 0, noise gives that too")
-    assert other["RL's change is front-loaded"].endswith("not over 0, noise gives that too")
+    noisy = {"mcs to mcs+mcs noise": 0.2, "noise share": 0.9}
+    assert judge(claim, **noisy)["null"].endswith("+10.0 [+10.0, +10.0]: not under 0, noise gives that too")
+    assert judge("RL's change is front-loaded", **noisy)["null"].endswith("not over 0, noise gives that too")
 
 
-def test_an_interval_that_holds_its_limit_is_undecided(tmp_path):
-    result = write_study(tmp_path, **{"mcs math": 0.04})
-    assert result["claims"][0]["verdict"] == "not testable at this scale"
-    assert result["claims"][0]["found"].endswith("undecided: an interval holds its limit")
+def test_an_interval_that_holds_its_limit_is_undecided():
+    gain = judge("Mid-training gains in math", **{"mcs math": 0.04})
+    assert gain["verdict"] == "not testable at this scale"
+    assert gain["found"].endswith("undecided: an interval holds its limit")
 
 
-def test_what_a_toy_cannot_say(tmp_path):
+def test_what_a_toy_cannot_say():
     """No factor of nothing; no length of a base that does not stop."""
-    result = write_study(tmp_path, **{f"base {domain}": 0.0 for domain in DOMAINS}, **{"base cut": 0.9})
-    found = verdicts(result)
-    for claim in ("Both stages together make it at least three times the base's",
-                  "Mid-training lengthens answers"):
-        assert found[claim] == "not testable at this scale"
-    assert "but a test needs under 50.0" in next(
-        c["found"] for c in result["claims"] if c["claim"] == "Mid-training lengthens answers")
+    empty = {f"base {domain}": 0.0 for domain in DOMAINS} | {"base cut": 0.9}
+    factor = judge("Both stages together make it at least three times the base's", **empty)
+    length = judge("Mid-training lengthens answers", **empty)
+    assert factor["verdict"] == length["verdict"] == "not testable at this scale"
+    assert "but a test needs under 50.0" in length["found"]
 
 
-def test_what_did_not_move_is_no_footprint(tmp_path):
+def test_what_did_not_move_is_no_footprint():
     """RL from a base that is never right changes nothing: a zero, neither left out nor divided by."""
-    found = write_study(tmp_path, **{"base to base+mcs L2": 0.0})["claims"]
-    claim, = (c for c in found if c["claim"] == "RL leaves the same footprint from any start")
+    claim = judge("RL leaves the same footprint from any start", **{"base to base+mcs L2": 0.0})
     assert claim["verdict"] == "not testable at this scale"
     assert claim["found"].endswith("L2, from base 0 [0, 0], but a test needs over 0")
 
 
-def test_a_base_that_still_learns_has_nothing_to_forget(tmp_path):
+def test_a_base_that_still_learns_has_nothing_to_forget():
     claim = "Mid-training keeps general performance"
-    assert verdicts(write_study(tmp_path / "a", **{"loss general": -0.06}))[claim] == VERDICTS[3]
-    assert verdicts(write_study(tmp_path / "b", **{"loss general": -0.04}))[claim] == VERDICTS[0]
+    assert judge(claim, **{"loss general": -0.06})["verdict"] == Verdict.NOT_TESTABLE.value
+    assert judge(claim, **{"loss general": -0.04})["verdict"] == Verdict.REPRODUCED.value
 
 
-def test_no_score_is_under_none_or_over_all(tmp_path):
-    for seed, score in ((1, 0.0), (2, 0.3), (3, 0.9)):
-        write_chain(tmp_path / f"toy-{seed}", 0.0, NUMBERS | {"mcs math": score})
-    result = study(str(tmp_path))
-    own = result["estimates"]["toy"]["mcs"]["math"]
-    assert (own["low"], own["high"]) == (0, 1) and own["mean"] == pytest.approx(0.4)
-    assert result["claims"][0]["found"].startswith("base to mcs +37.0 [-76.")        # a difference may be
+def test_no_score_is_under_none_or_over_all():
+    chains = {str(score): chain_of(0.0, NUMBERS | {"mcs math": score}) for score in (0.0, 0.3, 0.9)}
+    score = claims.estimate(chains, claims.mean("math", "mcs"))
+    assert (score.low, score.high) == (0, 1) and score.mean == pytest.approx(0.4)
+    assert judged(CLAIMS[0], chains)["found"].startswith("base to mcs +37.0 [-76.")       # a difference may be
 
 
-def test_seeds_that_agree_leave_the_problems_in_doubt(tmp_path):
+def test_seeds_that_agree_leave_the_problems_in_doubt():
     """Three chains that never find anything: no width over seeds; 0 of 20 over problems."""
-    for seed in (1, 2, 3):
-        write_chain(tmp_path / f"toy-{seed}", 0.0, NUMBERS)
-        path = tmp_path / f"toy-{seed}" / "eval" / "base" / "problems.jsonl"
-        lines = [json.loads(line) | {"scores": [0, 0]} for line in path.read_text().splitlines()]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    own = study(str(tmp_path))["estimates"]["toy"]["base"]["math"]
-    assert own["mean"] == own["low"] == 0 and 0.1 < own["high"] < 0.4
+    chain = chain_of(0.0, NUMBERS | {"base math": 0.0})
+    chain.problems["base"]["math"] = {(str(i), "w"): [0, 0] for i in range(10)}
+    score = claims.estimate({"1": chain, "2": chain, "3": chain}, claims.mean("math", "base"))
+    assert score.mean == score.low == 0 and 0.1 < score.high < 0.4
 
 
 def test_missing_cells(tmp_path):
@@ -291,7 +324,7 @@ def test_damaged_files_are_named(tmp_path, name, text):
     write_chain(tmp_path / "toy-1", 0.0, NUMBERS)
     (tmp_path / "toy-1" / name).write_text(text, encoding="latin-1")
     with pytest.raises(InputError, match=f"toy-1/{name}"):
-        study(str(tmp_path))
+        read_chain(str(tmp_path / "toy-1"))
 
 
 def test_the_command(tmp_path):
@@ -340,14 +373,14 @@ def checked(asked, made):
     Returns the analyses."""
     analysed = []
     for script, *words in asked:
-        if script == "analyze.py" or words[0] == "--compare":
+        if script == "analyze.py":
             read = [w.removeprefix("--null=") for w in words if w.removeprefix("--null=").startswith("runs/")]
             for path in read:
                 where = path.removesuffix("/model")
                 assert where in made or path.endswith(("/analysis", "runs/eval", "runs/study")), (words, path)
             flags = {w.partition("=")[0] for w in words if w.startswith("--")}
             known = {"weights": {"--null", "--rank"}, "landscape": {"--path", "--grid", "--problems"}}
-            assert flags <= {"--out", "--compare"} | known.get(words[0], set()), words
+            assert flags <= {"--out"} | known.get(words[0], set()), words
             analysed.append(words[0])
             continue
         stage = {"midtrain.py": midtrain, "rl.py": rl, "evaluate.py": evaluate}[script]
@@ -361,7 +394,7 @@ def checked(asked, made):
 def test_every_command_of_a_chain_parses(tmp_path):
     made, (asked, done) = {}, commands(tmp_path, "study/study.sh", "toy", "3")
     assert done.returncode == 0 and done.stdout.endswith("done\n"), done.stderr
-    assert checked(asked, made) == ["--compare", *["weights"] * 3, "cka", *["trajectory"] * 2, "landscape"]
+    assert checked(asked, made) == ["compare", *["weights"] * 3, "cka", *["trajectory"] * 2, "landscape"]
     cells = {*CELLS, "mcs@350"}
     assert made.keys() == {f"runs/study/toy-3/{way}{cell}" for cell in cells for way in ("", "eval/")}
     assert {cfg.seed for cfg in made.values()} == {3}
@@ -384,7 +417,7 @@ def test_the_demo_is_a_chain(tmp_path):
     made, (asked, done) = {}, commands(tmp_path, "demo.sh")
     assert done.returncode == 0, done.stderr
     assert asked.pop() == ["tests/check_demo.py", "runs"]
-    analysed = {"weights", "cka", "landscape", "trajectory", "behaviour", "report", "--compare"}
+    analysed = {"weights", "cka", "landscape", "trajectory", "behaviour", "report", "compare"}
     assert set(checked(asked, made)) == analysed
     assert made.keys() == {f"runs/{name}" for name in ("base", "mt", "rl", "rl-base", *(
         f"eval/{name}" for name in ("base", "mt", "rl")))}
