@@ -241,7 +241,7 @@ def test_a_changed_grader_grades_again(saved, tmp_path, monkeypatch):
     again = saved({("toy-math", 0, 0): RIGHT})
     assert graded == [24, 0] and again == first           # and the last call, of nothing
     for module in (verify, grading, math_answers):        # a comment is edited: nothing is graded again
-        copy = tmp_path / "edited.py"
+        copy = tmp_path / f"{module.__name__}.py"
         copy.write_text("# Edited.\n" + open(module.__file__).read())
         monkeypatch.setattr(module, "__file__", str(copy))
     assert saved({("toy-math", 0, 0): RIGHT}) == first and graded[-1] == 0
