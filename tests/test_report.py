@@ -10,6 +10,8 @@ import pytest
 
 import reporting.page
 from cli import InputError
+from reporting import sections
+from reporting.figures import picture
 from reporting.page import report
 
 HOSTILE = '<script>alert(1)</script>"\'&$\\frac{_'
@@ -177,6 +179,12 @@ def page(tmp_path_factory):
     return Page(report(write(folder / "runs"), str(folder / "out"))), folder
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Texts and tables alone: that the pictures can be drawn is shown by `page`."""
+    monkeypatch.setattr(reporting.page, "drawn", lambda *_: "")
+
+
 # -- tests -------------------------------------------------------------------------------------------------
 
 def test_nothing_from_outside(page):
@@ -208,8 +216,7 @@ def test_pictures_are_files_too(page):
 
 
 @pytest.mark.parametrize("kind", DATA)
-def test_a_section_is_there_when_its_data_is(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(reporting.page, "drawn", lambda *_: "")      # the pictures are drawn elsewhere
+def test_a_section_is_there_when_its_data_is(tmp_path, kind, undrawn):
     everything = Page(report(write(tmp_path / "all"), str(tmp_path / "out")))
     assert sorted(everything.sections()) == sorted(name for own in DATA.values() for name in own)
     without = write(tmp_path / "without", [other for other in DATA if other != kind])
@@ -262,7 +269,7 @@ def test_the_same_files_give_the_same_bytes(tmp_path):
 
 
 @pytest.mark.parametrize("count", [2, 7])
-def test_two_and_seven_stages(tmp_path, count):
+def test_two_and_seven_stages(tmp_path, count, undrawn):
     names = [f"stage-{i}" for i in range(count)]
     kinds = ["results.json", "compare.json", "cka.json"]
     found = Page(report(write(tmp_path / "runs", kinds, names), str(tmp_path / "out")))
@@ -271,7 +278,8 @@ def test_two_and_seven_stages(tmp_path, count):
     assert len(tables["similarity"]) == count and len(found.source) < 5e6
 
 
-def test_hostile_names_are_text(tmp_path):
+def write_hostile(tmp_path):
+    """A folder of runs in which whatever has a name is called something that is no plain text."""
     names = (HOSTILE, "_hidden", "a" * 300)
     (tmp_path / "runs").mkdir()
     for kind, make in {"compare.json": compare, "weights.json": weights, "cka.json": cka}.items():
@@ -282,23 +290,45 @@ def test_hostile_names_are_text(tmp_path):
         (tmp_path / "runs" / name).write_text(text)
     (tmp_path / "runs" / "metrics.jsonl").write_text("".join(
         json.dumps(line).replace('"math"', json.dumps(HOSTILE)) + "\n" for line in metrics("mt")))
-    page = Page(report([str(tmp_path / "runs")], str(tmp_path / "out")))
+    return [str(tmp_path / "runs")]
+
+
+def test_hostile_names_are_text(tmp_path, undrawn):
+    page = Page(report(write_hostile(tmp_path), str(tmp_path / "out")))
     assert not {"script"} & {tag for tag, _ in page.tags} and "<script" not in page.source
     assert page.text.count(HOSTILE) > 10 and "a" * 300 in page.text
 
 
-def test_weights_in_float32_have_no_floor_and_perhaps_no_null(tmp_path):
+def test_hostile_names_are_drawn(tmp_path):
+    """In legends, titles and on both axes."""
+    names = (HOSTILE, "_hidden", "a" * 300)
+    compared = json.loads(json.dumps(compare(names)).replace('"toy-math"', json.dumps(HOSTILE)))
+    for make, data in ((sections.gains, compared), (sections.frontier, compared),
+                       (sections.similarity, cka(names)["toy web"])):
+        for i, panel in enumerate(make(data).panels):
+            picture(str(tmp_path / f"{make.__name__}-{i}"), [reporting.page.legible(panel)])
+    assert len(list(tmp_path.iterdir())) == 2 * (1 + 1 + 2)
+
+
+@pytest.mark.slow
+def test_hostile_names_are_drawn_everywhere(tmp_path):
+    folders = write_hostile(tmp_path)
+    assert len(Page(report(folders, str(tmp_path / "out"))).tags) > 100
+
+
+def test_weights_in_float32_have_no_floor_and_perhaps_no_null(tmp_path, undrawn):
     own = weights(("base", "mt", "rl"))
     own["pairs"][0] |= {"bf16": False, "null": None}
     own["pairs"][1] |= {"bf16": False, "null": own["pairs"][1]["null"] | {"float32": change(0.00777)}}
     (tmp_path / "weights.json").write_text(json.dumps(own))
     page = Page(report([str(tmp_path)], str(tmp_path / "out")))
     assert "the floor does not apply" in page.text and "No null: base to mt" in page.text
-    drawn = (tmp_path / "out" / "figures" / "02-unchanged-1.svg").read_text()
+    picture(str(tmp_path / "unchanged"), sections.unchanged(own).panels)
+    drawn = (tmp_path / "unchanged.svg").read_text()
     assert "0.39 %" not in drawn and "dashed: noise alone" in drawn
 
 
-def test_two_folders_of_one_name(tmp_path):
+def test_two_folders_of_one_name(tmp_path, undrawn):
     """They are told apart by the folder above."""
     a, b = write(tmp_path / "a", ["results.json"], ["rl"]), write(tmp_path / "b", ["results.json"], ["rl"])
     page = Page(report([*a, *b, *a], str(tmp_path / "out")))
@@ -324,7 +354,7 @@ def test_damaged_metrics_are_named(tmp_path, text):
         report([str(tmp_path)], str(tmp_path / "out"))
 
 
-def test_numbers_that_are_none(tmp_path):
+def test_numbers_that_are_none(tmp_path, undrawn):
     """Text where a number belongs is refused; a run cut short, or without an evaluation, is shown."""
     bad = landscape()
     bad["path"][0]["score"] = "high"

@@ -257,7 +257,7 @@ def test_no_score_is_under_none_or_over_all():
     chains = {str(score): chain_of(0.0, NUMBERS | {"mcs math": score}) for score in (0.0, 0.3, 0.9)}
     score = claims.estimate(chains, claims.mean("math", "mcs"))
     assert (score.low, score.high) == (0, 1) and score.mean == pytest.approx(0.4)
-    assert judged(CLAIMS[0], chains)["found"].startswith("base to mcs +37.0 [-76.")       # a difference may be
+    assert judged(CLAIMS[0], chains)["found"].startswith("base to mcs +37.0 [-76.")    # a difference may be
 
 
 def test_seeds_that_agree_leave_the_problems_in_doubt():

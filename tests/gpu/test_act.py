@@ -1,12 +1,12 @@
 import pytest
 import torch
-from oracle import DTYPES, INTERPRET, agree, gradcheck, leaf, repeats
+from oracle import DTYPES, INTERPRET, agree, gradcheck, leaf, repeats, slow
 
 from kernels import act
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(2, 3, 40), (1, 1), (0, 16), (5, 2056)])
+@pytest.mark.parametrize("shape", [(2, 3, 40), (1, 1), (0, 16), slow((5, 2056))])
 def test_swiglu(shape, dtype):
     agree(act.swiglu, act.reference, [leaf(*shape, dtype=dtype), leaf(*shape, dtype=dtype)])
 
@@ -25,7 +25,7 @@ def test_swiglu_of_halves(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(2, 3, 40), (1,), (0, 16), (5, 2056)])
+@pytest.mark.parametrize("shape", [(2, 3, 40), (1,), (0, 16), slow((5, 2056))])
 def test_relu2(shape, dtype):
     agree(act.relu2, act.reference_relu2, [leaf(*shape, dtype=dtype)])
     if len(shape) == 3:
@@ -39,6 +39,7 @@ def test_large_inputs_stay_finite():
     assert torch.isfinite(torch.autograd.grad(y.sum(), x)[0]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not INTERPRET, reason="float64 by finite differences: under the interpreter")
 def test_gradcheck():
     gradcheck(act.swiglu, [leaf(3, 5), leaf(3, 5)])
@@ -46,6 +47,7 @@ def test_gradcheck():
     gradcheck(act.relu2, [leaf(3, 5)])
 
 
+@pytest.mark.slow                                          # the interpreter cannot but repeat itself
 def test_same_bits_twice():
     repeats(act.swiglu, [leaf(8, 100, dtype=torch.float32), leaf(8, 100, dtype=torch.float32)])
     repeats(act.relu2, [leaf(8, 100, dtype=torch.float32)])

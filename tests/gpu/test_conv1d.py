@@ -1,6 +1,6 @@
 import pytest
 import torch
-from oracle import DEVICE, DTYPES, INTERPRET, TOLERANCE, agree, documents, gradcheck, leaf, repeats
+from oracle import DEVICE, DTYPES, INTERPRET, TOLERANCE, agree, documents, gradcheck, leaf, repeats, slow
 
 from kernels import conv1d
 
@@ -25,27 +25,28 @@ def test_conv1d(packed, dtype):
     agree(conv1d.causal_conv1d, conv1d.reference, case(2, 9, 21, packed=packed, dtype=dtype))
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("k", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("packed", [slow(False), True])
+@pytest.mark.parametrize("bias", [False, slow(True)])
+@pytest.mark.parametrize("k", [1, slow(2), slow(3), slow(5), 8])
 def test_other_widths(k, bias, packed):
     agree(conv1d.causal_conv1d, conv1d.reference, case(1, 9, 5, k, bias, packed))
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 5), (1, 3, 16), (1, 3, 260), (1, 8, 17)])
+@pytest.mark.parametrize("shape", [
+    (1, 1, 1), slow((2, 2, 5)), slow((1, 3, 16)), slow((1, 3, 260)), slow((1, 8, 17))])
 def test_shapes(shape):
     agree(conv1d.causal_conv1d, conv1d.reference, case(*shape, packed=shape[1] > 1, dtype=torch.float32))
 
 
-def test_spans():
+@pytest.mark.parametrize("T", [0, 1, 31, 33, 1000, 8192, slow(131_072)])
+def test_spans(T):
     """Every position once, programs that fill a GPU of 132 x 8 warps or run all at once."""
-    for T in (0, 1, 31, 33, 1000, 8192, 131_072):
-        for programs in (1, 17, 34, 40, 700, 5000):
-            span = conv1d._span(T, programs, 132 * 8, 4)
-            assert span > 0 and span % 4 == 0
-            if T >= 1000:
-                waves = programs * -(-T // span) / (132 * 8)
-                assert -(-waves // 1) <= max(1.2 * waves, 1) or programs > 132 * 8, (T, programs, span)
+    for programs in (1, 17, 34, 40, 700, 5000):
+        span = conv1d._span(T, programs, 132 * 8, 4)
+        assert span > 0 and span % 4 == 0
+        if T >= 1000:
+            waves = programs * -(-T // span) / (132 * 8)
+            assert -(-waves // 1) <= max(1.2 * waves, 1) or programs > 132 * 8, (programs, span)
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 8), (2, 0, 8)])
@@ -78,6 +79,7 @@ def test_a_slice_of_wider_rows():
     agree(slices(ours), slices(exact), [leaf(2, 7, 8), *more])
 
 
+@pytest.mark.slow
 def test_every_border():
     """A border before each position in turn, programs' edges among them, and a document a position."""
     x, w, b, _ = case(9, 9, 3)
@@ -96,12 +98,14 @@ def test_another_documents_infinity_stays_there():
     assert torch.isfinite(y[:, 5:]).all() and torch.isfinite(dx[:, 5:]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not INTERPRET, reason="float64 by finite differences: under the interpreter")
 def test_gradcheck():
     x, w, b, docs = case(1, 5, 2, k=3, packed=True)
     gradcheck(lambda *inputs: conv1d.causal_conv1d(*inputs, docs), [x, w, b])
 
 
+@pytest.mark.slow                                          # the interpreter cannot but repeat itself
 def test_same_bits_twice():
     repeats(conv1d.causal_conv1d, case(2, 6, 20, packed=True, dtype=torch.float32))
 
@@ -119,7 +123,7 @@ def test_step_is_the_last_position(bias, dtype):
     assert torch.equal(cache[:3], x[:, -3:]) and (cache[3:] == 7).all()
 
 
-@pytest.mark.parametrize("k", [1, 2, 8])
+@pytest.mark.parametrize("k", [1, slow(2), slow(8)])
 def test_step_of_other_widths(k):
     x, w, b, _ = (i if i is None else i.detach() for i in case(2, 9, 300, k=k))
     state = torch.zeros(2, k - 1, 300, dtype=x.dtype, device=DEVICE)

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from oracle import DEVICE, DTYPES, INTERPRET, agree, gradcheck, head, leaf, repeats
+from oracle import DEVICE, DTYPES, INTERPRET, agree, gradcheck, head, leaf, repeats, slow
 
 from kernels import logprob, loss
 from kernels.logprob import token_logprobs
@@ -24,13 +24,13 @@ def same(pick=BOTH, chunk=None, of=lambda h, w, targets: (h, w, targets), **more
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n, V", [(5, 149), (2, 128), (3, 63), (1, 17), (0, 149)])
+@pytest.mark.parametrize("n, V", [(5, 149), slow(2, 128), slow(3, 63), (1, 17), (0, 149)])
 def test_token_logprobs(n, V, dtype):
     agree(*same(), head(n, V, dtype=dtype))
 
 
-@pytest.mark.parametrize("pick", [BOTH, LOGP, ENTROPY])
-@pytest.mark.parametrize("chunk", [1, 3, 50])
+@pytest.mark.parametrize("pick", [BOTH, slow(LOGP), slow(ENTROPY)])
+@pytest.mark.parametrize("chunk", [slow(1), 3, slow(50)])
 def test_scale_temperature_known_and_chunks(chunk, pick):
     """Gradients of both, of log-probs alone and of entropies alone; rows of the head that do not count."""
     for dtype, known in ((torch.float64, 77), (torch.float32, None)):
@@ -114,11 +114,13 @@ def test_rows_beyond_2_31():
     assert (grad[:, 5] > 0.99).all() and (grad[-1, 6:] + 2.0 ** -17).abs().max() < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not INTERPRET, reason="float64 by finite differences: under the interpreter")
 def test_gradcheck():
     h, w, targets = head(3, 9, 2, size=1.0)
     gradcheck(lambda h, w: token_logprobs(h, w, targets, 0.7, 1.3, 2), [h, w])
 
 
+@pytest.mark.slow                                          # the interpreter cannot but repeat itself
 def test_same_bits_twice():
     repeats(token_logprobs, head(dtype=torch.float32))

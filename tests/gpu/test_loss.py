@@ -3,7 +3,7 @@ import math
 import oracle
 import pytest
 import torch
-from oracle import DEVICE, DTYPES, INTERPRET, agree, gradcheck, leaf, repeats
+from oracle import DEVICE, DTYPES, INTERPRET, agree, gradcheck, leaf, repeats, slow
 
 from kernels import loss
 from kernels.loss import IGNORE, linear_cross_entropy
@@ -29,13 +29,13 @@ def same(scale=1.0, chunk=None, of=lambda h, w, targets: (h, w, targets)):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("n, V", [(7, 149), (2, 128), (3, 63), (1, 17), (2, 1), (0, 149)])
+@pytest.mark.parametrize("n, V", [(7, 149), slow(2, 128), slow(3, 63), (1, 17), (2, 1), (0, 149)])
 def test_linear_cross_entropy(n, V, dtype):
     agree(*same(), head(n, V, dtype=dtype))
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 50])
-@pytest.mark.parametrize("scale", [1.0, 0.3])
+@pytest.mark.parametrize("chunk", [slow(1), 3, slow(50)])
+@pytest.mark.parametrize("scale", [slow(1.0), 0.3])
 def test_scale_and_chunks(scale, chunk):
     agree(*same(scale, chunk), head(7))
     agree(*same(scale, chunk), head(7, dtype=torch.float32, size=1.0))
@@ -117,11 +117,13 @@ def test_rows_beyond_2_31():
     assert (grad[:, 5] < -0.99).all() and (grad[-1, 6:] == 2.0 ** -17).all()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not INTERPRET, reason="float64 by finite differences: under the interpreter")
 def test_gradcheck():
     h, w, targets = head(3, 9, 2, size=1.0)
     gradcheck(lambda h, w: linear_cross_entropy(h, w, targets, 0.7, 2), [h, w])
 
 
+@pytest.mark.slow                                          # the interpreter cannot but repeat itself
 def test_same_bits_twice():
     repeats(linear_cross_entropy, head(dtype=torch.float32))

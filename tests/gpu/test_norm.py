@@ -1,6 +1,6 @@
 import pytest
 import torch
-from oracle import DEVICE, DTYPES, INTERPRET, agree, gradcheck, leaf, repeats
+from oracle import DEVICE, DTYPES, INTERPRET, agree, gradcheck, leaf, repeats, slow
 
 from kernels import norm
 
@@ -22,7 +22,7 @@ def added(scale):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(2, 3, 40), (1, 7), (0, 16), (3, 2056)])
+@pytest.mark.parametrize("shape", [(2, 3, 40), (1, 7), (0, 16), slow((3, 2056))])
 def test_rms_norm(shape, dtype):
     """The weight of the input's dtype, and wider. Long rows: several to a program, even here."""
     for weight in dict.fromkeys((dtype, torch.promote_types(dtype, torch.float32))):
@@ -31,7 +31,7 @@ def test_rms_norm(shape, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("groups", [1, 3])
-@pytest.mark.parametrize("shape", [(2, 3, 36), (1, 15), (0, 24), (8, 9)])
+@pytest.mark.parametrize("shape", [(2, 3, 36), (1, 15), (0, 24), slow((8, 9))])
 def test_gated(shape, groups, dtype):
     inputs = [leaf(*shape, dtype=dtype), leaf(shape[-1], dtype=dtype), leaf(*shape, dtype=dtype)]
     agree(lambda *a: ours(*a, groups), lambda *a: theirs(*a, groups), inputs)
@@ -52,7 +52,7 @@ def test_strides(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(2, 3, 40), (1, 7), (0, 16), (3, 2056)])
+@pytest.mark.parametrize("shape", [(2, 3, 40), (1, 7), (0, 16), slow((3, 2056))])
 def test_add_rms_norm(shape, dtype):
     inputs = [leaf(*shape, dtype=dtype), leaf(*shape, dtype=dtype), leaf(shape[-1], dtype=dtype)]
     for scale in (1.0, 0.22):
@@ -87,6 +87,7 @@ def test_large_and_zero_inputs_stay_finite():
         assert all(torch.isfinite(g).all() for g in (y, *grads))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not INTERPRET, reason="float64 by finite differences: under the interpreter")
 def test_gradcheck():
     gradcheck(ours, [leaf(2, 3), leaf(3)])
@@ -94,6 +95,7 @@ def test_gradcheck():
     gradcheck(added(0.22)[0], [leaf(2, 3), leaf(2, 3), leaf(3)])
 
 
+@pytest.mark.slow                                          # the interpreter cannot but repeat itself
 def test_same_bits_twice():
     x, z, w = (leaf(*shape, dtype=torch.float32) for shape in ((9, 64), (9, 64), (64,)))
     repeats(lambda *a: ours(*a, 2), [x, w, z])

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from oracle import DTYPES, INTERPRET, agree, gradcheck, leaf, repeats
+from oracle import DTYPES, INTERPRET, agree, gradcheck, leaf, repeats, slow
 
 from kernels import rope
 
@@ -21,8 +21,8 @@ def heads(b, t, n, d, dtype=torch.float64):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("b, t, h, kv, d", [
-    (2, 9, 5, 1, 128), (2, 7, 4, 2, 80), (3, 1, 40, 8, 64), (1, 1, 1, 1, 2), (2, 3, 3, 3, 6), (0, 5, 4, 2, 8),
-    (2, 0, 4, 2, 8)])
+    slow(2, 9, 5, 1, 128), (2, 7, 4, 2, 80), slow(3, 1, 40, 8, 64), (1, 1, 1, 1, 2), slow(2, 3, 3, 3, 6),
+    (0, 5, 4, 2, 8), (2, 0, 4, 2, 8)])
 def test_rotate(b, t, h, kv, d, dtype):
     """Positions that all rows of the batch share, and each row's own."""
     for batch in {1, b}:
@@ -72,12 +72,14 @@ def test_the_inverse_undoes_it():
         assert (there - x).norm() <= 1e-11 * x.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not INTERPRET, reason="float64 by finite differences: under the interpreter")
 def test_gradcheck():
     cos, sin = angles(1, 2, 4)
     gradcheck(lambda q, k: rope.rotate(q, k, cos, sin), [heads(2, 2, 2, 4), heads(2, 2, 1, 4)])
 
 
+@pytest.mark.slow                                          # the interpreter cannot but repeat itself
 def test_same_bits_twice():
     repeats(rope.rotate, [heads(2, 9, 5, 64, torch.float32), heads(2, 9, 2, 64, torch.float32),
                           *angles(2, 9, 64, torch.float32)])

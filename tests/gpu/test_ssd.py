@@ -4,7 +4,7 @@ fp32 2e-5 (the decays' exponents are sums of many terms), fp16 and bf16 two roun
 
 import pytest
 import torch
-from oracle import DEVICE, DOT_DTYPES, INTERPRET, agree, documents, gradcheck, leaf, repeats
+from oracle import DEVICE, DOT_DTYPES, INTERPRET, agree, documents, gradcheck, leaf, repeats, slow
 
 from kernels import ssd
 
@@ -35,19 +35,24 @@ def check(given, docs, chunk, tolerance=None):
 @pytest.mark.parametrize("dtype", DOT_DTYPES)
 @pytest.mark.parametrize("b, t, h, p, g, n, chunk, packed, initial", [
     (2, 37, 4, 8, 2, 5, 16, True, True),           # three chunks, the last not full; odd sizes
-    (1, 33, 3, 17, 1, 16, 32, True, False),
-    (1, 16, 2, 4, 1, 3, 16, False, True),          # exactly one chunk
+    slow(1, 33, 3, 17, 1, 16, 32, True, False),
+    slow(1, 16, 2, 4, 1, 3, 16, False, True),      # exactly one chunk
     (2, 1, 2, 4, 2, 3, 16, True, True),            # one token
-    (1, 70, 2, 16, 1, 16, 64, False, False)])
+    slow(1, 70, 2, 16, 1, 16, 64, False, False)])
 def test_the_recurrence(b, t, h, p, g, n, chunk, packed, initial, dtype):
     check(inputs(b, t, h, p, g, n, dtype, initial), documents(b, t) if packed else None, chunk)
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", [slow(False), True])
 def test_tiles_within_a_chunk(packed):
-    """64 tokens a chunk are two tiles by two; 18 heads a group are two programs."""
+    """64 tokens a chunk are two tiles by two."""
     check(inputs(1, 75, 2, 4, 2, 4), documents(1, 75, 5) if packed else None, 64)
-    check(inputs(1, 20, 18, 2, 1, 2), documents(1, 20) if packed else None, 16)
+
+
+@pytest.mark.parametrize("t, packed", [(9, True), slow(20, False), slow(20, True)])
+def test_parts_of_a_group(t, packed):
+    """18 heads a group are two programs."""
+    check(inputs(1, t, 18, 2, 1, 2), documents(1, t) if packed else None, 16)
 
 
 def test_every_token_a_document_of_its_own():
@@ -142,6 +147,7 @@ def test_step(dtype):
         assert (a.double() - b).norm() <= TOLERANCE[dtype] * b.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not INTERPRET, reason="float64 by finite differences: under the interpreter")
 @pytest.mark.parametrize("packed", [False, True])
 def test_gradcheck(packed):
@@ -150,6 +156,7 @@ def test_gradcheck(packed):
               inputs(1, 4, 1, 2, 1, 2, initial=True))
 
 
+@pytest.mark.slow                                          # the interpreter cannot but repeat itself
 def test_same_bits_twice():
     docs = documents(1, 20)
     repeats(lambda *a: ssd.ssd(*a[:6], docs, 16, True, a[6]), inputs(1, 20, 4, 4, 2, 4, torch.float32, True))
