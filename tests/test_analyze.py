@@ -127,6 +127,7 @@ def test_bad_input(stages, tmp_path):
             (("weights", base, broken), "truncated or corrupted"),
             (("weights", base, gone), "is missing"), (("weights", base, mt, "--rank=full"), "not one of off"),
             (("weights", base, mt, f"--null={tmp_path}"), "no run of midtrain.py"),
+            (("compare", base), "two folders of results"), (("compare", base, mt), "has no results.json"),
             (("cka", base), "two checkpoints or more"), (("cka", base, mt, "--tokens=0"), "at least 1"),
             (("weights", base, mt, base), "given twice"), (("cka", base, mt, "--dtype=bf16"), "bfloat16 or"),
             (("cka", base, mt, "--texts=wiki"), "give toy, wikipedia"),

@@ -281,7 +281,7 @@ def test_some_weights(stages):
 
 # -- behaviour -----------------------------------------------------------------------------------------------
 
-def test_behaviour(stages, tmp_path):
+def test_behaviour_and_compare(stages, tmp_path):
     folders = {}
     for stage in ("base", "MT"):
         folders[stage] = str(tmp_path / stage)
@@ -299,6 +299,10 @@ def test_behaviour(stages, tmp_path):
         assert row["all"]["nll"] == pytest.approx(np.mean([s["nll"] for s in samples]))
         assert row["right"] == {"samples": 0, "median_tokens": None, "nll": None} and row["low"] == 0
     assert found["differ"] == {"toy-math": {"max_new_tokens": {"base": 6, "MT": 4}}}
+    analyze.compare(tuple(folders.values()), str(tmp_path / "compared"))
+    evaluate.compare_command(["--compare", *folders.values(), f"--out={tmp_path / 'old-spelling'}"])
+    results = [(tmp_path / out / "compare.json").read_text() for out in ("compared", "old-spelling")]
+    assert results[0] == results[1] and '"base to MT"' in results[0]
     with pytest.raises(InputError, match="no results.json"):
         behaviour_table({"base": folders["base"], "MT": str(tmp_path)})
     with pytest.raises(InputError, match="no task"):
