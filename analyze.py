@@ -213,9 +213,11 @@ def _dot(x, y):
     """The product of two float32 vectors: rows of 1,024 in float32, then float64. 2e-8 off; np.dot of 64k
     entries is 2e-6 low."""
     end = x.size // 1024 * 1024
-    rows = np.vecdot(x[:end].reshape(-1, 1024), y[:end].reshape(-1, 1024))
+    x_rows = x[:end].reshape(-1, 1024)
+    y_rows = y[:end].reshape(-1, 1024)
+    rows = np.vecdot(x_rows, y_rows).sum(dtype=np.float64)
     rest = np.dot(x[end:].astype(np.float64), y[end:].astype(np.float64))
-    return float(rows.sum(dtype=np.float64)) + float(rest)
+    return float(rows) + float(rest)
 
 
 def _in_float64(chunk, thresholds):
@@ -224,13 +226,20 @@ def _in_float64(chunk, thresholds):
     finite = np.logical_and.reduce([np.isfinite(x) for x in wide])
     w0, w1, *others = [x[finite] for x in wide]
     dw = w1 - w0
-    distance, size = np.abs(dw), np.abs(w0)
+    distance = np.abs(dw)
+    size = np.abs(w0)
+    bits_differ = w0.view(np.int64) != w1.view(np.int64)
+    over = [np.count_nonzero(distance > t * size) for t in thresholds]
     measured = dict(
-        entries=finite.size, nonfinite=finite.size - w0.size,
-        bits=int(np.count_nonzero(w0.view(np.int64) != w1.view(np.int64))),
+        entries=finite.size,
+        nonfinite=finite.size - w0.size,
+        bits=int(np.count_nonzero(bits_differ)),
         values=int(np.count_nonzero(dw)),
-        over=np.array([np.count_nonzero(distance > t * size) for t in thresholds]),
-        dw2=float(dw @ dw), w02=float(w0 @ w0), dot=float(w0 @ dw), max_dw=float(distance.max(initial=0)))
+        over=np.array(over),
+        dw2=float(dw @ dw),
+        w02=float(w0 @ w0),
+        dot=float(w0 @ dw),
+        max_dw=float(distance.max(initial=0)))
     if others:
         other_dw = others[0] - w0
         measured |= dict(other2=float(other_dw @ other_dw), both=float(other_dw @ dw))
@@ -263,12 +272,25 @@ def summary(total, thresholds):
 # -- weights: two checkpoints ------------------------------------------------------------------------------
 
 # leaf of a tensor's name: (component, sub-component), the paper's rows; Mamba's D goes with A and dt
-PARTS = {"q_proj": ("attention", "Q"), "k_proj": ("attention", "K"), "v_proj": ("attention", "V"),
-         "o_proj": ("attention", "O"), "gate_proj": ("MLP", "gate"), "up_proj": ("MLP", "up"),
-         "down_proj": ("MLP", "down"), "output_linear": ("MLP", "down"), "in_proj": ("Mamba", "in_proj"),
-         "out_proj": ("Mamba", "out_proj"), "conv1d": ("Mamba", "conv1d"), "A_log": ("Mamba", "A/dt"),
-         "dt_bias": ("Mamba", "A/dt"), "D": ("Mamba", "A/dt"), "embed_tokens": ("embedding", "embed"),
-         "embeddings": ("embedding", "embed"), "lm_head": ("embedding", "head")}
+PARTS = {
+    "q_proj": ("attention", "Q"),
+    "k_proj": ("attention", "K"),
+    "v_proj": ("attention", "V"),
+    "o_proj": ("attention", "O"),
+    "gate_proj": ("MLP", "gate"),
+    "up_proj": ("MLP", "up"),
+    "down_proj": ("MLP", "down"),
+    "output_linear": ("MLP", "down"),
+    "in_proj": ("Mamba", "in_proj"),
+    "out_proj": ("Mamba", "out_proj"),
+    "conv1d": ("Mamba", "conv1d"),
+    "A_log": ("Mamba", "A/dt"),
+    "dt_bias": ("Mamba", "A/dt"),
+    "D": ("Mamba", "A/dt"),
+    "embed_tokens": ("embedding", "embed"),
+    "embeddings": ("embedding", "embed"),
+    "lm_head": ("embedding", "head"),
+}
 
 
 class Part(NamedTuple):
@@ -533,7 +555,8 @@ def linear_cka(X, Y, debiased=False):
         raise InputError(f"CKA: {n} and {len(Y)} inputs: the same ones are needed")
     if n < (4 if debiased else 2):
         return math.nan
-    X, Y = _centred(X), _centred(Y)
+    X = _centred(X)
+    Y = _centred(Y)
     if debiased or n < max(X.shape[1], Y.shape[1]):
         return gram_cka(X @ X.T, Y @ Y.T, debiased)
     return float(_ratio(np.sum((X.T @ Y) ** 2), np.sum((X.T @ X) ** 2), np.sum((Y.T @ Y) ** 2)))
@@ -556,16 +579,14 @@ def cka_bootstrap(K, L, resamples=1000, seed=0, debiased=True):
 
     with K_i. the sum of row i, up to a factor; debiased (h - 1)(h - 2) and h - 2 stand for h^2 and h (Song et
     al., equation 5). With a half as a 0/1 vector s each sum is a product with it: K_i. is s_i (K s)_i."""
-    n = len(K)
-    h = n // 2
+    h = len(K) // 2
     if h < (4 if debiased else 2):
         return np.full(resamples, np.nan)
-    draws = np.random.default_rng(seed).random((resamples, n))
-    s = np.zeros((resamples, n))
-    np.put_along_axis(s, draws.argsort(1)[:, :h], 1.0, axis=1)
+    s = random_halves(len(K), resamples, seed)
     K, L = centre(K, False), centre(L, False)             # no change of either statistic, smaller numbers
     if debiased:
-        K, L = K - np.diag(np.diag(K)), L - np.diag(np.diag(L))
+        np.fill_diagonal(K, 0)
+        np.fill_diagonal(L, 0)
 
     def hsic(products, K_rows, L_rows):
         """products: K_ij L_ij (n, n); K_rows, L_rows: K_i. and L_i. of each half (resamples, n)."""
@@ -574,10 +595,20 @@ def cka_bootstrap(K, L, resamples=1000, seed=0, debiased=True):
         value = ((s @ products) * s).sum(1)
         value = value + K_rows.sum(1) * L_rows.sum(1) / pairs
         value = value - 2 / others * (K_rows * L_rows).sum(1)
-        return np.where(np.abs(value) > 1e-13 * np.abs(products).sum(), value, 0.0)
+        rounding = 1e-13 * np.abs(products).sum()
+        return np.where(np.abs(value) > rounding, value, 0.0)
 
-    K_rows, L_rows = (s @ K) * s, (s @ L) * s
+    K_rows = (s @ K) * s
+    L_rows = (s @ L) * s
     return _ratio(hsic(K * L, K_rows, L_rows), hsic(K * K, K_rows, K_rows), hsic(L * L, L_rows, L_rows))
+
+
+def random_halves(n, resamples, seed):
+    """(resamples, n) of 0 and 1: in each row a random half of n inputs."""
+    order = np.random.default_rng(seed).random((resamples, n)).argsort(1)
+    halves = np.zeros((resamples, n))
+    np.put_along_axis(halves, order[:, :n // 2], 1.0, axis=1)
+    return halves
 
 
 def cka_permuted(K, L, permutations=1000, seed=0, debiased=True):
@@ -691,36 +722,26 @@ def landscape_scores(base, mt, rl, out, **how):
     disk. out/landscape.jsonl gets a line a point, under a hash of all that made it: the same command goes on
     after a kill, and with every point there it starts no engine. The grader is not part of that hash: delete
     the file after a change of it."""
-    cfg = Landscape(base, mt, rl, out, **how)
-    defaults = TOY if cfg.prompts == "toy" else PAPER
-    cfg = dataclasses.replace(cfg, **{name: getattr(cfg, name) or value for name, value in defaults.items()})
+    cfg = with_defaults(Landscape(base, mt, rl, out, **how))
     check_landscape(cfg)
     with join_ranks(cfg.device) as ranks:
         run = Run(out, cfg, ranks, FREE)
         with ranks.first_on_node():                       # it downloads, the others find it
-            inits = [_one_checkpoint(getattr(cfg, flag), flag) for flag in ("base", "mt", "rl")]
-        corners = [init.terms[0].checkpoint.path for init in inits]     # of a preset: its folder in the cache
-        Init(combination(Point(0.5, 0.25), *corners))     # all three: refuses other architectures
-        cfg = dataclasses.replace(cfg, context=context_of(inits[1].arch, cfg.context))
-        records, left_out = landscape_problems(cfg, inits[1].tokenizer())
-
-        # -- what each point is made of: the key of its line -------------------------------------------------
-        weights = ranks.agree([init.identity() for init in inits] if ranks.rank == 0 else None)
-        problems = [(record["id"], record["ids"], record["truth"]) for record in records]
-        made_of = weights, problems, [getattr(cfg, name) for name in MADE_WITH]
+            corners = open_corners(cfg)
+        cfg = dataclasses.replace(cfg, context=context_of(corners.mt.arch, cfg.context))
+        records, left_out = landscape_problems(cfg, corners.mt.tokenizer())
         path, grid = path_and_grid(cfg.path, cfg.grid)
-        keys = {point: digest(*made_of, *point) for point in path + grid}
+        keys = point_keys(path + grid, corners, records, cfg, ranks)
 
-        # -- point by point ----------------------------------------------------------------------------------
+        # Every point that has no line yet is made, and its line kept unless something could not be graded.
         with saved_points(run, ranks) as (file, lines):
             missing = [point for point, key in keys.items() if key not in lines]
             reasons = "".join(f" ({n} left out {reason})" for reason, n in left_out.items())
             run.log(f"{len(keys)} points, {len(missing)} to make, of {len(records)} problems{reasons}"
                     f" x {cfg.samples} samples; base {base}, mt {mt}, rl {rl}")
-            engine = make_engine(inits[1].text, cfg, ranks) if missing else None
+            engine = make_engine(corners.mt.text, cfg, ranks) if missing else None
             for point in missing:
-                init = Init(combination(point, *corners))
-                line, ungraded = score_point(engine, point, init, records, cfg, ranks)
+                line, ungraded = score_point(engine, corners.mixed(point), point, records, cfg, ranks)
                 line = {"key": keys[point]} | line
                 lines[line["key"]] = line
                 if ranks.rank == 0 and not ungraded:
@@ -734,21 +755,59 @@ def landscape_scores(base, mt, rl, out, **how):
         scores = {}
         for point, key in keys.items():
             scores[point] = {name: lines[key][name] for name in ("alpha", "beta", "score", "low", "high")}
-        result = {"path": [scores[point] for point in path], "grid": [scores[point] for point in grid],
-                  "problems": len(records), "samples": cfg.samples}
+        result = {"path": [scores[point] for point in path],
+                  "grid": [scores[point] for point in grid],
+                  "problems": len(records),
+                  "samples": cfg.samples}
         if ranks.rank == 0:
             with run.writing("landscape.json"):
                 write_atomic(run.path("landscape.json"), json.dumps(result, indent=1))
         return result
 
 
-def _one_checkpoint(text, flag):
-    """The Init of a corner, which is no sum itself."""
-    init = Init(text)
-    if len(init.terms) > 1:
-        raise InputError(f"--{flag}={text!r} is a sum of {len(init.terms)} checkpoints; "
-                         f"write it as one first (merge), and give its folder")
-    return init
+def with_defaults(cfg):
+    """A Landscape whose zeros and empty texts are the paper's values, or the toys'."""
+    defaults = TOY if cfg.prompts == "toy" else PAPER
+    unset = {name: value for name, value in defaults.items() if not getattr(cfg, name)}
+    return dataclasses.replace(cfg, **unset)
+
+
+class Corners(NamedTuple):
+    """The three checkpoints of the plane, each an Init of a single term."""
+    base: Init
+    mt: Init
+    rl: Init
+
+    def mixed(self, point):
+        """The Init of a Point. InputError where the three are of different architectures."""
+        paths = [init.terms[0].checkpoint.path for init in self]       # of a preset: its folder in the cache
+        return Init(combination(point, *paths))
+
+
+def open_corners(cfg):
+    """The Corners of a Landscape. InputError on sums, and on different architectures."""
+    inits = {}
+    for flag in Corners._fields:
+        text = getattr(cfg, flag)
+        inits[flag] = Init(text)
+        terms = len(inits[flag].terms)
+        if terms > 1:
+            raise InputError(f"--{flag}={text!r} is a sum of {terms} checkpoints; write it as one first "
+                             f"(merge), and give its folder")
+    corners = Corners(**inits)
+    corners.mixed(Point(0.5, 0.25))
+    return corners
+
+
+def point_keys(points, corners, records, cfg, ranks):
+    """{point: a hash of all that makes its pass rate}: weights, problems, how answers are sampled."""
+    weights = None
+    if ranks.rank == 0:
+        weights = [init.identity() for init in corners]
+    problems = [(record["id"], record["ids"], record["truth"]) for record in records]
+    settings = [getattr(cfg, name) for name in MADE_WITH]
+    made_of = ranks.agree(weights), problems, settings
+    return {point: digest(*made_of, *point) for point in points}
 
 
 def landscape_problems(cfg, tokenizer):
@@ -765,7 +824,8 @@ def landscape_problems(cfg, tokenizer):
 def saved_points(run, ranks):
     """(file, {key: line}) of landscape.jsonl: open for more lines on rank 0, else None; the lines that are
     there, on every rank."""
-    file, lines = None, {}
+    file = None
+    lines = {}
     with contextlib.ExitStack() as stack:
         if ranks.rank == 0:
             with run.writing("landscape.jsonl"):
@@ -775,7 +835,7 @@ def saved_points(run, ranks):
         yield file, ranks.agree(lines)
 
 
-def score_point(engine, point, init, records, cfg, ranks):
+def score_point(engine, init, point, records, cfg, ranks):
     """({"alpha", "beta", "score", "low", "high", "seconds"}, how many samples could not be graded)."""
     start = time.monotonic()
     shares, ungraded = pass_rates(engine, init, records, cfg, ranks)
@@ -797,10 +857,10 @@ def pass_rates(engine, init, records, cfg, ranks):
     of init. The keys are the same at every point: neighbours differ by their weights alone, not by luck."""
     engine.load_weights(whole_tensors(init, engine.dtype))
     local = records[ranks.rank::ranks.world]
-    samples = engine.generate([record["ids"] for record in local], cfg.samples,
-                              max_new_tokens=cfg.max_new_tokens, temperature=cfg.temperature,
-                              top_p=cfg.top_p, seed=cfg.seed,
-                              keys=[("landscape", record["id"]) for record in local])
+    prompts = [record["ids"] for record in local]
+    keys = [("landscape", record["id"]) for record in local]
+    samples = engine.generate(prompts, cfg.samples, max_new_tokens=cfg.max_new_tokens,
+                              temperature=cfg.temperature, top_p=cfg.top_p, seed=cfg.seed, keys=keys)
     answers = []
     for record, record_samples in zip(local, samples, strict=True):
         for sample in record_samples:
@@ -868,16 +928,19 @@ def sampled_weights(path, count=1 << 18, component="", seed=0):
     """`count` weights of a checkpoint or of its component (float32; all if there are fewer), each as likely
     as another."""
     folder = Folder(path)
-    names = [name for name in sorted(compared_names(folder))
-             if component in ("", first_part(name).component)]
-    sizes = [np.prod(folder.shape(name), dtype=np.int64) for name in names]
-    ends = np.cumsum(sizes)                               # of the tensors laid end to end
-    chosen = np.random.default_rng(seed).choice(ends[-1], min(count, ends[-1]), replace=False)
+    names = sorted(compared_names(folder))
+    if component:
+        names = [name for name in names if first_part(name).component == component]
+    sizes = [math.prod(folder.shape(name)) for name in names]
+    ends = np.cumsum(sizes)                               # of the tensors, laid end to end
+    total = int(ends[-1])
+    chosen = np.random.default_rng(seed).choice(total, min(count, total), replace=False)
     chosen.sort()
     by_tensor = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
     weights = []
     for name, end, size, places in zip(names, ends, sizes, by_tensor, strict=True):
-        flat = folder.read(name, 0, folder.shape(name)[0]).flatten()
+        rows = folder.shape(name)[0]
+        flat = folder.read(name, 0, rows).flatten()
         weights.append(flat[places - (end - size)].float())
     return torch.cat(weights)
 
@@ -933,7 +996,8 @@ def behaviour_table(stages):
         raise InputError(f"{', '.join(stages.values()) or 'no folder'}: no task was graded in all of them; "
                          f"give evaluations of the same --tasks")
     columns = ("score", "low", "high", "problems", "samples", "all", "right", "wrong")
-    rows, differ = [], {}
+    rows = []
+    differ = {}
     for task in shared:
         settings = {}                                     # {stage: what its samples were made with}
         for stage, tasks in graded_tasks.items():
@@ -1013,9 +1077,18 @@ def weights(old: Positional[str], new: Positional[str], other: Positional[str] =
         beside = other if other and folder == new else None
         compared = compare_checkpoints(old, folder, beside)
         ended_bf16 = is_bf16(Folder(folder))
-        pair = dict(names=[names[old], names[folder]], folders=[old, folder], bf16=began_bf16 and ended_bf16,
-                    cosine_with=names.get(beside), null=None, nulls={}, geometry=[],
-                    rows=compared["rows"], missing=compared["missing"], extra=compared["extra"])
+        pair = {
+            "names": [names[old], names[folder]],
+            "folders": [old, folder],
+            "bf16": began_bf16 and ended_bf16,
+            "cosine_with": names.get(beside),
+            "null": None,                                 # noise_null of all weights
+            "nulls": {},                                  # of all and of each component, rounded as the file
+            "geometry": [],
+            "rows": compared["rows"],
+            "missing": compared["missing"],
+            "extra": compared["extra"],
+        }
         if null and folder == new:
             if ended_bf16 and not began_bf16:
                 raise InputError(f"--null={null}: {old} is float32 and {new} bfloat16, so rounding alone "
@@ -1041,20 +1114,24 @@ def component_nulls(old, tensors, cfg, rates):
     return nulls
 
 
-def geometry(old, new, tensors, every):
-    """update_geometry of the matrices, or of the largest one of each sub-component."""
-    before, after = Folder(old), Folder(new)
-    names = []
+def geometry(old, new, tensors, all_matrices):
+    """update_geometry of all matrices, or of the largest one of each sub-component."""
+    folders = Folder(old), Folder(new)
+    shapes = {}                                           # of the matrices
     for tensor in tensors:
-        name = tensor["name"]
-        if len(before.shape(name)) == 2 and not tensor["nonfinite"] and name not in names:
-            names.append(name)
-    if not every:
-        by_size = sorted(names, key=lambda name: math.prod(before.shape(name)))
-        names = sorted({first_part(name).sub: name for name in by_size}.values())
+        shape = folders[0].shape(tensor["name"])
+        if len(shape) == 2 and not tensor["nonfinite"]:
+            shapes[tensor["name"]] = shape
+    names = list(shapes)
+    if not all_matrices:
+        largest = {}                                      # by sub-component
+        for name in sorted(names, key=lambda name: math.prod(shapes[name])):
+            largest[first_part(name).sub] = name
+        names = sorted(largest.values())
     measured = []
     for name in tqdm(names, unit="matrix", leave=False, disable=None):
-        matrices = [folder.read(name, 0, before.shape(name)[0]) for folder in (before, after)]
+        rows = shapes[name][0]
+        matrices = [folder.read(name, 0, rows) for folder in folders]
         measured.append({"name": name} | update_geometry(*matrices))
     return measured
 
@@ -1148,11 +1225,16 @@ def representations(path, texts, pooling, tokens, dtype, device):
     the pooling (its activations are massive)."""
     model = load(path, dtype=getattr(torch, dtype), device=device)
     bos = model.tokenizer.bos_ids                         # [] or [the token]
-    by_text = []                                          # [a stream's feature] of each text
+    pool = POOLING[pooling]
+    by_text = []                                          # [a stream's feature (C,)] of each text
     for text in tqdm(texts, unit="text", desc=path, leave=False, disable=None):
-        ids = [*bos, *model.tokenizer.encode(text)[:tokens]]
+        ids = bos + model.tokenizer.encode(text)[:tokens]
         streams = model.hidden_states(torch.tensor([ids], device=device))
-        by_text.append([POOLING[pooling](h[0, len(bos):].float()).cpu().numpy() for h in streams])
+        features = []
+        for h in streams:
+            positions = h[0, len(bos):].float()
+            features.append(pool(positions).cpu().numpy())
+        by_text.append(features)
     return [np.stack(features) for features in zip(*by_text, strict=True)]
 
 
@@ -1218,13 +1300,20 @@ def layer_cka(x, y, without, resamples, seed):
     with its 95 % interval over random halves, the 95 % band of permuted inputs, and the debiased one without
     each side's dimensions of the largest variance."""
     K, L = gram(x), gram(y)
-    low, high = np.nanquantile(cka_bootstrap(K, L, resamples, seed), [0.025, 0.975])
-    null_low, null_high = np.nanquantile(cka_permuted(K, L, resamples, seed), [0.025, 0.975])
+    halves = cka_bootstrap(K, L, resamples, seed)
+    permuted = cka_permuted(K, L, resamples, seed)
+    low, high = np.nanquantile(halves, [0.025, 0.975]).tolist()
+    null_low, null_high = np.nanquantile(permuted, [0.025, 0.975]).tolist()
     few_halves = cka_bootstrap(K, L, 20, seed, debiased=False)
-    return dict(biased=gram_cka(K, L, debiased=False), debiased=gram_cka(K, L), low=float(low),
-                high=float(high), null_low=float(null_low), null_high=float(null_high),
-                biased_std=float(few_halves.std()),
-                without_top=gram_cka(gram(without_top(x, without)), gram(without_top(y, without))))
+    K_without, L_without = gram(without_top(x, without)), gram(without_top(y, without))
+    return {"biased": gram_cka(K, L, debiased=False),
+            "debiased": gram_cka(K, L),
+            "low": low,
+            "high": high,
+            "null_low": null_low,
+            "null_high": null_high,
+            "biased_std": float(few_halves.std()),
+            "without_top": gram_cka(K_without, L_without)}
 
 
 def cka_text(title, curve, without):
@@ -1269,7 +1358,8 @@ def trajectory(run: Positional[str], start: Positional[str], base: Positional[st
     steps = []
     print("step   L2 from start   noise   changed by over 1 %   noise")
     for step in moved["steps"]:
-        from_start, null = step_change(step["start"]), step_change(step["null"])
+        from_start = step_change(step["start"])
+        null = step_change(step["null"])
         steps.append({"step": step["step"], "from_mt": from_start, "from_base": step_change(step["base"]),
                       "null": null})
         null_l2 = f"{null['relative_l2']:5.2g}" if null else "    -"

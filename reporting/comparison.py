@@ -6,7 +6,7 @@ import os
 import numpy as np
 
 from cli import InputError, write_atomic
-from reporting.figures import bars, gained, picture, solved
+from reporting import figures
 from suite.intervals import aligned, paired, percent, read_results, with_interval
 from suite.tasks import averages
 
@@ -41,6 +41,19 @@ def every_score(results):
     return scores
 
 
+def every_name(dicts):
+    """The keys of dicts, each once, in the order of their first appearance."""
+    names = {}
+    for keys in dicts:
+        names |= dict.fromkeys(keys)
+    return list(names)
+
+
+def is_scored(name, scores):
+    """Whether a run has a score of this name: {run: {name: result}}."""
+    return any("score" in run.get(name, ()) for run in scores.values())
+
+
 def is_listed(name):
     """Whether tables have a row of this name: of RULER's tasks by length, task@tokens, only the means."""
     return "@" not in name or name.startswith("ruler@")
@@ -64,64 +77,64 @@ def compare(folders, out=""):
 
     gains = {}
     differing = {}                                        # {task: settings that are not alike}
-    for i, (before, after) in enumerate(zip(names, names[1:], strict=False)):
+    for i, (old_name, new_name) in enumerate(zip(names, names[1:], strict=False)):
         differences = score_differences(problems[i], problems[i + 1])
         if not differences:
-            raise InputError(f"--compare: {before} and {after} have no problem in common; give runs of the "
-                             f"same --tasks and --protocol")
-        gains[f"{before} to {after}"] = gains_of(differences, problems[i], problems[i + 1])
+            raise InputError(f"--compare: {old_name} and {new_name} have no problem in common; give "
+                             f"runs of the same --tasks and --protocol")
+        gains[f"{old_name} to {new_name}"] = gains_of(differences, problems[i], problems[i + 1])
         for task in differences:
-            old = scores[before][task]["settings"]
-            new = scores[after][task]["settings"]
+            old = scores[old_name][task]["settings"]
+            new = scores[new_name][task]["settings"]
             changes = [f"{key} {old[key]}, {new[key]}" for key in old if old[key] != new[key]]
             if old != new:
-                differing[task] = f"{before}, {after}: {', '.join(changes)}"
+                differing[task] = f"{old_name}, {new_name}: {', '.join(changes)}"
     frontiers = frontiers_of(problems)
 
     result = {"runs": dict(zip(names, folders, strict=True)), "gains": gains, "frontier": frontiers,
               "settings that differ": differing}
-    listed = [name for name in dict.fromkeys(name for run in scores.values() for name in run)
-              if is_listed(name) and any("score" in run.get(name, ()) for run in scores.values())]
+    listed = [name for name in every_name(scores.values()) if is_listed(name) and is_scored(name, scores)]
     print(as_text(names, listed, scores, gains, frontiers))
     for task, what in differing.items():
         print(f"not made alike: {task} ({what})")
 
     out = out or folders[-1]
-    panels = [bars(listed, scores), gained(listed, gains)]
+    panels = [figures.bars(listed, scores), figures.gained(listed, gains)]
     if frontiers:
-        panels.append(solved(names, frontiers))
+        panels.append(figures.solved(names, frontiers))
     try:
         os.makedirs(out, exist_ok=True)
         write_atomic(os.path.join(out, "compare.json"), json.dumps(result, indent=1))
-        picture(os.path.join(out, "compare"), panels)
+        figures.picture(os.path.join(out, "compare"), panels)
     except OSError as e:
         raise InputError(f"--out={out}: cannot write there ({e.strerror}); give another folder") from None
     print(f"\n{os.path.join(out, 'compare.json')}   {os.path.join(out, 'compare.png')}")
     return result
 
 
-def score_differences(before, after):
-    """{task: [mean score after less that before, a problem]} of the problems that two runs share. before,
-    after: {task: {problem: scores of its samples}}."""
+def score_differences(old, new):
+    """{task: [new mean score less the old one, a problem]} of the problems that two runs share. old, new:
+    {task: {problem: scores of its samples}}."""
     differences = {}
-    for task in before:
-        shared = sorted(before[task].keys() & after.get(task, {}).keys())
+    for task in old:
+        shared = sorted(old[task].keys() & new.get(task, {}).keys())
         if shared:
-            differences[task] = [np.mean(after[task][key]) - np.mean(before[task][key]) for key in shared]
+            differences[task] = [np.mean(new[task][key]) - np.mean(old[task][key]) for key in shared]
     return differences
 
 
-def gains_of(differences, before, after):
+def gains_of(differences, old, new):
     """The gain of each task and average: {name: {gain, low, high, p, problems, of}}, of: the problems of the
-    larger run. differences: score_differences(before, after)."""
+    larger run. differences: score_differences(old, new)."""
     weights = {task: {task: 1.0} for task in differences if "@" not in task}       # {name: {task: weight}}
     weights |= averages(differences)
     gains = {}
     for name, tasks in weights.items():
-        parts = [(weight, differences[task]) for task, weight in tasks.items()]
-        sizes = [sum(len(run.get(task, ())) for task in tasks) for run in (before, after)]
-        gains[name] = paired(parts)._asdict() | {
-            "problems": sum(len(differences[task]) for task in tasks), "of": max(sizes)}
+        gain = paired([(weight, differences[task]) for task, weight in tasks.items()])
+        shared = sum(len(differences[task]) for task in tasks)
+        old_size = sum(len(old.get(task, ())) for task in tasks)
+        new_size = sum(len(new.get(task, ())) for task in tasks)
+        gains[name] = gain._asdict() | {"problems": shared, "of": max(old_size, new_size)}
     return gains
 
 
@@ -135,8 +148,10 @@ def frontiers_of(problems):
         shared = set.intersection(*(set(run.get(task, ())) for run in problems))
         if not shared:
             continue
-        runs = [{problem: run[task][problem] for problem in sorted(shared)} for run in problems]
-        values = {score for run in runs for scores in run.values() for score in scores}
+        runs, values = [], set()
+        for run in problems:
+            runs.append({problem: run[task][problem] for problem in sorted(shared)})
+            values = values.union(*runs[-1].values())
         if min(map(len, runs[0].values())) > 1 and values <= {0, 1}:
             frontiers[task] = frontier(runs)
     return frontiers
@@ -153,13 +168,13 @@ def frontier(runs):
     kinds = {}
     for correct, selecting in ((0, samples), (1, samples), (0, samples // 2)):
         chosen = [problem for problem, scores in first.items() if sum(scores[:selecting]) == correct]
-        measured = {}                                     # all samples, or those that did not select
-        for problem in chosen:
-            measured[problem] = first[problem][selecting % samples:]
-        kinds[f"{correct} of {selecting}"] = {
-            "problems": len(chosen),
-            "solved": [sum(any(run[problem]) for problem in chosen) for run in (measured, *runs[1:])],
-            "pass": [pass_rate(run, chosen) for run in (measured, *runs[1:])]}
+        # The first run is measured by all samples, or by those that did not select.
+        measured = {problem: first[problem][selecting % samples:] for problem in chosen}
+        solved, rates = [], []
+        for run in (measured, *runs[1:]):
+            solved.append(sum(any(run[problem]) for problem in chosen))
+            rates.append(pass_rate(run, chosen))
+        kinds[f"{correct} of {selecting}"] = {"problems": len(chosen), "solved": solved, "pass": rates}
     return kinds
 
 

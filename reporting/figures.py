@@ -101,15 +101,14 @@ def beside(place, run, runs):
 def in_percent(results, name="score"):
     """(values (N,), whiskers below and above them (2, N)), in %, of N results {name, low, high}; a limit that
     is None gives no whisker."""
-    values, below, above = [], [], []
+    values, whiskers = [], []
     for result in results:
-        value = 100 * result[name]
-        low = value if result["low"] is None else 100 * result["low"]
-        high = value if result["high"] is None else 100 * result["high"]
+        value = low = high = 100 * result[name]
+        if result["low"] is not None:
+            low, high = 100 * result["low"], 100 * result["high"]
         values.append(value)
-        below.append(max(0.0, value - low))
-        above.append(max(0.0, high - value))
-    return np.array(values), np.array([below, above])
+        whiskers.append((max(0.0, value - low), max(0.0, high - value)))
+    return np.array(values), np.reshape(whiskers, (-1, 2)).T
 
 
 def lines(title, x, y, series, inches=4.4, **settings):
@@ -147,9 +146,12 @@ def bars(names, runs):
 
     def draw(axes):
         for run, (text, results) in enumerate(runs.items()):
-            places = [i for i, name in enumerate(names) if "score" in results.get(name, ())]
-            x = [beside(i, run, len(runs)) for i in places]
-            y, whiskers = in_percent(results[names[i]] for i in places)
+            x, scored = [], []
+            for i, name in enumerate(names):
+                if "score" in results.get(name, ()):
+                    x.append(beside(i, run, len(runs)))
+                    scored.append(results[name])
+            y, whiskers = in_percent(scored)
             axes.bar(x, y, GROUP / len(runs), label=text, color=colour(run), hatch=hatch(run),
                      edgecolor="black", linewidth=0.5)
             axes.errorbar(x, y, whiskers, fmt="none", ecolor="black", elinewidth=1, capsize=2)
@@ -187,16 +189,19 @@ def lengths(samples):
 
 def heat(results, title="RULER: score, %, by tokens"):
     """The panel of RULER, tasks by length: results["tasks"] has the scores of task@tokens."""
-    scores, tasks, sizes = {}, {}, {}                     # the last two: their places
+    tasks, sizes = {}, {}                                 # {name: its row}, {tokens: their column}
+    scores = {}                                           # {(row, column): score}
     for name, result in results["tasks"].items():
         task, at, size = name.partition("@")
         if at:
             row = tasks.setdefault(task, len(tasks))
             column = sizes.setdefault(size, len(sizes))
-            scores[row, column] = 100 * result["score"]
+            scores[row, column] = result["score"]
 
     def draw(axes):
-        values = np.array([[scores[row, column] for column in sizes.values()] for row in tasks.values()])
+        values = np.empty((len(tasks), len(sizes)))
+        for row, column in np.ndindex(values.shape):
+            values[row, column] = 100 * scores[row, column]
         axes.imshow(values, vmin=0, vmax=100, cmap="Greys", aspect="auto")
         for (row, column), value in np.ndenumerate(values):
             axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7,
@@ -214,9 +219,12 @@ def gained(names, gains):
 
     def draw(axes):
         for pair, (text, by_name) in enumerate(gains.items()):
-            places = [i for i, name in enumerate(upwards) if name in by_name]
-            y = [i + 0.25 - 0.5 * (pair + 1) / (len(gains) + 1) for i in places]
-            x, whiskers = in_percent((by_name[upwards[i]] for i in places), "gain")
+            y, shown = [], []
+            for i, name in enumerate(upwards):
+                if name in by_name:
+                    y.append(i + 0.25 - 0.5 * (pair + 1) / (len(gains) + 1))
+                    shown.append(by_name[name])
+            x, whiskers = in_percent(shown, "gain")
             axes.errorbar(x, y, xerr=whiskers, fmt="os^Dv"[pair % 5], color=colour(pair + 1), label=text,
                           capsize=2, markersize=4)
         axes.axvline(0, color="black", linewidth=0.5)

@@ -242,15 +242,20 @@ def drawn(section, name, out):
     for i, panel in enumerate(section.panels, 1):
         path = os.path.join(out, "figures", f"{name}-{i}")
         picture(path, [legible(panel)])
-        with open(path + ".svg", "rb") as f:
-            kind, data = "svg+xml", f.read()
-        if len(data) >= 80_000:                           # the page stays small
-            with open(path + ".png", "rb") as f:
-                kind, data = "png", f.read()
         images.append(f'<img width="{round(96 * panel.inches)}" '
                       f'alt="{html.escape(section.title)}, picture {i}; see the table" '
-                      f'src="data:image/{kind};base64,{base64.b64encode(data).decode()}">')
+                      f'src="{data_url(path)}">')
     return "\n".join(images)
+
+
+def data_url(path):
+    """The picture path.svg as a data: URL, or path.png where that is smaller: the page stays small."""
+    kind, file = "svg+xml", path + ".svg"
+    if os.path.getsize(file) >= 80_000:
+        kind, file = "png", path + ".png"
+    with open(file, "rb") as f:
+        data = base64.b64encode(f.read()).decode()
+    return f"data:image/{kind};base64,{data}"
 
 
 def legible(panel):

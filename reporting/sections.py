@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cli import human
-from reporting.comparison import every_score, is_listed
+from reporting.comparison import every_name, every_score, is_listed, is_scored
 from reporting.figures import (
     GROUP,
     Panel,
@@ -44,11 +44,6 @@ class Section(NamedTuple):
     panels: list                         # Panels, see figures.py
     head: list                           # of the table
     rows: list                           # of the table, texts
-
-
-def union(dicts):
-    """The keys of dicts, each once, in the order of their first appearance."""
-    return list(dict.fromkeys(key for keys in dicts for key in keys))
 
 
 # -- training ----------------------------------------------------------------------------------------------
@@ -224,10 +219,10 @@ SCORES = {
 def scores(stages):
     """Scores of each stage with their intervals: {stage: results.json}."""
     runs = {stage: every_score(results) for stage, results in stages.items()}
-    shown = [name for name in union(runs.values()) if is_listed(name)]
+    shown = [name for name in every_name(runs.values()) if is_listed(name)]
     if not shown:
         return None
-    graded = [name for name in shown if any("score" in run.get(name, ()) for run in runs.values())]
+    graded = [name for name in shown if is_scored(name, runs)]
 
     headline = "No task could be graded."
     main = main_task(graded)
@@ -282,7 +277,7 @@ GAINS = {
 def gains(compared):
     """Gains between stages, of a compare.json."""
     pairs = compared["gains"]                             # {pair: {task: gain}}
-    shown = [name for name in union(pairs.values()) if is_listed(name)]
+    shown = [name for name in every_name(pairs.values()) if is_listed(name)]
     if not shown:
         return None
     main = main_task(shown)
@@ -377,7 +372,7 @@ def behaviour(stages):
     for stage, results in stages.items():
         tasks = results["tasks"].items()
         runs[stage] = {name: task for name, task in tasks if "all" in task and "@" not in name}
-    names = union(runs.values())
+    names = every_name(runs.values())
     if not names:
         return None
     quoted = []
@@ -612,7 +607,7 @@ def unchanged(data):
     totals = {name: total_of(pair) for name, pair in pairs.items()}
     columns = {name: total["unchanged"] for name, total in totals.items()}
     columns |= {f"{name}, noise alone": null["unchanged"] for name, null in nulls.items()}
-    thresholds = sorted(set(map(float, union(columns.values()))))
+    thresholds = sorted(set(map(float, every_name(columns.values()))))
     in_bf16 = [name for name, pair in pairs.items() if pair["bf16"]]
 
     quoted = []
@@ -662,7 +657,7 @@ def unchanged_panel(totals, nulls, thresholds, bf16):
 
 def dots(values, **settings):
     """The panel of names down, a mark a pair: {pair: {name: value or None}}. settings: of the axes."""
-    names = union(values.values())
+    names = every_name(values.values())
 
     def draw(axes):
         for i, (pair, by_name) in enumerate(labels(values).items()):
@@ -683,7 +678,7 @@ def dots(values, **settings):
 def cross_table(values, form, by=1):
     """Rows of {column: {name: value or None}}: a name, and what each column has of it."""
     rows = []
-    for name in union(values.values()):
+    for name in every_name(values.values()):
         rows.append([name, *(number(column.get(name), form, by) for column in values.values())])
     return rows
 

@@ -48,10 +48,10 @@ class Chain(NamedTuple):
     def add(self, numbers):
         """Adds {subject: {what: number}}; None and nan are left out."""
         for subject, values in numbers.items():
-            known = self.numbers.setdefault(subject, {})
+            subject_numbers = self.numbers.setdefault(subject, {})
             for what, value in values.items():
                 if value is not None and not math.isnan(value):
-                    known[what] = float(value)
+                    subject_numbers[what] = float(value)
 
 
 @contextlib.contextmanager
@@ -76,9 +76,9 @@ def read_chain(folder):
         with reading(path):
             if os.path.exists(path):
                 results, problems = read_results(os.path.dirname(path))
-                chain.problems[cell] = {domain: problems[task] for domain, task in DOMAINS.items()
-                                        if task in problems}
-                chain.add({cell: scored(results["tasks"], chain.problems[cell])})
+                by_domain = {domain: problems[task] for domain, task in DOMAINS.items() if task in problems}
+                chain.problems[cell] = by_domain
+                chain.add({cell: scored(results["tasks"], by_domain)})
     for name, numbers_of in (("weights.json", weights), ("cka.json", cka), ("trajectory.json", trajectory),
                              ("landscape.json", landscape)):
         path = os.path.join(folder, "analysis", name)
@@ -108,8 +108,8 @@ def scored(tasks, problems):
 
 def retention(content):
     """Of a cell, the change of the held-out loss over its mid-training, by domain, nats a token."""
-    (_, before), *_, (_, after) = content["curve"]
-    return {f"loss {domain}": after[domain] - before[domain] for domain in before}
+    (_, first), *_, (_, last) = content["curve"]
+    return {f"loss {domain}": last[domain] - first[domain] for domain in first}
 
 
 def weights(content):
@@ -201,10 +201,14 @@ class Estimate(NamedTuple):
     seeds: int                           # chains that have the number
 
 
-def difference(what, after, before=()):
+def difference(what, subjects, less=()):
     """The mean of some subjects, less that of others."""
-    terms = {(subject, what): 1 / len(after) for subject in after}
-    return terms | {(subject, what): -1 / len(before) for subject in before}
+    terms = {}
+    for subject in subjects:
+        terms[subject, what] = 1 / len(subjects)
+    for subject in less:
+        terms[subject, what] = -1 / len(less)
+    return terms
 
 
 def mean(what, *subjects):
@@ -212,9 +216,9 @@ def mean(what, *subjects):
     return difference(what, subjects)
 
 
-def gain(what, before, after):
-    """What one subject is over another."""
-    return difference(what, (after,), (before,))
+def gain(what, start, end):
+    """What the second subject is over the first."""
+    return difference(what, (end,), (start,))
 
 
 def estimate(chains, terms):
@@ -262,8 +266,10 @@ def over_problems(problems, terms):
         shared = set.intersection(*map(set, scores.values()))
         if not shared:
             return None
-        sums[domain] = [sum(w * np.mean(scores[cell][key]) for cell, w in cells.items())
-                        for key in sorted(shared)]
+        sums[domain] = []
+        for key in sorted(shared):
+            weighted = [weight * np.mean(scores[cell][key]) for cell, weight in cells.items()]
+            sums[domain].append(sum(weighted))
     if min(terms.values()) < 0:
         difference_of_scores = paired([(1.0, domain_sums) for domain_sums in sums.values()])
         return difference_of_scores.low, difference_of_scores.high
@@ -311,7 +317,7 @@ class Table(NamedTuple):
     title: str
     paper: str                           # whose counterpart it is
     whats: list                          # columns
-    rows: dict                           # {name: (subjects,) or (after, before), see difference()}
+    rows: dict                           # {name: (subjects,) or (subjects, less), see difference()}
 
 
 def alone(*names):
@@ -319,10 +325,11 @@ def alone(*names):
     return {name: ((name,),) for name in names}
 
 
-def tables(every):
-    """every: {subject: what some chain has of it}; beyond those named here, it may have more pairs, mcs@N."""
+def tables(measured_subjects):
+    """measured_subjects: {subject: what some chain has of it}; beyond those named here, it may have other
+    pairs, mcs@N."""
     def subjects(pattern, what=None):
-        return [subject for subject, whats in every.items()
+        return [subject for subject, whats in measured_subjects.items()
                 if re.fullmatch(pattern, subject) and (what is None or what in whats)]
 
     domains = [*DOMAINS, "avg"]
@@ -363,7 +370,7 @@ def gain_rows():
     steps = [("base", "m"), ("base", "mc"), ("base", "mcs"), ("m", "mc"), ("mc", "mcs")]
     for start in STARTS:
         steps += [(start, f"{start}+{mix}") for mix in MIXES]
-    rows = {f"{before} to {after}": ((after,), (before,)) for before, after in steps}
+    rows = {f"{start} to {end}": ((end,), (start,)) for start, end in steps}
     rows["after RL: science in mid-training"] = ("mcs+mc", "mcs+mcs"), ("mc+mc", "mc+mcs")
     rows["after RL: science in RL"] = ("mc+mcs", "mcs+mcs"), ("mc+mc", "mcs+mc")
     return rows
@@ -386,7 +393,7 @@ class Claim(NamedTuple):
     paper's where it gives a share (90 % of the weights, CKA of 0.998)."""
     text: str
     paper: str
-    asked: list                          # measures
+    measures: list                       # what is asked for
     null: list = []                      # measures beside: what there is without the effect, and where that
                                          # should lie for the claim to be about learning
     needs: Measure | None = None         # where its mean must lie for the claim to be testable
@@ -517,19 +524,19 @@ def measured(measure, chains):
 
 def verdict_of(claim, chains):
     """(the Verdict of what a claim asks for, the nulls apart; why, or "")."""
-    asked = [estimate(chains, measure.terms) for measure in claim.asked]
+    estimates = [estimate(chains, measure.terms) for measure in claim.measures]
     need = claim.needs
     needed = estimate(chains, need.terms) if need else None
     if claim.why:
         return Verdict.NOT_TESTABLE, claim.why
-    if None in asked or need and needed is None:
+    if None in estimates or need and needed is None:
         subjects = ", ".join(lacking(claim, chains)) or "a chain with all of it"
         return Verdict.NOT_MEASURED, f"not there: {subjects}"
     if need and not need.over < needed.mean < need.under:
         return Verdict.NOT_TESTABLE, f"{measured(need, chains)}, but a test needs {limits(need, chains)}"
-    if any(estimated.low is None for estimated in asked):
+    if any(estimated.low is None for estimated in estimates):
         return Verdict.NOT_TESTABLE, "one chain, so no interval"
-    sides = [side(measure, estimated) for measure, estimated in zip(claim.asked, asked, strict=True)]
+    sides = [side(measure, estimated) for measure, estimated in zip(claim.measures, estimates, strict=True)]
     if Side.OUTSIDE in sides:
         return Verdict.NOT_REPRODUCED, ""
     if Side.UNDECIDED in sides:
@@ -539,7 +546,7 @@ def verdict_of(claim, chains):
 
 def lacking(claim, chains):
     """The subjects of a claim of which no chain has what it asks for, each once."""
-    measures = [*claim.asked, claim.needs] if claim.needs else claim.asked
+    measures = [*claim.measures, claim.needs] if claim.needs else claim.measures
     subjects = {}
     for measure in measures:
         for subject, what in measure.terms:
@@ -570,11 +577,11 @@ def judged(claim, chains):
             if verdict is Verdict.REPRODUCED and null_side is not Side.INSIDE:
                 verdict = Verdict.NOISE_TOO
         nulls.append(text)
-    figures = [measured(measure, chains) for measure in claim.asked]
+    figures = [measured(measure, chains) for measure in claim.measures]
     if why:
         figures.append(why)
     return {"verdict": verdict.value,
-            "asked": "; ".join(f"{measure.name} {limits(measure, chains)}" for measure in claim.asked),
+            "asked": "; ".join(f"{measure.name} {limits(measure, chains)}" for measure in claim.measures),
             "found": "; ".join(figures), "null": "; ".join(nulls)}
 
 
@@ -601,18 +608,18 @@ def read_chains(folder):
 
 def what_is_there(chains):
     """{subject: {what: a number}} of everything that some chain has."""
-    every = {}
+    subjects = {}
     for model_chains in chains.values():
         for chain in model_chains.values():
             for subject, numbers in chain.numbers.items():
-                every.setdefault(subject, {}).update(numbers)
-    return every
+                subjects.setdefault(subject, {}).update(numbers)
+    return subjects
 
 
-def estimates_of(chains, every):
+def estimates_of(chains, subjects):
     """{subject: {what: Estimate as a dict, or None}} of a model's chains."""
     estimates = {}
-    for subject, whats in every.items():
+    for subject, whats in subjects.items():
         estimates[subject] = {}
         for what in whats:
             estimated = estimate(chains, mean(what, subject))
@@ -640,17 +647,18 @@ def study(folder: Positional[str]):
         folder: of the chains MODEL-SEED; study.json goes there too
     """
     chains = read_chains(folder)
-    every = what_is_there(chains)
+    subjects = what_is_there(chains)
     claims = []
     for claim in CLAIMS:
         for model, model_chains in chains.items():
             claims.append({"claim": claim.text, "paper": claim.paper, "model": model}
                           | judged(claim, model_chains))
-    result = {
-        "chains": {model: list(model_chains) for model, model_chains in chains.items()},
-        "estimates": {model: estimates_of(model_chains, every) for model, model_chains in chains.items()},
-        "tables": [filled(table, chains) for table in tables(every)],
-        "claims": claims}
+    seeds, estimates = {}, {}                             # of each model
+    for model, model_chains in chains.items():
+        seeds[model] = list(model_chains)
+        estimates[model] = estimates_of(model_chains, subjects)
+    filled_tables = [filled(table, chains) for table in tables(subjects)]
+    result = {"chains": seeds, "estimates": estimates, "tables": filled_tables, "claims": claims}
     path = os.path.join(folder, "study.json")
     try:
         write_atomic(path, json.dumps(result, indent=1))
