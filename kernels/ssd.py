@@ -240,7 +240,7 @@ def _square(Square, row, column, Q: constexpr):
 
 @jit
 def _decay(exponent_i, exponent_j, same):
-    """exp(exponent_i - exponent_j), and 1 where the two are not of the same: that may not overflow."""
+    """exp(exponent_i - exponent_j) where same is set; elsewhere 1, since what is masked could overflow."""
     fall = tl.where(same, exponent_i - exponent_j, 0.0)
     return tl.exp(fall)
 
@@ -697,26 +697,26 @@ class _Plan:
         q = max(16, triton.next_power_of_2(min(chunk or 256, t)))
         c = triton.cdiv(t, q)
         tile = min(64 if x.itemsize == 2 else 32, q)
+        block = min(1024, triton.next_power_of_2(p * n))       # of a state's numbers, a program
         self.batch = b
         self.chunks = c
         self.heads = h
         self.groups = g
         self.per_group = h // g                                # heads
+        self.tile = tile                                       # tokens
         self.tiles = q // tile                                 # of a chunk
-        self.state_size = p * n
-        self.block = min(1024, triton.next_power_of_2(p * n))  # of a state's numbers, a program
-        self.blocks = triton.cdiv(p * n, self.block)
+        self.blocks = triton.cdiv(p * n, block)                # of a state
         self.packed = docs is not None
         self.dtype = wide(x.dtype)                             # of sums
-        # Shapes of what is made
+        # These are the shapes of what the kernels write.
         self.token_shape = b, h, c * q
         self.scores_shape = b, c, g, q, q
         self.state_shape = b, h, p, n
         self.states_shape = b, c, h, p, n
-        # Arguments that kernels share: those of all but `_step`; of those with decays; of those with products
+        # Kernels share arguments: all but `_step` these, then those with decays, with states, with products.
         self.chunk_args = dict(Q=q, WIDE=wide_tl(x.dtype))
         self.decay_args = dict(T=t, H=h, padded=c * q, PACKED=self.packed, **self.chunk_args)
-        self.state_args = dict(size=p * n, chunks=c, padded=c * q, BLOCK=self.block, **self.chunk_args)
+        self.state_args = dict(size=p * n, chunks=c, padded=c * q, BLOCK=block, **self.chunk_args)
         self.product_args = dict(
             T=t, H=h, G=g, P=p, N=n, padded=c * q, TILE=tile,
             BP=max(16, triton.next_power_of_2(p)), BN=max(16, triton.next_power_of_2(n)), **self.chunk_args)
@@ -904,7 +904,7 @@ def _exponents_backward(plan, chunks, parts, dkeep, dt, A, docs):
         A=A, Docs=docs, Steps=chunks.steps, Carry=chunks.carry, Rest=chunks.rest,
         Rows=parts.rows, Columns=parts.columns, Diagonal=parts.diagonal, UB=parts.uB, UC=parts.uC,
         DKeep=dkeep, DDt=ddt, DA=dA, blocks=plan.blocks,
-        TILE=plan.product_args["TILE"], HEADS=8, num_warps=8, **plan.decay_args)
+        TILE=plan.tile, HEADS=8, num_warps=8, **plan.decay_args)
     return ddt, dA.sum((0, 1))
 
 

@@ -30,3 +30,12 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "model"
     save(load("toy"), str(folder))
     return folder
+
+
+# Files that take longest, first: the two processes of `make test` then end together.
+LONGEST = ("test_vllm", "test_runs", "test_verify", "test_evaluate", "test_generate", "test_interpreter")
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONGEST)))
