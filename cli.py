@@ -71,7 +71,7 @@ def refuse_flags(Config, argv):
             raise InputError(f"{flag} is not a flag{did_you_mean(flag, types)} (--help lists them; they are "
                              f"written --key=value)")
         value = next(tokens, None)
-        choices = typing.get_args(types[flag])
+        choices = choices_of(types[flag])
         kind = type(choices[0]) if choices else types[flag]
         try:
             if value is None or kind is bool and value not in ("True", "False"):
@@ -81,6 +81,11 @@ def refuse_flags(Config, argv):
             written = flag if value is None else f"{flag}={value}"
             raise InputError(f"{written}: give {wanted[kind]}") from None
         refuse_choice(flag, parsed, choices)
+
+
+def choices_of(kind):
+    """The values of a type Literal["a", "b"], () of any other type."""
+    return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
 
 
 def refuse_choice(flag, value, choices):
@@ -93,7 +98,7 @@ def check_bounds(cfg, least):
     """InputError unless every field of {name: least value} is a finite number, at least that, and every
     field of type Literal one of its values (parse() did so for flags; a notebook makes its own Config)."""
     for field in dataclasses.fields(cfg):
-        refuse_choice(f"--{field.name}", getattr(cfg, field.name), typing.get_args(field.type))
+        refuse_choice(f"--{field.name}", getattr(cfg, field.name), choices_of(field.type))
     for name, bound in least.items():
         refuse_below(f"--{name}", getattr(cfg, name), bound)
 
