@@ -54,7 +54,7 @@ class Case(NamedTuple):
     size: str
     inputs: object                # (tokens, device) -> the op's tensors; those that want gradients get them
     work: tuple                   # forward, backward: bytes or FLOP at TOKENS
-    more: dict = {}               # the op's other arguments
+    options: dict = {}            # the op's other arguments
 
 
 class Op(NamedTuple):
@@ -250,27 +250,27 @@ def gradients(out, inputs, upstream):
 
 
 def compare(op, case, device, tokens):
-    """Two functions: of(fn): its outputs and gradients; error(them)."""
+    """Two functions: values(fn): its outputs and gradients; error(values)."""
     torch.manual_seed(0)
     inputs = case.inputs(tokens, device)
     with torch.no_grad():
-        upstream = [torch.randn_like(y) for y in several(op.ours(*fresh(inputs), **case.more))]
+        upstream = [torch.randn_like(y) for y in several(op.ours(*fresh(inputs), **case.options))]
 
-    def of(fn, dtype=None):
+    def values(fn, dtype=None):
         copies = fresh(inputs, dtype)
-        out = several(fn(*copies, **case.more))
+        out = several(fn(*copies, **case.options))
         grads = gradients(out, copies, [g.clone() for g in upstream]) if out[0].requires_grad else ()
         return [y.detach().clone() for y in out] + list(grads)
 
-    exact = of(op.exact, torch.float64)
+    exact = values(op.exact, torch.float64)
 
-    def error(found):
+    def error(outputs):
         return max(((a.double() - b).norm() / b.double().norm().clamp_min(1e-30)).item()
-                   for a, b in zip(found, exact, strict=True))
-    return of, error
+                   for a, b in zip(outputs, exact, strict=True))
+    return values, error
 
 
-def measured(fn, inputs, more, seconds=0.25):
+def measured(fn, inputs, options, seconds=0.25):
     """Milliseconds of forward and of backward, medians; bytes at the peak beyond the inputs."""
     inputs, upstream, cache = fresh(inputs), [], torch.zeros(1 << 26, device=DEVICE)
 
@@ -281,11 +281,11 @@ def measured(fn, inputs, more, seconds=0.25):
             cache.sum()                               # read, not written: nothing is left to write back
             torch.cuda._sleep(4_000_000)              # 2 ms, while Python gets the launches ready
             marks[step].record()
-            made = work()
+            result = work()
             marks[step + 1].record()
-            return made
+            return result
 
-        out = several(timed(0, lambda: fn(*inputs, **more)))
+        out = several(timed(0, lambda: fn(*inputs, **options)))
         if out[0].requires_grad:
             upstream.extend(torch.randn_like(y) for y in out[len(upstream):])
             timed(2, lambda: gradients(out, inputs, upstream))
@@ -298,10 +298,10 @@ def measured(fn, inputs, more, seconds=0.25):
     once()
     torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated() - held
-    found = [once() for _ in range(min(15, max(3, int(seconds / (time.perf_counter() - start)))))]
+    runs = [once() for _ in range(min(15, max(3, int(seconds / (time.perf_counter() - start)))))]
     torch.cuda.synchronize()
-    return [statistics.median(m[i].elapsed_time(m[i + 1]) for m in found)
-            for i in range(0, len(found[0]), 2)], peak
+    return [statistics.median(m[i].elapsed_time(m[i + 1]) for m in runs)
+            for i in range(0, len(runs[0]), 2)], peak
 
 
 def floors():
@@ -319,7 +319,7 @@ def clock(ms):
     return f"{ms * 1e3:.0f} us" if ms < 10 else f"{ms:.1f} ms"
 
 
-def asked(op, case, times, shares, peers):
+def verdict(op, case, times, shares, peers):
     """What was asked of this row, and whether it is met."""
     if op.floor == "copy":
         return ", ".join(f"{name} {bar:.0%} {'met' if share >= bar else 'MISSED'}" for name, share, bar in
@@ -335,7 +335,7 @@ def asked(op, case, times, shares, peers):
     return "-"
 
 
-def beside(op, case, name, inputs, of, error):
+def beside(op, case, name, inputs, values, error):
     """A peer's times and memory, or an exception that says why there are none."""
     peer = op.peers[name]
     if peer == COMPILE:
@@ -344,44 +344,46 @@ def beside(op, case, name, inputs, of, error):
     elif isinstance(peer, str) and peer != "torch":
         raise RuntimeError(peer)
     peer = op.ours if peer == "torch" else peer
-    if name != COMPILE and not (off := error(of(peer))) <= 0.05:
+    if name != COMPILE and not (off := error(values(peer))) <= 0.05:
         raise RuntimeError(f"something else, {off:.0%} off")
-    return measured(peer, inputs, case.more)
+    return measured(peer, inputs, case.options)
 
 
 def row(op, case, floor, deadline):
-    of, error = compare(op, case, DEVICE, op.check)
-    first = of(op.ours)
-    proof = [f"{error(first):.1e}", "yes" if all(map(torch.equal, first, of(op.ours))) else "NO"]
+    values, error = compare(op, case, DEVICE, op.check)
+    first = values(op.ours)
+    proof = [f"{error(first):.1e}", "yes" if all(map(torch.equal, first, values(op.ours))) else "NO"]
     torch.manual_seed(0)
     inputs = case.inputs(TOKENS, DEVICE)
-    ours, peak = measured(op.ours, inputs, case.more)
-    peers, said, whole = {}, [], op.file in ("loss", "logprob")
+    ours, peak = measured(op.ours, inputs, case.options)
+    peers = {}
+    cells = []                                        # of the peers
+    whole = op.file in ("loss", "logprob")
     for name in op.peers:
         if name == COMPILE and case is not op.cases[0] or time.perf_counter() > deadline:
-            said.append("first size only" if name == COMPILE else "no time left")
+            cells.append("first size only" if name == COMPILE else "no time left")
             continue
         kernels.chosen = CHOSEN.get(name, "auto")
         try:
-            peers[name], memory = beside(op, case, name, inputs, of, error)
+            peers[name], memory = beside(op, case, name, inputs, values, error)
         except Exception as problem:                  # a peer's, whatever it is; one of ours ends the run
             reason = " ".join(f"{type(problem).__name__}: {problem}".removeprefix("RuntimeError: ").split())
-            said.append(reason.replace("|", "/")[:90])
+            cells.append(reason.replace("|", "/")[:90])
             print(f"{op.title}, {case.size}, {name}: {reason[:600]}", file=sys.stderr, flush=True)
             continue
         finally:
             kernels.chosen = "auto"
         pairs = [(sum(peers[name]), sum(ours))] if whole else zip(peers[name], ours, strict=True)
-        said.append(" + ".join(map(clock, peers[name])) + ", " + " ".join(f"{b / a:.2f}x" for b, a in pairs)
+        cells.append(" + ".join(map(clock, peers[name])) + ", " + " ".join(f"{b / a:.2f}x" for b, a in pairs)
                     + f", {memory / 1e9:.2f} GB" * whole)
     rates = [1e3 * work / ms for work, ms in zip(case.work, ours, strict=False) if work]
     shares = [rate / floor for rate in rates]
-    unit, of_unit = ("GB/s", 1e9) if op.floor == "copy" else ("TFLOP/s", 1e12)
-    both = [*map(clock, ours), "-"][:2], [f"{rate / of_unit:.0f} {unit}, {share:.0%}" for rate, share in
+    unit, scale = ("GB/s", 1e9) if op.floor == "copy" else ("TFLOP/s", 1e12)
+    both = [*map(clock, ours), "-"][:2], [f"{rate / scale:.0f} {unit}, {share:.0%}" for rate, share in
                                           zip(rates, shares, strict=True)] + ["-"]
     torch.cuda.empty_cache()
-    return [both[0][0], both[1][0], both[0][1], both[1][1], asked(op, case, ours, shares, peers), *proof,
-            f"{peak / 1e9:.2f} GB", *said]
+    return [both[0][0], both[1][0], both[0][1], both[1][1], verdict(op, case, ours, shares, peers), *proof,
+            f"{peak / 1e9:.2f} GB", *cells]
 
 
 def section(op, rows):

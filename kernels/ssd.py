@@ -461,34 +461,35 @@ def _scan_backward(X, DY, B, D, Docs, Steps, Exponent, Rest, Scores, DLeft, DX, 
     j = c * Q + column
     head = (b * H + h) * padded
     Exponent += head
-    X += b * x_batch + h * P
     B += b * b_batch + g * N
     DY += (b * T * H + h) * P
-    DX += (b * T * H + h) * P
     Scores += (chunk * G + g) * Q * Q
     DLeft += (chunk * H + h) * P * N
     # The state that the chunk leaves has these tokens in it.
     exponent_j = tl.load(Exponent + j)[:, None]
-    rest = tl.load(Rest + head + j)
     dleft = _load_state(DLeft, p[None, :], n[:, None], P, N)
     b_rows = _load_tile(B, b_token, j, n, T, N)
-    dx = _dot(b_rows, dleft, WIDE) * rest[:, None]
+    dx = _dot(b_rows, dleft, WIDE)
+    dx *= tl.load(Rest + head + j)[:, None]
     # The chunk's tokens from these on come a tile at a time, scores and decays transposed.
     for m in range(k, tiles):
         row = m * TILE + tl.arange(0, TILE)
         i = c * Q + row
         same = _same(Docs, b, i[None, :], j[:, None], T, PACKED)
         exponent_i = tl.load(Exponent + i)[None, :]
-        scores = tl.load(_square(Scores, row[None, :], column[:, None], Q))
-        mix = scores.to(WIDE) * _decay(exponent_i, exponent_j, same)
+        decay = _decay(exponent_i, exponent_j, same)
+        scores = tl.load(_square(Scores, row[None, :], column[:, None], Q)).to(WIDE)
+        mix = scores * decay
         mix = tl.where(same, mix, 0.0)
         dy = _load_tile(DY, H * P, i, p, T, P)
         dx += _dot(mix.to(dy.dtype), dy, WIDE)
-    # The tokens themselves come last.
+    # The tokens themselves come last, and their addresses: earlier these would take registers from the loop.
+    X += b * x_batch + h * P
+    DX += (b * T * H + h) * P
+    dy_j = _load_tile(DY, H * P, j, p, T, P).to(WIDE)
+    x = _load_tile(X, x_token, j, p, T, P).to(WIDE)
     dt = tl.load(Steps + head + j)[:, None]
     d = tl.load(D + h).to(WIDE)
-    x = _load_tile(X, x_token, j, p, T, P).to(WIDE)
-    dy_j = _load_tile(DY, H * P, j, p, T, P).to(WIDE)
     dx = dx * dt + dy_j * d
     _store_tile(DX, H * P, j, p, T, P, dx)
     dd = tl.sum(tl.sum(dy_j * x, 1), 0)

@@ -61,28 +61,31 @@ class _Compiler:
 
 def compiled(arch, work):
     """[Kernel] of every launch that work() makes, in order, each once."""
-    found, run = {}, JITFunction.run
+    launches = {}
+    run = JITFunction.run
 
     def compile_only(self, *args, grid, warmup, **kwargs):
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
-        if kernel.hash not in found:
-            given = dict(zip(self.arg_names, args, strict=False)) | kwargs
-            tensors = {str(v.dtype) for v in given.values() if isinstance(v, torch.Tensor)}
+        if kernel.hash not in launches:
+            arguments = dict(zip(self.arg_names, args, strict=False)) | kwargs
+            tensors = {str(v.dtype) for v in arguments.values() if isinstance(v, torch.Tensor)}
             dtypes = " ".join(sorted(tensors)).replace("torch.", "").replace("bfloat", "bf")
-            found[kernel.hash] = kernel, dtypes, {k: v for k, v in given.items()
-                                                  if k.isupper() and isinstance(v, int)}
+            sizes = {k: v for k, v in arguments.items() if k.isupper() and isinstance(v, int)}
+            launches[kernel.hash] = kernel, dtypes, sizes
         return kernel
 
-    before = kernels.chosen, driver._active
+    chosen = kernels.chosen
+    active = driver._active
     kernels.chosen = "compile only"
     JITFunction.run = compile_only
     driver.set_active(_Compiler(arch))
     try:
         work()
     finally:
-        JITFunction.run, (kernels.chosen, active) = run, before
+        JITFunction.run = run
+        kernels.chosen = chosen
         driver.set_active(active)
-    return [_read(*f) for f in found.values()]
+    return [_read(*f) for f in launches.values()]
 
 
 def _read(kernel, dtypes, sizes):
@@ -104,9 +107,9 @@ def tensor(*shape, dtype=torch.bfloat16, grad=True):
     return torch.empty(*shape, dtype=dtype, device="meta", requires_grad=grad and dtype.is_floating_point)
 
 
-def both(op, *inputs, **more):
+def both(op, *inputs, **options):
     """Forward and backward, of all outputs at once."""
-    out = op(*inputs, **more)
+    out = op(*inputs, **options)
     out = [y for y in (out if isinstance(out, tuple) else (out,)) if y.requires_grad]
     torch.autograd.backward(out, [torch.empty_like(y) for y in out])
 
@@ -176,7 +179,7 @@ def logprob():
     for V, C in HEADS:
         h, w, targets = tensor(8192, C), tensor(V, C), tensor(8192, dtype=torch.int64)
         both(token_logprobs, h, w, targets, 0.1)
-        both(lambda *of: token_logprobs(*of)[0], h, w, targets)        # an entropy that no loss uses
+        both(lambda *inputs: token_logprobs(*inputs)[0], h, w, targets)        # an entropy that no loss uses
 
 
 def norm():
@@ -200,10 +203,10 @@ def rope():
 OPS = {f.__name__: f for f in (act, conv1d, loss, logprob, norm, rope, ssd, ssd_otherwise)}
 
 
-def table(found):
+def table(compiled_kernels):
     lines = [f"{'kernel':24}{'warps':>6}{'registers':>10}{'stack':>6}{'shared':>8}{'128-bit':>8}{'tensor':>7}"
              "  sizes"]
-    for k in found:
+    for k in compiled_kernels:
         vector = k.count(r"(LDG|STG|LDGSTS)\S*\.128|UTMA")
         lines.append(f"{k.name:24}{k.warps:6}{k.registers:10}{k.stack:6}{k.shared:8}{vector:8}"
                      f"{k.count(r'[A-Z]*MMA'):7}  {k.sizes}")

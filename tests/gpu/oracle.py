@@ -42,8 +42,8 @@ def head(n=9, V=149, C=24, dtype=torch.float64, size=0.25, known=None):
     h, w = (leaf(rows, C, dtype=dtype).detach().mul_(size).requires_grad_() for rows in (n, V))
     V = known or V
     targets = torch.randint(0, V, (n,))
-    edges = torch.tensor([0, V - 1, 63, 64, V - 5])[:n].clamp(0, V - 1)
-    targets[:len(edges)] = edges
+    extremes = torch.tensor([0, V - 1, 63, 64, V - 5])[:n].clamp(0, V - 1)
+    targets[:len(extremes)] = extremes
     return h, w, targets.to(DEVICE)
 
 

@@ -60,10 +60,10 @@ def test_nothing(shape):
 def test_a_slice_of_wider_rows():
     """As in_proj makes x; an upstream gradient with strides; x with channels not side by side."""
     def part(op):
-        return lambda x, *more: op(x[..., 3:11], *more)
+        return lambda x, *others: op(x[..., 3:11], *others)
 
     def turned(op):
-        return lambda x, *more: op(x.mT, *more)
+        return lambda x, *others: op(x.mT, *others)
 
     def upstream(op):
         return lambda *inputs: op(*inputs).transpose(0, 1)
@@ -72,11 +72,11 @@ def test_a_slice_of_wider_rows():
         return lambda *inputs: op(*inputs).split([3, 5], -1)
 
     ours, exact = conv1d.causal_conv1d, conv1d.reference
-    _, *more = case(2, 7, 8, packed=True)
-    agree(part(ours), part(exact), [leaf(2, 7, 24), *more])
-    agree(turned(ours), turned(exact), [leaf(2, 8, 7), *more])
-    agree(upstream(ours), upstream(exact), [leaf(2, 7, 8), *more])
-    agree(slices(ours), slices(exact), [leaf(2, 7, 8), *more])
+    _, *others = case(2, 7, 8, packed=True)
+    agree(part(ours), part(exact), [leaf(2, 7, 24), *others])
+    agree(turned(ours), turned(exact), [leaf(2, 8, 7), *others])
+    agree(upstream(ours), upstream(exact), [leaf(2, 7, 8), *others])
+    agree(slices(ours), slices(exact), [leaf(2, 7, 8), *others])
 
 
 @pytest.mark.slow

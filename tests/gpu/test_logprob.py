@@ -17,10 +17,10 @@ def several_blocks_a_row(monkeypatch):
 BOTH, LOGP, ENTROPY = (lambda x: x), (lambda x: x[0]), (lambda x: x[1])
 
 
-def same(pick=BOTH, chunk=None, of=lambda h, w, targets: (h, w, targets), **more):
-    """The op and its reference, both of what `of` makes of the inputs: log-probs, entropies or both."""
-    return (lambda *inputs: pick(token_logprobs(*of(*inputs), chunk=chunk, **more)),
-            lambda *inputs: pick(logprob.reference(*of(*inputs), **more)))
+def same(pick=BOTH, chunk=None, prepare=lambda h, w, targets: (h, w, targets), **options):
+    """The op and its reference, both of what `prepare` makes of the inputs: log-probs, entropies or both."""
+    return (lambda *inputs: pick(token_logprobs(*prepare(*inputs), chunk=chunk, **options)),
+            lambda *inputs: pick(logprob.reference(*prepare(*inputs), **options)))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -47,7 +47,7 @@ def test_real_blocks(monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_of_larger_tensors(dtype):
     """Hidden states, targets and upstream gradients with strides."""
-    strided = same(of=lambda h, w, targets: (h[::2, 3:19], w[:, 3:19], targets[::2]))
+    strided = same(prepare=lambda h, w, targets: (h[::2, 3:19], w[:, 3:19], targets[::2]))
     agree(lambda *inputs: torch.stack(strided[0](*inputs), -1)[:, :1].expand(-1, 2),
           lambda *inputs: torch.stack(strided[1](*inputs), -1)[:, :1].expand(-1, 2), head(12, dtype=dtype))
     agree(lambda *inputs: strided[0](*inputs)[1].sum(), lambda *inputs: strided[1](*inputs)[1].sum(),

@@ -15,17 +15,17 @@ def several_blocks_a_row(monkeypatch):
     monkeypatch.setattr(loss, "BLOCK", 64)
 
 
-def head(*sizes, **more):
-    """The same with some targets ignored, of the edges none."""
-    h, w, targets = oracle.head(*sizes, **more)
+def head(*sizes, **options):
+    """The same with some targets ignored, of the extremes none."""
+    h, w, targets = oracle.head(*sizes, **options)
     targets[5::3] = IGNORE
     return h, w, targets
 
 
-def same(scale=1.0, chunk=None, of=lambda h, w, targets: (h, w, targets)):
-    """The op and its reference, both of what `of` makes of the inputs."""
-    return (lambda *inputs: linear_cross_entropy(*of(*inputs), scale, chunk),
-            lambda *inputs: loss.reference(*of(*inputs), scale))
+def same(scale=1.0, chunk=None, prepare=lambda h, w, targets: (h, w, targets)):
+    """The op and its reference, both of what `prepare` makes of the inputs."""
+    return (lambda *inputs: linear_cross_entropy(*prepare(*inputs), scale, chunk),
+            lambda *inputs: loss.reference(*prepare(*inputs), scale))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -50,7 +50,7 @@ def test_real_blocks(monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_of_larger_tensors(dtype):
     """Hidden states and targets with strides, a head with more rows than count."""
-    agree(*same(of=lambda h, w, targets: (h[::2, 3:19], w[:77, 3:19], targets[::2].clamp(max=76))),
+    agree(*same(prepare=lambda h, w, targets: (h[::2, 3:19], w[:77, 3:19], targets[::2].clamp(max=76))),
           head(10, dtype=dtype))
 
 

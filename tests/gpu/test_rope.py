@@ -68,8 +68,8 @@ def test_one_of_them(only):
 
 def test_the_inverse_undoes_it():
     q, k, (cos, sin) = heads(2, 5, 4, 8), heads(2, 5, 2, 8), angles(2, 5, 8)
-    for there, x in zip(rope.rotate(*rope.rotate(q, k, cos, sin), cos, -sin), (q, k), strict=True):
-        assert (there - x).norm() <= 1e-11 * x.norm()
+    for back, x in zip(rope.rotate(*rope.rotate(q, k, cos, sin), cos, -sin), (q, k), strict=True):
+        assert (back - x).norm() <= 1e-11 * x.norm()
 
 
 @pytest.mark.slow

@@ -15,21 +15,21 @@ EXACT = torch.float64 if INTERPRET else torch.float32             # on a GPU flo
 
 
 def inputs(b, t, h, p, g, n, dtype=EXACT, initial=False):
-    of = torch.promote_types(dtype, torch.float32)
-    A = (-torch.rand(h, dtype=torch.float64) * 3).to(of).to(DEVICE).requires_grad_()
-    return [leaf(b, t, h, p, dtype=dtype), leaf(b, t, h, low=0.01, dtype=of), A,
-            leaf(b, t, g, n, dtype=dtype), leaf(b, t, g, n, dtype=dtype), leaf(h, dtype=of),
-            leaf(b, h, p, n, dtype=of) if initial else None]
+    wide = torch.promote_types(dtype, torch.float32)
+    A = (-torch.rand(h, dtype=torch.float64) * 3).to(wide).to(DEVICE).requires_grad_()
+    return [leaf(b, t, h, p, dtype=dtype), leaf(b, t, h, low=0.01, dtype=wide), A,
+            leaf(b, t, g, n, dtype=dtype), leaf(b, t, g, n, dtype=dtype), leaf(h, dtype=wide),
+            leaf(b, h, p, n, dtype=wide) if initial else None]
 
 
-def check(given, docs, chunk, tolerance=None):
+def check(arguments, docs, chunk, tolerance=None):
     def ours(x, dt, A, B, C, D, initial):
         return ssd.ssd(x, dt, A, B, C, D, docs, chunk, True, initial)
 
     def exact(x, dt, A, B, C, D, initial):
         return ssd.recurrence(x, dt, A, B, C, D, docs, initial)
 
-    agree(ours, exact, given, tolerance or TOLERANCE[given[0].dtype])
+    agree(ours, exact, arguments, tolerance or TOLERANCE[arguments[0].dtype])
 
 
 @pytest.mark.parametrize("dtype", DOT_DTYPES)
