@@ -243,10 +243,11 @@ def test_killed_at_twenty_moments(model, tmp_path, world_data, reference):
     assert_uninterrupted(tmp_path / f"{runs}", reference(*flags), keep=2)
 
 
-@pytest.mark.parametrize("torchrun", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("torchrun", [False, True])
 def test_other_number_of_processes(torchrun, tmp_path, world_data, reference):
     """Two processes for the first half, then one, and two again for the last steps. torchrun itself starts
-    the first two, in a fresh interpreter, by `make soak`."""
+    the first two, in a fresh interpreter."""
     folder, flags = tmp_path / "run", ["--model=toy", "--steps=12", "--micro_batch=4"]
     half = [*flags, "--checkpoint_every=6"]
     if torchrun:
