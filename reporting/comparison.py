@@ -187,6 +187,18 @@ def pass_rate(run, problems):
 
 # -- text --------------------------------------------------------------------------------------------------
 
+def frontier_cells(frontiers):
+    """[task, kind, how many problems, then a cell a run] of each kind of unsolved problems that there are."""
+    rows = []
+    for task, kinds in frontiers.items():
+        for kind, problems in kinds.items():
+            if problems["problems"]:
+                rates = zip(problems["pass"], problems["solved"], strict=True)
+                cells = [f"{percent(rate)} ({count} solved)" for rate, count in rates]
+                rows.append([task, kind, str(problems["problems"]), *cells])
+    return rows
+
+
 def as_text(names, listed, scores, gains, frontiers):
     """The lines of text that compare() prints: scores, gains, the frontier."""
     score_rows = []
@@ -197,12 +209,8 @@ def as_text(names, listed, scores, gains, frontiers):
         if any(name in pair for pair in gains.values()):
             gain_rows.append([name, *(gain_text(pair.get(name)) for pair in gains.values())])
     frontier_rows = []
-    for task, kinds in frontiers.items():
-        for kind, problems in kinds.items():
-            if problems["problems"]:
-                rates = zip(problems["pass"], problems["solved"], strict=True)
-                cells = [f"{percent(rate)} ({count} solved)" for rate, count in rates]
-                frontier_rows.append([f"{task}, {kind}: {problems['problems']}", *cells])
+    for task, kind, count, *cells in frontier_cells(frontiers):
+        frontier_rows.append([f"{task}, {kind}: {count}", *cells])
 
     lines = []
     for head, rows in (

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cli import human
-from reporting.comparison import every_name, every_score, is_listed, is_scored
+from reporting.comparison import every_name, every_score, frontier_cells, is_listed, is_scored
 from reporting.figures import (
     GROUP,
     Panel,
@@ -335,13 +335,7 @@ def frontier(compared):
     last = list(frontiers[task].values())[-1]
     quoted = [f"{name} {percent(rate)} %" for name, rate in zip(names, last["pass"], strict=True)]
 
-    rows = []
-    for name, kinds in frontiers.items():
-        for kind, problems in kinds.items():
-            if problems["problems"]:
-                rates = zip(problems["pass"], problems["solved"], strict=True)
-                cells = [f"{percent(rate)} ({count} solved)" for rate, count in rates]
-                rows.append([name, kind, str(problems["problems"]), *cells])
+    rows = frontier_cells(frontiers)
     drawn = {label(name, 24): kinds for name, kinds in frontiers.items()}
     return Section(
         title=f"Problems that {names[0]} did not solve",
