@@ -1,0 +1,23 @@
+"""Forward and backward of the seven models, at their real widths with a layer of each kind."""
+
+import pretend
+import pytest
+import torch
+from shallow import SEVEN, shallow
+
+
+@pytest.mark.parametrize("recompute", ["off", "selective", "full"])
+@pytest.mark.parametrize("name", SEVEN)
+def test_training_pass(name, recompute):
+    """Every parameter gets a gradient of its kind on its device, and nothing waits for the device."""
+    with pretend.cuda() as meter:
+        net = pretend.model(shallow(name))
+        for layer in net.trunk.layers:
+            layer.recompute = recompute
+        tokens = torch.zeros(2, 6000, dtype=torch.int64, device="cuda")
+        loss = net(tokens, None, tokens)
+        loss.backward()
+        assert loss.dtype == torch.float32
+        for p in net.parameters():
+            assert (p.grad.shape, p.grad.dtype, p.grad.device) == (p.shape, p.dtype, p.device)
+    assert not meter.waits
