@@ -208,10 +208,11 @@ class Batch:
     keys_met: float = 0.0                # keys that all queries see
     rows_per_source: np.ndarray | None = None
 
-    def document_lengths(self):
-        """Tokens of each document in each row, in their order: int64 array. They sum to n * T."""
-        first_token = np.diff(self.docs, axis=1, prepend=-1).ravel() != 0
-        return np.diff(np.flatnonzero(first_token), append=self.docs.size)
+
+def document_lengths(docs):
+    """Tokens of each document in each row of docs (n, T), in their order: int64 array. They sum to n T."""
+    first_token = np.diff(docs, axis=1, prepend=-1).ravel() != 0
+    return np.diff(np.flatnonzero(first_token), append=docs.size)
 
 
 def collate(rows, sources, across):

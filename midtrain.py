@@ -42,7 +42,16 @@ from model import (
     save,
 )
 from reporting.figures import line, lines, picture
-from runtime import Run, grad_norm, join_ranks, peak_tflops, reduce_vectors, shard
+from runtime import (
+    Run,
+    grad_norm,
+    join_ranks,
+    peak_tflops,
+    reduce_vectors,
+    scale_gradients,
+    shard,
+    to_device,
+)
 
 # -- config -------------------------------------------------------------------------------------------------
 
@@ -213,7 +222,7 @@ def batches(stream, cfg, ranks, start, window=None):
         first_row = step * cfg.batch + ranks.rank * rows_per_rank
         batch = stream.read(first_row, rows_per_rank)
         batch.counted = int((batch.targets >= 0).sum())
-        lengths = batch.document_lengths() if cfg.doc_mask else [cfg.seq_len] * rows_per_rank
+        lengths = data.document_lengths(batch.docs) if cfg.doc_mask else [cfg.seq_len] * rows_per_rank
         batch.keys_met = keys_met(lengths, window)
         batch.rows_per_source = np.bincount(batch.source, minlength=len(stream.mixture))
         return batch
@@ -230,7 +239,7 @@ def batches(stream, cfg, ranks, start, window=None):
 
 def on_device(device, *arrays):
     """numpy arrays of any shape as tensors on the device: a list in their order."""
-    return [torch.from_numpy(array).to(device, non_blocking=True) for array in arrays]
+    return [to_device(torch.from_numpy(array), device) for array in arrays]
 
 
 @torch.no_grad()
@@ -251,8 +260,10 @@ def domain_losses(model, heldout, cfg, ranks):
             targets = batch.targets[chosen]
             targets[dealt >= rows] = -100
             counted += int((targets >= 0).sum())
-            tokens, docs, targets = on_device(ranks.device, batch.tokens[chosen], batch.docs[chosen], targets)
-            loss_sum += float(model(tokens, docs if cfg.doc_mask else None, targets))
+            docs = batch.docs[chosen]
+            lengths = data.document_lengths(docs).tolist() if cfg.doc_mask else None
+            tokens, docs, targets = on_device(ranks.device, batch.tokens[chosen], docs, targets)
+            loss_sum += float(model(tokens, docs if cfg.doc_mask else None, targets, lengths))
         loss_sum, counted = ranks.sum(loss_sum, counted)
         losses[domain] = loss_sum / counted
     return losses
@@ -407,7 +418,9 @@ def build_model(arch, cfg, ranks):
         if cfg.compile:
             layer.body = torch.compile(layer.body)
     choose_trained(model, cfg.train)
-    return shard(model, ranks.mesh, DTYPES[cfg.dtype]).to_empty(device=ranks.device)
+    # The loss makes the head's gradient in the forward pass: the backward pass does not want its weights.
+    shard(model, ranks.mesh, DTYPES[cfg.dtype], head_in_backward=False)
+    return model.to_empty(device=ranks.device)
 
 
 def resume(run, cfg, state):
@@ -438,7 +451,11 @@ def log_start(run, cfg, model, ranks, peak_flops, start):
     if cfg.compile:
         words.append("layers: torch.compile")
     words.append("documents masked" if cfg.doc_mask else "documents not masked")
-    words.append(f"peak {peak_flops / 1e12:.3g} TFLOP/s")
+    if math.isnan(peak_flops):
+        name = torch.cuda.get_device_name(ranks.device)
+        words.append(f"no MFU: no {cfg.dtype} rate is listed for {name} (--peak_tflops=...)")
+    else:
+        words.append(f"peak {peak_flops / 1e12:.3g} TFLOP/s")
     if start:
         words.append(f"goes on at step {start}")
     run.log(" | ".join(words))
@@ -452,9 +469,10 @@ def log_start(run, cfg, model, ranks, peak_flops, start):
 def log_step(run, cfg, numbers, seconds_left):
     """One line of at most 115 columns on a step; its numbers are those of its line of metrics.jsonl."""
     step = numbers["step"]
+    mfu = "-" if math.isnan(numbers["mfu"]) else f"{numbers['mfu']:.1%}"
     run.log(f"step {step:5d}/{cfg.steps} {step / cfg.steps:6.1%} | loss {numbers['loss']:.4f} | "
             f"gnorm {numbers['gnorm']:.2f} | lr {numbers['lr']:.2e} | {human(numbers['tok_s'])} tok/s | "
-            f"mfu {numbers['mfu']:.1%} | mem {numbers['memory'] / 1e9:.1f}G | eta {duration(seconds_left)}")
+            f"mfu {mfu} | mem {numbers['memory'] / 1e9:.1f}G | eta {duration(seconds_left)}")
 
 
 def log_skip(run, cfg, step, loss, norm, skips):
@@ -462,7 +480,6 @@ def log_skip(run, cfg, step, loss, norm, skips):
     --max_skips were in a row."""
     run.log(f"step {step}: loss {loss}, gradient norm {norm}: skipped ({skips} in a row)")
     if skips > cfg.max_skips:
-        run.finish()                                      # the checkpoint under way is of an earlier step
         raise InputError(f"{skips} non-finite steps in a row at step {step} "
                          f"(--max_skips={cfg.max_skips}); the checkpoints before are kept: lower "
                          f"--lr and go on from one with --allow_changed=True")
@@ -505,8 +522,8 @@ def main(cfg):
         return {}
     check(cfg, world)
     mixture = data.read_mixture(cfg.mixture)
-    with join_ranks(cfg.device, cfg.replicate, cfg.shard) as ranks:
-        run = Run(cfg.run, cfg, ranks, FREE, FIXED, cfg.allow_changed)
+    with (join_ranks(cfg.device, cfg.replicate, cfg.shard) as ranks,
+          Run(cfg.run, cfg, ranks, FREE, FIXED, cfg.allow_changed) as run):
         files = f"model: {run.path('model')}   figure: {run.path('figures', 'retention.png')}"
         result = run.result("retention.json")
         if result and last_step(result["curve"]) >= cfg.steps:
@@ -593,21 +610,23 @@ def main(cfg):
             for first in range(0, rows_per_rank, rows_per_pass):
                 part = slice(first, first + rows_per_pass)
                 docs_part = docs[part] if cfg.doc_mask else None
+                lengths = data.document_lengths(batch.docs[part]).tolist() if cfg.doc_mask else None
                 model.set_requires_all_reduce(first + rows_per_pass >= rows_per_rank)  # reduce-scatter always
-                loss_part = model(tokens[part], docs_part, targets[part]) / counted
+                loss_part = model(tokens[part], docs_part, targets[part], lengths) / counted
                 loss_part.backward()
                 loss_sum += loss_part.detach()
 
             # Every step: reduce, clip by the global norm, AdamW. A step that is not finite leaves no trace in
-            # the weights or the moments.
+            # the weights or the moments. Only here, for the norm, does the host wait for the device.
+            loss_sum = loss_sum.double()
+            torch.distributed.all_reduce(loss_sum)
             reduce_vectors(parameters)
-            loss = ranks.sum(float(loss_sum))[0]
             norm = grad_norm(parameters, ranks.mesh)
+            loss = float(loss_sum)
             lr = lr_at(step, cfg)
             if math.isfinite(norm) and math.isfinite(loss):
                 if cfg.clip and norm > cfg.clip:
-                    for p in parameters:
-                        p.grad.mul_(cfg.clip / norm)
+                    scale_gradients(parameters, cfg.clip / norm)
                 for group in optimizer.param_groups:
                     group["lr"] = lr
                 optimizer.step()

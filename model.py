@@ -47,7 +47,7 @@ from kernels.loss import linear_cross_entropy
 from kernels.norm import add_rms_norm, rms_norm
 from kernels.rope import rotate
 from kernels.ssd import chunk_length, ssd
-from runtime import reshard
+from runtime import reshard, to_device
 
 try:
     from flash_attn import flash_attn_varlen_func
@@ -425,16 +425,30 @@ def rope_frequencies(arch, device=None):
     return torch.where(wavelength > original / low, frequencies / factor, scaled)
 
 
-def document_bounds(docs):
-    """Where the documents of docs (B, T) begin: the begin of each token's document within its row, (B, T)
-    int64; and all begins over the flattened (B T) tokens, with B T behind them, int64. Waits for the
-    device."""
-    index = torch.arange(docs.shape[1], device=docs.device)
+def first_tokens(docs):
+    """Which tokens of docs (B, T) are the first of their document in their row: (B, T) bool."""
     is_first = torch.ones_like(docs, dtype=torch.bool)
     is_first[:, 1:] = docs[:, 1:] != docs[:, :-1]
-    starts = torch.where(is_first, index, 0).cummax(1).values
-    begins = is_first.flatten().nonzero()[:, 0]
-    return starts, F.pad(begins, (0, 1), value=docs.numel())
+    return is_first
+
+
+def document_starts(docs):
+    """Where in its row the document of each token of docs (B, T) begins: (B, T) int64."""
+    index = torch.arange(docs.shape[1], device=docs.device)
+    return torch.where(first_tokens(docs), index, 0).cummax(1).values
+
+
+def document_lengths(docs):
+    """Tokens of each document of docs (B, T), row by row: a list of ints. Waits for the device: where the
+    host has the documents, data.document_lengths says the same."""
+    begins = first_tokens(docs).flatten().nonzero()[:, 0]
+    return F.pad(begins, (0, 1), value=docs.numel()).diff().tolist()
+
+
+def cumulative(lengths, device):
+    """[0, l1, l1 + l2, ...] of a list of lengths: int32, on the device, for which nothing waits."""
+    sums = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+    return to_device(sums, device)
 
 
 def attend_varlen(q, k, v, cu_seqlens, max_seqlen, scale, window=None):
@@ -722,36 +736,33 @@ class Model(nn.Module):
             parent = getattr(parent, name)
         setattr(parent, leaf, module)
 
-    def stream(self, tokens, docs=None, cache=None):
+    def stream(self, tokens, docs=None, lengths=None, cache=None):
         """Yields the residual stream after the embedding and after each layer, then the final norm's
-        output. cache: of generation, with what came before these tokens; it says at which positions they
-        are."""
+        output. lengths: as in `forward`. cache: of generation, with what came before these tokens; it says
+        at which positions they are."""
         x = self.trunk.embed(tokens)
         if self.arch.embed_scale != 1.0:
             x = x * self.arch.embed_scale
-        shared = self._share(x, docs, cache)
+        shared = self._share(x, docs, lengths, cache)
         yield x
         for layer in self.trunk.layers:
             x = layer(x, shared)
             yield x
         yield self.trunk.norm(x)
 
-    def _share(self, x, docs, cache):
+    def _share(self, x, docs, lengths, cache):
         """What the sublayers of this pass share: documents as the attention takes them, RoPE's rotations. x
         (B, T, C) is the embedded tokens."""
         B, T, _ = x.shape
-        varlen = cache is None and "varlen" in attention_kernel(x.device, x.dtype)
         positions = torch.arange(T, device=x.device)[None]                 # within the document
-        lengths = cu_seqlens = max_seqlen = cos = sin = None
         if docs is not None:
-            starts, bounds = document_bounds(docs)
-            positions = positions - starts
-            if varlen:
-                cu_seqlens, max_seqlen = bounds.int(), int(bounds.diff().max())
-            else:
-                lengths = bounds.diff().tolist()
-        elif varlen:
-            cu_seqlens, max_seqlen = torch.arange(B + 1, device=x.device).int() * T, T
+            positions = positions - document_starts(docs)
+            if lengths is None:
+                lengths = document_lengths(docs)
+        cu_seqlens = max_seqlen = cos = sin = None
+        if cache is None and "varlen" in attention_kernel(x.device, x.dtype):
+            rows = [T] * B if lengths is None else lengths
+            cu_seqlens, max_seqlen = cumulative(rows, x.device), max(rows)
         if self.arch.theta is not None:
             if cache is not None:
                 positions = cache.positions
@@ -760,11 +771,12 @@ class Model(nn.Module):
             cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         return Shared(docs, lengths, cu_seqlens, max_seqlen, cos, sin, cache)
 
-    def forward(self, tokens, docs=None, targets=None):
+    def forward(self, tokens, docs=None, targets=None, lengths=None):
         """tokens, docs (B, T) int64; docs are document ids, each a contiguous run, None = one document a row.
-        Returns logits (B, T, V) fp32; with targets (B, T) int64, -100 where not counted, the summed loss in
-        nats; with a function, see `project`."""
-        for x in self.stream(tokens, docs):
+        lengths: the documents' tokens, row by row, as a list; None = they are read from docs, for which the
+        host waits. Returns logits (B, T, V) fp32; with targets (B, T) int64, -100 where not counted, the
+        summed loss in nats; with a function, see `project`."""
+        for x in self.stream(tokens, docs, lengths):
             h = x                                         # the last one is the final norm's output
         scale = self.arch.logits_scale
         if self.trunk.head is None:

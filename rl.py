@@ -51,7 +51,7 @@ from engines.push import push
 from generate import make_engine
 from kernels.logprob import token_logprobs
 from model import Init, Model, choose_kernels, kernels_in_use, preset, save
-from runtime import Run, grad_norm, join_ranks, reduce_vectors, reshard, shard
+from runtime import Run, grad_norm, join_ranks, reduce_vectors, reshard, scale_gradients, shard
 from suite.intervals import pass_at_k
 from verify import grade_batch, repetition, stop_penalty, think_format, timed_out
 
@@ -331,12 +331,15 @@ def grpo_metrics(logp, logp_old, logp_gen, logp_ref, advantages, counted, cfg) -
     return metrics
 
 
-def pool(parts: list[dict]) -> dict:
-    """The metrics of several micro-batches, or of several ranks, as one's."""
+def pool(parts: list[dict]) -> dict[str, float]:
+    """The metrics of several micro-batches, or of several ranks, as one's. They come to the host by one
+    transfer, and as numbers: a tensor that ranks tell each other would unpickle on the sender's device."""
+    rows = [torch.stack([torch.as_tensor(x, dtype=torch.float64) for x in part.values()]) for part in parts]
+    columns = zip(*torch.stack(rows).tolist(), strict=True)
     pooled = {}
-    for name in parts[0]:
+    for name, values in zip(parts[0], columns, strict=True):
         combine = max if name.endswith("_max") else sum
-        pooled[name] = combine(part[name] for part in parts)
+        pooled[name] = combine(values)
     return pooled
 
 
@@ -401,17 +404,19 @@ class Row(NamedTuple):
     targets: torch.Tensor                # (N) int64: the response tokens
     owner: torch.Tensor                  # (N) int64: whose they are, an index into the step's responses
     gen: torch.Tensor                    # (N) fp32: their log-probs when they were sampled
+    lengths: list | None = None          # tokens of each response with its prompt; None: docs say it
 
 
 def row_tensors(indices, responses, device) -> Row:
     """The Row of the responses at `indices`, on a device."""
-    tokens, docs, positions, targets, owner, gen = ([] for _ in Row._fields)
+    tokens, docs, positions, targets, owner, gen, lengths = ([] for _ in Row._fields)
     for i in indices:
         response = responses[i]
         start = len(tokens)
         tokens += response.prompt_ids
         tokens += response.tokens.tolist()
-        docs += [i] * (len(tokens) - start)
+        lengths.append(len(tokens) - start)
+        docs += [i] * lengths[-1]
         # A token is predicted from the position before it.
         positions += range(start + len(response.prompt_ids) - 1, len(tokens) - 1)
         targets += response.tokens.tolist()
@@ -423,7 +428,7 @@ def row_tensors(indices, responses, device) -> Row:
 
     gen = torch.tensor(gen, dtype=torch.float32, device=device)
     return Row(integers([tokens or [0]]), integers([docs or [0]]), integers(positions), integers(targets),
-               integers(owner), gen)
+               integers(owner), gen, lengths or [1])
 
 
 def make_rows(responses, cfg, ranks) -> list[Row]:
@@ -791,7 +796,7 @@ def row_logprobs(model, row, temperature):
     def head(h, weight, scale):
         return token_logprobs(h[row.positions], weight, row.targets, scale, temperature, known=known)
 
-    return model(row.tokens, row.docs, head)
+    return model(row.tokens, row.docs, head, row.lengths)
 
 
 @torch.no_grad()
@@ -839,8 +844,7 @@ def refuse_non_finite(step, loss, norm):
 def optimizer_step(optimizer, parameters, lr, norm, clip):
     """AdamW with the gradients as they stand, whose global norm is `norm`, clipped to `clip` (0 = not)."""
     if clip and norm > clip:
-        for p in parameters:
-            p.grad.mul_(clip / norm)
+        scale_gradients(parameters, clip / norm)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
@@ -991,12 +995,13 @@ def open_samples(run, progress, ranks):
     return f
 
 
-def keep_logprobs(responses, owner, logp):
-    """The trainer's log-probs of a row, to the responses they belong to."""
-    logp = logp.float().cpu().numpy()
-    owner = owner.cpu().numpy()
-    for i in np.unique(owner):
-        responses[i].logp = logp[owner == i]
+def keep_logprobs(responses, rows, logps):
+    """The trainer's log-probs of the rows, to the responses they belong to."""
+    for row, logp in zip(rows, logps, strict=True):
+        logp = logp.float().cpu().numpy()
+        owner = row.owner.cpu().numpy()
+        for i in np.unique(owner):
+            responses[i].logp = logp[owner == i]
 
 
 def sample_line(step, group, response, records):
@@ -1124,8 +1129,8 @@ def main(cfg):
         except OSError as e:                              # NotADirectoryError, a full disk
             raise InputError(f"--run={cfg.run}: the verdicts could not be written ({e}); make room, or give "
                              f"another --run: the same command goes on where this one ended") from None
-    with join_ranks(cfg.device, cfg.replicate, cfg.shard) as ranks:
-        run = Run(cfg.run, cfg, ranks, FREE, FIXED, cfg.allow_changed)
+    with (join_ranks(cfg.device, cfg.replicate, cfg.shard) as ranks,
+          Run(cfg.run, cfg, ranks, FREE, FIXED, cfg.allow_changed) as run):
         result = run.result("rl.json")
         if result and result["steps"] >= cfg.steps:
             run.log("\n".join([f"{cfg.run} is finished (delete the folder to train again)",
@@ -1222,7 +1227,7 @@ def main(cfg):
             rows = make_rows(responses, cfg, ranks)
 
             # Log-probs of the rows, by the reference, and by the policy where it will change more than once.
-            logps_ref = logps_old = [None] * len(rows)
+            logps_ref, logps_old = [None] * len(rows), [None] * len(rows)
             if cfg.beta:
                 with reference_weights(reference, model):
                     logps_ref = score_rows(model, rows, cfg.temperature)
@@ -1233,7 +1238,7 @@ def main(cfg):
             # The update, once as a rule: gradients add up over the rows, then the optimizer takes a step.
             lr = lr_at(step, cfg)
             parts, loss, norm = [], 0.0, 0.0
-            for update in range(cfg.updates if lengths.any() else 0):
+            for _ in range(cfg.updates if lengths.any() else 0):
                 loss = torch.zeros((), device=ranks.device)
                 for i, row in enumerate(rows):
                     model.set_requires_all_reduce(i + 1 == len(rows))
@@ -1247,13 +1252,16 @@ def main(cfg):
                     entropy = torch.where(counted, entropy.detach(), 0)
                     row_metrics["entropy"] = entropy.sum(dtype=torch.float64)
                     parts.append(row_metrics)
-                    if update == 0:
-                        keep_logprobs(responses, row.owner, logp_old)
+                    logps_old[i] = logp_old
+                loss = loss.double()
+                dist.all_reduce(loss)
                 reduce_vectors(parameters)
-                loss, = ranks.sum(float(loss))
                 norm = grad_norm(parameters, ranks.mesh)
+                loss = float(loss)
                 refuse_non_finite(step, loss, norm)
                 optimizer_step(optimizer, parameters, lr, norm, cfg.clip)
+            if parts:
+                keep_logprobs(responses, rows, logps_old)
 
             # Every ref_every steps the reference follows the policy.
             if cfg.beta and cfg.ref_every and (step + 1) % cfg.ref_every == 0:
@@ -1266,13 +1274,14 @@ def main(cfg):
             outcome = dict(loss=loss, gnorm=norm, lr=lr, push_gap=sampler.push_gap)
             metrics = step_metrics(outcome, parts, rollouts, records, timer, cfg, ranks)
             run.metrics(step=step + 1, **metrics)
+            run.poll()                                    # a checkpoint is written while the run goes on
             if step + 1 == cfg.steps or (cfg.checkpoint_every and (step + 1) % cfg.checkpoint_every == 0):
                 run.save(state(), step + 1, cfg.keep)
-                run.finish()                              # no step that was saved is made again
             run.log(step_line(step + 1, metrics, cfg))
             export(step + 1)
 
         # -- result -----------------------------------------------------------------------------------------
+        run.finish()
         save(model, run.path("model"), DTYPES[cfg.export_dtype])
         evaluation(cfg.steps)
         result = {"steps": cfg.steps, "curve": curve, "reward": metrics.get("reward")}

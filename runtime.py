@@ -40,9 +40,10 @@ class Ranks:
     cpu_group: dist.ProcessGroup                          # gloo, for what is slow: downloads, checkpoints
 
     def sum(self, *numbers):
-        """The numbers, each summed over all ranks in float64: a list of floats."""
-        sums = torch.tensor(numbers, dtype=torch.float64, device=self.device)
-        dist.all_reduce(sums)
+        """The numbers, each summed over all ranks in float64: a list of floats. They go from host to host, so
+        that no GPU is waited for."""
+        sums = torch.tensor(numbers, dtype=torch.float64)
+        dist.all_reduce(sums, group=self.cpu_group)
         return sums.tolist()
 
     @contextlib.contextmanager
@@ -93,6 +94,8 @@ def join_ranks(device="auto", replicate=1, shard=0, timeout_s=1800):
     try:
         mesh = dist.init_device_mesh(kind, (replicate, world // replicate),
                                      mesh_dim_names=("replicate", "shard"))
+        for group in mesh.get_all_groups():               # else NCCL's ten minutes hold in them
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
         cpu_group = dist.new_group(backend="gloo", timeout=timedelta(hours=12))
         yield Ranks(rank, world, torch_device, mesh, cpu_group)
         dist.barrier()                                    # gloo aborts at exit when a rank leaves early
@@ -101,12 +104,21 @@ def join_ranks(device="auto", replicate=1, shard=0, timeout_s=1800):
             dist.destroy_process_group()
 
 
-def shard(model, mesh, dtype):
+def to_device(tensor, device):
+    """A tensor of the host's on the device, without waiting for it: what a copy waits for is memory that is
+    not pinned."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def shard(model, mesh, dtype, head_in_backward=True):
     """FSDP2 over the mesh, in place: a layer, an untied embedding and an untied head are a unit each.
     Matrices are sharded (fp32 masters, gathered in `dtype`, gradients reduced in fp32). Vectors (norms,
     biases, A_log, D, dt_bias: under 0.02 % of the weights) stay whole and fp32 on every rank, so they are
     never rounded; `reduce_vectors` sums their gradients. Gradients are sums over ranks, not means: divide the
-    loss by the global token count."""
+    loss by the global token count. head_in_backward: whether the loss wants the head's weights once more in
+    the backward pass; kernels/loss.py does not, kernels/logprob.py does."""
     embed, layers, _, head = model.trunk
     vectors = {p for p in model.parameters() if p.ndim < 2}
     policy = MixedPrecisionPolicy(None if dtype == torch.float32 else dtype, torch.float32,
@@ -120,6 +132,9 @@ def shard(model, mesh, dtype):
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)                        # gloo has no scaled sum
+    if head is not None:                                  # what no gradient is made from is not gathered
+        embed.set_unshard_in_backward(False)
+        head.set_unshard_in_backward(head_in_backward)
     model.compute_dtype = dtype                           # of its passes; the parameters are fp32
     return model
 
@@ -138,25 +153,35 @@ def reduce_vectors(parameters):
     if gradients and dist.get_world_size() > 1:
         flat = torch.cat(gradients)
         dist.all_reduce(flat)
-        sizes = [gradient.numel() for gradient in gradients]
-        for gradient, summed in zip(gradients, flat.split(sizes), strict=True):
-            gradient.copy_(summed)
+        torch._foreach_copy_(gradients, flat.split([gradient.numel() for gradient in gradients]))
+
+
+def local_gradients(parameters):
+    """What this rank holds of the gradients of matrices, and those of vectors, which are whole on every rank:
+    two lists of plain tensors, so that one launch reaches many of them."""
+    matrices = [p.grad.to_local() for p in parameters if p.ndim >= 2 and p.grad is not None]
+    vectors = [p.grad for p in parameters if p.ndim < 2 and p.grad is not None]
+    return matrices, vectors
 
 
 def grad_norm(parameters, mesh):
     """The global L2 norm of reduced gradients, a Python float, the same on every rank to the last bit
-    (replicas that clip by an ulp more or less would drift apart)."""
+    (replicas that clip by an ulp more or less would drift apart). The host waits here for all of a step."""
     def sum_of_squares(gradients):
-        total = torch.zeros((), dtype=torch.float64, device=mesh.device_type)
-        for gradient in gradients:
-            total = total + torch.linalg.vector_norm(gradient).double() ** 2
-        return total
+        if not gradients:
+            return torch.zeros((), dtype=torch.float64, device=mesh.device_type)
+        return torch.stack(torch._foreach_norm(gradients)).double().square().sum()
 
-    parameters = [p for p in parameters if p.grad is not None]
-    matrices = sum_of_squares(p.grad.to_local() for p in parameters if p.ndim >= 2)      # this rank's shards
-    vectors = sum_of_squares(p.grad for p in parameters if p.ndim < 2)                   # the same everywhere
+    matrices, vectors = map(sum_of_squares, local_gradients(parameters))
     dist.all_reduce(matrices)                             # every replica adds each shard once
     return float((matrices / mesh.size(0) + vectors).sqrt())
+
+
+def scale_gradients(parameters, factor):
+    """Multiplies all gradients, in place."""
+    for gradients in local_gradients(parameters):
+        if gradients:
+            torch._foreach_mul_(gradients, factor)
 
 
 # The folders whose files go into source.zip: all that a run is made by.
@@ -174,7 +199,7 @@ class Pending(NamedTuple):
 
 class Run:
     """The folder of one run. Only rank 0 writes (checkpoints apart); every method may be called on all
-    ranks."""
+    ranks. In a with statement: an InputError leaves it only when the checkpoint under way is complete."""
 
     def __init__(self, folder, cfg, ranks, free=(), fixed=(), allow_changed=False):
         """free: keys of cfg that may differ when a run goes on (they cannot change its results); fixed: keys
@@ -192,6 +217,14 @@ class Run:
         problem = ranks.agree(problem)
         if problem:
             raise InputError(problem)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if isinstance(error, InputError):
+            with contextlib.suppress(InputError):         # the first error is the one to read
+                self.finish()
 
     def _claim(self, config, free, fixed, allow_changed):
         """Makes the folder this run's: config.json, source.zip, no half-written checkpoint. Returns what
@@ -395,21 +428,24 @@ class Run:
 
 # -- hardware ----------------------------------------------------------------------------------------------
 
-# TFLOP/s of dense bf16 products, from the data sheets.
-PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "B200": 2250, "L40S": 362, "4090": 165}
+# TFLOP/s of dense bf16 products that add in fp32, from the data sheets, by a part of the device's name; of
+# names that fit, the longest holds.
+PEAK_TFLOPS = {"GB300": 2500, "B300": 2250, "GB200": 2500, "B200": 2250, "GH200": 989, "H200": 989,
+               "H200 NVL": 835, "H100": 989, "H100 PCIe": 756, "H100 NVL": 835, "H800": 989, "H20": 148,
+               "A100": 312, "A800": 312, "A40": 150, "A30": 165, "A10": 125, "A10G": 70, "L40S": 362,
+               "L40": 181, "L4": 121, "RTX 6000 Ada": 364, "RTX 5090": 210, "RTX 4090": 165,
+               "RTX 3090 Ti": 80, "RTX 3090": 71}
 
 
 def peak_tflops(device, dtype):
-    """The rate MFU is measured against, TFLOP/s: a GPU's data sheet; a CPU's own matrix product, timed
-    here."""
-    if device.type == "cuda" and dtype == torch.float32:
-        raise InputError("no float32 peak rates are listed; give --peak_tflops=...")
+    """The rate MFU is measured against, TFLOP/s: a GPU's data sheet, nan where none is listed (the run goes
+    on, without MFU); a CPU's own matrix product, timed here."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        for key, value in PEAK_TFLOPS.items():
-            if key in name:
-                return float(value)
-        raise InputError(f"no peak rate known for {name!r}; give --peak_tflops=...")
+        fitting = [key for key in PEAK_TFLOPS if re.search(rf"\b{key}\b", name)]
+        if dtype == torch.float32 or not fitting:
+            return math.nan
+        return float(PEAK_TFLOPS[max(fitting, key=len)])
     n = 1024
     matrix = torch.randn(n, n, dtype=dtype)
     fastest = math.inf

@@ -26,7 +26,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import midtrain  # noqa: E402
 import presets  # noqa: E402
 from model import Arch, Init, Model, flops_per_token, read_config, save  # noqa: E402
-from runtime import grad_norm, join_ranks, reduce_vectors, shard  # noqa: E402
+from runtime import grad_norm, join_ranks, reduce_vectors, scale_gradients, shard  # noqa: E402
 
 B, T = 16, 256
 SIZES = dict(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
@@ -72,8 +72,7 @@ def ours(folder, cfg, ranks):
         reduce_vectors(parameters)
         norm = grad_norm(parameters, ranks.mesh)
         if norm > cfg.clip:
-            for p in parameters:
-                p.grad.mul_(cfg.clip / norm)
+            scale_gradients(parameters, cfg.clip / norm)
         optimizer.step()
         optimizer.zero_grad()
         return float(loss.detach())

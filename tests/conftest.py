@@ -9,6 +9,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from torch.utils._pytree import tree_leaves  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -30,6 +32,22 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "model"
     save(load("toy"), str(folder))
     return folder
+
+
+def refuse_tensors(collective):
+    """An object collective that refuses tensors: unpickled by another rank they are on the sender's GPU."""
+    def refusing(*args, **kwargs):
+        for leaf in tree_leaves((args, kwargs)):
+            assert not isinstance(leaf, torch.Tensor), f"a tensor of {leaf.shape} in {collective.__name__}"
+        return collective(*args, **kwargs)
+    return refusing
+
+
+@pytest.fixture(autouse=True)
+def plain_objects(monkeypatch):
+    """In every test, ranks tell each other plain values only."""
+    for name in ("all_gather_object", "broadcast_object_list", "gather_object", "scatter_object_list"):
+        monkeypatch.setattr(dist, name, refuse_tensors(getattr(dist, name)))
 
 
 # Files that take longest, first: the two processes of `make test` then end together.

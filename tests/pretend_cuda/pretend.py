@@ -109,6 +109,9 @@ class Stream:
     def synchronize(self):
         pass
 
+    def is_capturing(self):
+        return False
+
 
 def patched_cuda(patch):
     """Answers of torch.cuda that a build without CUDA cannot give: one H100 of 80 GB."""
@@ -138,6 +141,7 @@ def patched_cuda(patch):
     )
     for name, answer in answers.items():
         patch(torch.cuda, name, answer)
+    patch(torch.accelerator, "current_stream", lambda *args: default)
 
 
 def patched_triton(patch, meter):
@@ -175,6 +179,19 @@ def patched_model(patch):
             make(net, arch)
 
     patch(Model, "__init__", init)
+
+
+def patched_factories(patch):
+    """torch.tensor and torch.as_tensor copy to the device out of the dispatcher's sight: here by .to()."""
+    def on_device(make):
+        def made(data, *args, device=None, **kwargs):
+            if device is None or torch.device(device).type != "cuda" or isinstance(data, torch.Tensor):
+                return make(data, *args, device=device, **kwargs)
+            return make(data, *args, **kwargs).to(device)
+        return made
+
+    patch(torch, "tensor", on_device(torch.tensor))
+    patch(torch, "as_tensor", on_device(torch.as_tensor))
 
 
 def patched_reads(patch, meter):
@@ -344,6 +361,7 @@ def cuda():
     patched_cuda(patch)
     patched_triton(patch, meter)
     patched_model(patch)
+    patched_factories(patch)
     patched_reads(patch, meter)
     try:
         with FakeTensorMode(allow_non_fake_inputs=True), meter:
