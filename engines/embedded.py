@@ -182,7 +182,8 @@ MASKED = -1e30                                            # finite: a row withou
 def attention(q, k, v, mask, scale):
     """Softmax attention and its log-sum-exp, by which two of them over different keys can be joined.
     q (B, heads, Q, D); k, v (B, heads, T, D); mask (B, 1, 1 or Q, T), added. Returns (B, heads, Q, D) and
-    fp32 (B, heads, Q)."""
+    fp32 (B, heads, Q), on a GPU neither of them contiguous: the queries come before the heads in memory, and
+    the log-sum-exps of each head are padded. There D and the width T must be multiples of 8 (`round_up`)."""
     aten = torch.ops.aten
     if q.is_cpu:
         return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask, scale=scale)
@@ -270,15 +271,15 @@ class Decode:
         keys = memory.prompts.keys[:prompts, :, :self.prompt_width]
         values = memory.prompts.values[:prompts, :, :self.prompt_width]
         out, lse = attention(queries, keys, values, self.prompt_mask, scale)
-        out = out.view(prompts, kv_heads, per_prompt, -1, head_dim)
-        lse = lse.view(prompts, kv_heads, per_prompt, -1)
+        out = out.reshape(prompts, kv_heads, per_prompt, -1, head_dim)
+        lse = lse.reshape(prompts, kv_heads, per_prompt, -1)
         prompt_out = out[self.prompt_of, :, self.place]
         prompt_lse = lse[self.prompt_of, :, self.place]
 
         # joined by how much of the softmax's mass each part has
         prompt_share = torch.sigmoid(prompt_lse.float() - sample_lse.float())[..., None]
         joined = torch.lerp(sample_out.float(), prompt_out.float(), prompt_share)
-        return joined.to(q.dtype).view(batch, 1, heads, head_dim)
+        return joined.to(q.dtype).reshape(batch, 1, heads, head_dim)
 
     def conv(self, module, x):
         """x (B, 1, channels) -> the same shape."""

@@ -13,7 +13,7 @@ from checkpoints import FAMILIES, ROOMY, make, write_tokenizer
 from processes import Process
 
 from cli import InputError
-from engines import contract
+from engines import contract, embedded
 from engines.contract import EngineError, draw, log_distribution, sample_seed
 from engines.embedded import Cache, TorchEngine
 from engines.push import StaleWeights, full_tensors, push, score, tensor_kind
@@ -107,6 +107,34 @@ def test_greedy_is_the_argmax_of_the_forward_pass(name, folder):
                 assert model(torch.tensor([ids]))[0, -1, :KNOWN].argmax() == token
             ids = ids + [token]
     assert worst(model, prompts, samples) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["mistral-7b", "granite-4-h-micro"])
+def test_attention_may_return_the_layout_of_a_gpu(name, folder, monkeypatch):
+    """CUDA's op returns queries before heads, and log-sum-exps padded to a multiple of 32. Its layout rounds
+    otherwise."""
+    model = load(folder(name))
+    prompts = some_prompts(5, 12)
+
+    def generate():
+        return TorchEngine(model).generate(prompts, 3, max_new_tokens=12, stop=[])
+
+    before = generate()
+    compute = embedded.attention
+    calls = []
+
+    def as_on_a_gpu(q, *rest):
+        out, lse = compute(q, *rest)
+        queries = q.shape[2]
+        padded = torch.full((*lse.shape[:2], embedded.round_up(queries, 32)), math.nan)
+        padded[..., :queries] = lse
+        calls.append(queries)
+        return out.transpose(1, 2).contiguous().transpose(1, 2), padded[..., :queries]
+
+    monkeypatch.setattr(embedded, "attention", as_on_a_gpu)
+    after = generate()
+    assert len(set(calls)) == 2                           # over the samples' tokens and over the prompts'
+    assert tokens(after) == tokens(before) and worst(model, prompts, after) <= 1e-5
 
 
 @pytest.mark.parametrize("name", ["llama-3.1-8b", "mistral-7b", "granite-4-h-micro", "nemotron-h-8b"])
