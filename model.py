@@ -42,6 +42,7 @@ import presets
 from cli import InputError, did_you_mean, write_atomic
 from corpus.tokenizer import load_tokenizer, toy_tokenizer
 from kernels.act import relu2, swiglu
+from kernels.attention import attend_flash_attn_4, flash_attn_4
 from kernels.conv1d import causal_conv1d
 from kernels.loss import linear_cross_entropy
 from kernels.norm import add_rms_norm, rms_norm
@@ -395,6 +396,9 @@ def _config_json(folder, flag):
 
 # -- attention ---------------------------------------------------------------------------------------------
 
+HALF = (torch.bfloat16, torch.float16)                                     # what flash kernels take
+
+
 class Shared(NamedTuple):
     """What every sublayer of one forward pass shares."""
     docs: torch.Tensor | None = None            # (B, T) document ids, or None: one document a row
@@ -458,7 +462,9 @@ def attend_varlen(q, k, v, cu_seqlens, max_seqlen, scale, window=None):
     packed = [x.flatten(0, 1) for x in (q, k, v)]
     bounds = (cu_seqlens, cu_seqlens, max_seqlen, max_seqlen)              # of the queries and of the keys
     left = window - 1 if window else -1                                    # keys before the query's own
-    if flash_attn_varlen_func is not None:
+    if flash_attn_4() is not None:
+        out = attend_flash_attn_4(*packed, cu_seqlens, max_seqlen, scale, window)
+    elif flash_attn_varlen_func is not None:
         right = 0 if window else -1
         out = flash_attn_varlen_func(*packed, *bounds, softmax_scale=scale, causal=True,
                                      window_size=(left, right),
@@ -487,18 +493,50 @@ def attend_documents(q, k, v, lengths, scale, window=None):
     return torch.cat(outs).view(q.shape).to(dtype)
 
 
+DENSE_MASK_TOKENS = 4096        # a CPU's rows up to here have one mask, longer ones and a GPU's a block's
+WINDOW_BLOCK = 1024             # queries that go together under a block's mask, at most a window of them
+
+
 def _attend_rows(q, k, v, scale, window):
     """Causal attention inside each row: (B, T, heads, D)."""
     T = q.shape[1]
     mask = None
     if window and T > window:
+        if q.is_cuda or T > DENSE_MASK_TOKENS:
+            return _attend_windows(q, k, v, scale, window)
         index = torch.arange(T, device=q.device)
         distance = index[:, None] - index
         mask = (distance >= 0) & (distance < window)
+    if q.is_cuda and q.dtype not in HALF:
+        # the same of fp32, which flash does not take; copies, because this kernel knows causal rows itself
+        k, v = (x.repeat_interleave(q.shape[2] // x.shape[2], dim=2) for x in (k, v))
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=scale,
                                          enable_gqa=q.shape[1] != k.shape[1])
     return out.transpose(1, 2)
+
+
+def _attend_windows(q, k, v, scale, window):
+    """`_attend_rows` block by block of queries against the keys that they see, under one mask of a block's
+    size. The query heads of a kv head go as one product: a GPU's flash kernel takes no mask, the
+    memory-efficient one no enable_gqa before torch 2.14, and the rest would hold all scores at once."""
+    T, H = q.shape[1:3]
+    K = k.shape[2]
+    block = min(window, WINDOW_BLOCK)
+    index = torch.arange(window + block, device=q.device)
+    distance = index[:block, None] + window - index                        # the first key is a window back
+    hidden = ((distance < 0) | (distance >= window)).repeat_interleave(H // K, dim=0)
+    mask = torch.zeros(hidden.shape, dtype=q.dtype, device=q.device).masked_fill_(hidden, -math.inf)
+    outs = []
+    for start in range(0, T, block):
+        stop = min(start + block, T)
+        first = max(start - window, 0)
+        columns = slice(first - start + window, stop - start + window)     # of the mask: these keys
+        rows = q[:, start:stop].unflatten(2, (K, -1)).transpose(1, 2).flatten(2, 3)     # (B, K, rows, D)
+        keys, values = k[:, first:stop].transpose(1, 2), v[:, first:stop].transpose(1, 2)
+        out = F.scaled_dot_product_attention(rows, keys, values, mask[:rows.shape[2], columns], scale=scale)
+        outs.append(out.unflatten(2, (stop - start, -1)).transpose(1, 2).flatten(2, 3))
+    return torch.cat(outs, dim=1)
 
 
 class Attention(nn.Module):
@@ -621,22 +659,24 @@ class Mamba(nn.Module):
 # -- layers ------------------------------------------------------------------------------------------------
 
 SUBLAYERS = {"a": Attention, "f": MLP, "m": Mamba}
-# selective recompute keeps these outputs
+# Selective recompute keeps these ops' outputs: matrix products, and attention by whatever computes it. By
+# name, because a package registers its op when it is imported.
 _SAVED = {
-    torch.ops.aten.mm.default,
-    torch.ops.aten.addmm.default,
-    torch.ops.aten.bmm.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    "aten::mm",
+    "aten::addmm",
+    "aten::bmm",
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "torch_attn::_varlen_attn",
+    "flash_attn::_flash_attn_varlen_forward",
+    "prism::flash_attn_4",
 }
-if varlen_attn is not None:
-    _SAVED.add(torch.ops.torch_attn._varlen_attn.default)
 
 
 def _keep_or_recompute(ctx, op, *args, **kwargs):
-    return CheckpointPolicy.MUST_SAVE if op in _SAVED else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if op.name() in _SAVED else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def _selective():
@@ -793,12 +833,15 @@ class Model(nn.Module):
 
 def attention_kernel(device, dtype):
     """Which attention runs on this device in this dtype."""
-    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
+    if device.type == "cuda" and dtype in HALF:
+        if flash_attn_4() is not None:
+            return "FlashAttention-4 varlen"
         if flash_attn_varlen_func is not None:
             return "flash-attn varlen"
         if varlen_attn is not None:
             return "torch varlen (its gradients not deterministic)"
-    return "torch SDPA, document by document"
+    line = "torch SDPA, document by document"
+    return f"{line} (its gradients not deterministic)" if device.type == "cuda" else line
 
 
 def choose_kernels(name, device, compiled=False):
