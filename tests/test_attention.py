@@ -1,6 +1,9 @@
 """Which attention runs, what of it recomputation keeps, and long rows with a sliding window."""
 
+import importlib.metadata
 import inspect
+import sys
+import types
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 import kernels.attention
 import model
+from cli import InputError
 
 
 class Ops(TorchDispatchMode):
@@ -191,14 +195,26 @@ def test_flash_attention_4s_op_is_an_op(flash_attn_4):
         "test_schema", "test_faketensor", "test_autograd_registration"])
 
 
-def test_the_start_up_line_names_it(flash_attn_4, monkeypatch):
-    monkeypatch.undo()
-    assert kernels.attention.flash_attn_4() is None                        # no GPU here
-    monkeypatch.setattr(model, "flash_attn_4", Package)
+def test_which_attention_runs(monkeypatch):
+    """FlashAttention-4 on an H100 that has it, not on an A100 or an RTX 5090, and never flash-attn's early
+    copy; the start-up line says whose gradients are not deterministic."""
+    installed = types.SimpleNamespace(_flash_attn_bwd=Package()._flash_attn_bwd)
+    monkeypatch.setitem(sys.modules, "flash_attn", types.ModuleType("flash_attn"))
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", types.SimpleNamespace(interface=installed))
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "4.0.0b36")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    find = kernels.attention.flash_attn_4.__wrapped__                      # without its memory
+    for capability, expected in (((8, 0), None), ((12, 0), None), ((9, 0), installed), ((10, 0), installed)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda of=capability: of)
+        assert find() is expected
     gpu = torch.device("cuda")
+    monkeypatch.setattr(model, "flash_attn_4", find)
     assert model.attention_kernel(gpu, torch.bfloat16) == "FlashAttention-4 varlen"
     assert "not deterministic" in model.attention_kernel(gpu, torch.float32)
     assert "deterministic" not in model.attention_kernel(torch.device("cpu"), torch.float32)
+    installed._flash_attn_bwd = lambda q, k, v, out, dout, lse: None
+    with pytest.raises(InputError, match="force-reinstall"):
+        find()
 
 
 def test_flash_attn_4_takes_what_we_give():
