@@ -29,16 +29,27 @@ import presets
 from cli import InputError, check_bounds, human, launch, write_atomic
 from corpus import tokenizing
 from corpus.tokenizer import load_tokenizer
-from kernels.ssd import chunk_length
 from model import (
+    TOLERANCE,
+    HeadMemory,
     Init,
     Model,
+    TrainingMemory,
+    TrainingPass,
+    attention_note,
+    besides,
+    card_bytes,
+    changes_that_fit,
     choose_kernels,
     flops_per_token,
     kernels_in_use,
     keys_met,
+    logits_bytes,
+    memory_verdict,
+    mfu_on_paper,
     parameter_counts,
     preset,
+    refuse_oversized,
     save,
 )
 from reporting.figures import line, lines, picture
@@ -103,7 +114,8 @@ class Config:
     export_dtype: Dtype = "bfloat16"     # of runs/.../model, the hub-format result
     device: str = "auto"                 # auto, cpu, cuda
     peak_tflops: float = 0.0             # device rate for MFU; 0 = its data sheet, or a CPU's timed product
-    mfu: float = 0.4                     # MFU that --dry_run reckons the days with
+    mfu: float = 0.0                     # MFU that --dry_run reckons the days with; 0 = 30 to 36 %, on paper
+    gpu_gb: float = 0.0                  # GB of a GPU, for --dry_run; 0 = this machine's, without one 80
     allow_changed: bool = False          # go on with a run although its config changed
     dry_run: bool = False                # print the plan and stop
 
@@ -113,14 +125,14 @@ TOY = dict(steps=1000, seq_len=256, batch=8, micro_batch=8, lr=3e-3, warmup=30, 
            eval_every=200, checkpoint_every=200, log_every=50, eval_rows=4, export_dtype="float32")
 # The flags that may change when a run is resumed: they cannot change what is trained.
 FREE = ("replicate", "shard", "micro_batch", "recompute", "kernels", "compile", "checkpoint_every", "keep",
-        "log_every", "prefetch", "device", "peak_tflops", "mfu", "allow_changed", "dry_run", "run")
+        "log_every", "prefetch", "device", "peak_tflops", "mfu", "gpu_gb", "allow_changed", "dry_run", "run")
 # The flags that may not change even with --allow_changed: a checkpoint belongs to these.
 FIXED = ("model", "mixture", "seed", "batch", "seq_len", "packing", "train")
 # What the choices of Dtype are in torch, and the least values of numbers.
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 LEAST = {"steps": 1, "seq_len": 2, "batch": 1, "micro_batch": 1, "warmup": 0, "eval_every": 0, "eval_rows": 1,
          "checkpoint_every": 0, "keep": 0, "log_every": 1, "prefetch": 1, "max_skips": 0, "lr": 0, "clip": 0,
-         "eps": 0, "weight_decay": 0, "final_lr": 0}
+         "eps": 0, "weight_decay": 0, "final_lr": 0, "mfu": 0, "gpu_gb": 0, "peak_tflops": 0}
 
 
 def recipe(model):
@@ -285,34 +297,32 @@ def duration(seconds):
 
 
 def plan(cfg, world):
-    """What --dry_run prints: parameters, memory a device by part, tokens and epochs a source, FLOPs, days."""
+    """What --dry_run prints: parameters, memory a GPU by part and whether it fits, tokens and epochs a
+    source, FLOPs, days."""
     arch = preset(cfg.model)
     counts = parameter_counts(arch)
     parameters = sum(counts.values())
     parts = ", ".join(f"{part} {count:,}" for part, count in counts.items() if count)
-    shards = cfg.shard or world // cfg.replicate
     passes = cfg.batch // world // forward_rows(cfg, world)
     rows = cfg.steps * cfg.batch
     tokens = rows * cfg.seq_len
 
-    memory = device_memory(cfg, arch, counts, shards, forward_rows(cfg, world))
-    memory["sum"] = sum(memory.values())
-
-    # Days at the given MFU, from the work really done: causal attention meets half of the keys.
+    # Days at an MFU, from the work really done: causal attention meets half of the keys.
     mean_keys = keys_met([cfg.seq_len], arch.window) / cfg.seq_len
     causal_flops = flops_per_token(arch, cfg.seq_len, mean_keys) * tokens
     full_flops = flops_per_token(arch, cfg.seq_len) * tokens
     peak_flops = (cfg.peak_tflops or 989) * 1e12
-    days = causal_flops / (peak_flops * cfg.mfu * world) / 86400
+    mfu = cfg.mfu or mfu_on_paper(arch)
+    hours = causal_flops / (peak_flops * mfu * world) / 3600
+    whose_mfu = "" if cfg.mfu else " (on paper, not yet measured; --mfu=... for another)"
     whose_peak = "" if cfg.peak_tflops else " (H100, bf16; --peak_tflops=... for another)"
 
     return "\n".join([
         f"{cfg.model}: {parameters:,} parameters ({parts})",
         f"{cfg.steps:,} steps x {cfg.batch} rows x {cfg.seq_len:,} tokens = {human(tokens)} tokens on "
-        f"{world} devices ({cfg.replicate} x {shards}), {passes} micro-batches a step",
+        f"{world} devices ({cfg.replicate} x {world // cfg.replicate}), {passes} micro-batches a step",
         "",
-        "memory a device:",
-        *(f"  {part:63s} {size / 1e9:8.2f} GB" for part, size in memory.items()),
+        *memory_lines(cfg, world),
         f"a checkpoint: {12 * parameters / 1e9:.1f} GB on disk (kept: {cfg.keep or 'all'}, and one being "
         f"written), as much in host memory meanwhile",
         "",
@@ -320,59 +330,88 @@ def plan(cfg, world):
         "",
         f"{causal_flops:.3e} FLOPs with causal attention halved, {full_flops:.3e} undiscounted "
         f"(attention over {cfg.seq_len:,} keys)",
-        f"{days:.2f} days at {cfg.mfu:.0%} of {peak_flops / 1e12:.0f} TFLOP/s a device{whose_peak}"])
+        f"{hours / 24:.2f} days, {hours:.1f} hours, at {mfu:.0%} MFU{whose_mfu} of {peak_flops / 1e12:.0f} "
+        f"TFLOP/s a device{whose_peak}"])
 
 
-def device_memory(cfg, arch, counts, shards, rows_per_pass):
-    """Bytes a device by what they hold, {text: bytes}, where matrices are cut into `shards`. counts:
-    `parameter_counts` of arch."""
-    parameters = sum(counts.values())
-    vectors = counts["norms"]                             # whole on every device, see `shard`
-    embedding = arch.V * arch.C
-    number = 2 if cfg.dtype == "bfloat16" else 4          # bytes a number has in the dtype of the passes
-    tokens_per_pass = cfg.seq_len * rows_per_pass
-
-    # The largest layer decides what is gathered at a time, and what a layer recomputes at once.
-    layer_kinds = set(arch.layers)
-    largest_layer = max(layer_parameters(arch, layer) for layer in layer_kinds)
-    largest_activations = max(activations(arch, layer) for layer in layer_kinds) * tokens_per_pass * number
-    all_activations = sum(activations(arch, layer) for layer in arch.layers) * tokens_per_pass * number
-    layer_inputs = len(arch.layers) * tokens_per_pass * arch.C * number
-    saved = {
-        "off": all_activations,
-        "full": layer_inputs + largest_activations,
-        "selective": all_activations / 2,                 # about half are products' outputs, which it keeps
-    }
-
-    # The head's loss is computed in chunks of 2,048 tokens: logits in fp32 and in the dtype of the passes.
-    logits = min(2048, tokens_per_pass) * arch.V * (4 + number)
-    return {
-        "weights, fp32, sharded": 4 * parameters / shards + 4 * vectors,
-        "Adam moments, fp32, sharded": 8 * parameters / shards + 8 * vectors,
-        "gradients, fp32, sharded": 4 * parameters / shards + 4 * vectors,
-        f"gathered in {cfg.dtype}: two layers, embedding, head":
-            number * (2 * largest_layer + embedding * (2 - arch.tied)),
-        f"activations, recompute={cfg.recompute} (estimate)": saved[cfg.recompute],
-        "gradients of a layer, and of two in fp32 as they are reduced": largest_layer * (number + 8),
-        "loss: a chunk of logits, gradients of the head": logits + (8 + number) * embedding,
-    }
+def training_memory(cfg, world, fused_attention=False):
+    """The `TrainingMemory` of a step on one of `world` ranks. fused_attention: in float32 too, where torch
+    may have to do without."""
+    rows = forward_rows(cfg, world)
+    work = TrainingPass(
+        arch=preset(cfg.model),
+        rows=rows,
+        tokens_per_row=cfg.seq_len,
+        number=DTYPES[cfg.dtype].itemsize,
+        shards=world // cfg.replicate,
+        recompute=cfg.recompute,
+        fused_attention=fused_attention or cfg.dtype == "bfloat16",
+        only_attention=cfg.train == "attention",
+        accumulates=cfg.batch // world > rows)
+    return TrainingMemory(work, loss_memory(work))
 
 
-def layer_parameters(arch, layer):
-    """Parameters of one layer ("af", "m", ...): those of a model of it alone, its embedding of one row."""
-    return sum(parameter_counts(replace(arch, layers=(layer,), V=1, tied=True)).values())
+def loss_memory(work):
+    """`HeadMemory` of kernels/loss.py: N x C gradients of the final norm's output, and V x C in fp32 of the
+    head. Their backward pass scales both, in fp32, before they take the dtype of the passes again."""
+    arch, number = work.arch, work.number
+    stream = work.tokens * arch.C
+    head = arch.V * arch.C * work.trains("")
+    rounded = number if number < 4 else 0                 # in fp32 the scaled ones stay as they are
+    logits = logits_bytes(arch, work.tokens, number)
+    scaling_stream = 4 * head + 2 * number * stream + (8 * stream if rounded else 0)
+    scaling_head = (8 + rounded) * head + 2 * number * stream
+    return HeadMemory(forward=logits + 4 * head + number * stream,
+                      backward=max(scaling_stream, scaling_head),
+                      gathered_in_backward=False)
 
 
-def activations(arch, layer):
-    """Numbers a token that the sublayers of one layer keep for their backward pass (an estimate; the scan's
-    fp32 counts two)."""
-    kept = {"a": 2 * arch.C + 2 * (arch.H + arch.K) * arch.D,
-            "f": 2 * arch.C + (3 if arch.family == "nemotron_h" else 4) * arch.F}
-    if arch.mamba:
-        mamba = arch.mamba
-        chunk = chunk_length(mamba.head_dim, mamba.state)
-        kept["m"] = 2 * arch.C + 3 * (mamba.inner + mamba.conv_channels) + 3 * mamba.heads * chunk
-    return sum(kept[kind] for kind in layer)
+def gpu_bytes(cfg, world):
+    """Bytes that a GPU needs: a step's peak and what is beside it."""
+    _, parts = training_memory(cfg, world).peak()
+    traced = sum(parts.values())
+    return traced + sum(besides(traced, cfg.replicate, world // cfg.replicate).values())
+
+
+def memory_lines(cfg, world):
+    """Memory a GPU by part, and the verdict."""
+    moment, parts = training_memory(cfg, world).peak()
+    traced = sum(parts.values())
+    parts[f"sum (within {TOLERANCE:.0%} of traced steps, docs/memory.md)"] = traced
+    parts |= besides(traced, cfg.replicate, world // cfg.replicate)
+    lines = [f"memory a GPU at its peak, {moment}:"]
+    lines += [f"  {part:63s} {size / 1e9:8.2f} GB" for part, size in parts.items() if size]
+    needed = gpu_bytes(cfg, world)
+    card = card_bytes(cfg.gpu_gb)
+    lines += attention_note(cfg.dtype)
+    return [*lines, memory_verdict(needed, card, lambda: changes(cfg, world, card))]
+
+
+def changes(cfg, world, card):
+    """Flags with which a GPU of `card` bytes holds a step, found by trying: more recomputation, fewer rows a
+    pass, more ranks to a copy of the model."""
+    modes = ["off", "selective", "full"]
+    rows = forward_rows(cfg, world)
+    shards = world // cfg.replicate
+    ranks = [shards * factor for factor in (2, 4, 8, 16)]
+    knobs = {"shard": [n for n in ranks if cfg.batch % (cfg.replicate * n) == 0],
+             "recompute": modes[modes.index(cfg.recompute) + 1:],
+             "micro_batch": [n for n in range(rows - 1, 0, -1) if rows % n == 0]}
+
+    def fits(other):
+        ranks = cfg.replicate * (other.shard or shards)
+        return gpu_bytes(other, ranks) <= card
+
+    return changes_that_fit(cfg, knobs, fits)
+
+
+def refuse_memory(cfg, ranks):
+    """InputError where a step surely does not fit the GPU. What torch.compile keeps of a layer is not known
+    beforehand: the layer's input at least."""
+    if ranks.device.type == "cuda":
+        least = replace(cfg, recompute="full") if cfg.compile else cfg
+        _, parts = training_memory(least, ranks.world, fused_attention=True).peak()
+        refuse_oversized(sum(parts.values()), ranks.device, lambda card: changes(cfg, ranks.world, card))
 
 
 def table(curve):
@@ -524,6 +563,7 @@ def main(cfg):
     mixture = data.read_mixture(cfg.mixture)
     with (join_ranks(cfg.device, cfg.replicate, cfg.shard) as ranks,
           Run(cfg.run, cfg, ranks, FREE, FIXED, cfg.allow_changed) as run):
+        refuse_memory(cfg, ranks)
         files = f"model: {run.path('model')}   figure: {run.path('figures', 'retention.png')}"
         result = run.result("retention.json")
         if result and last_step(result["curve"]) >= cfg.steps:

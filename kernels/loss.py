@@ -169,9 +169,14 @@ def chunk_size(h, weight):
     buffers of fp32. A CPU: what stays in its cache."""
     V = weight.shape[0]
     if on_triton(h):
-        return max(256, min(8192, (1 << 29) // V))
+        return triton_chunk(V)
     logits = 1 << (28 if h.is_cuda else 20)
     return max(64, logits // V)
+
+
+def triton_chunk(V):
+    """The tokens of a chunk for Triton, of a head of V rows: see `chunk_size`."""
+    return max(256, min(8192, (1 << 29) // V))
 
 
 def logits_buffer(h, weight, chunk):

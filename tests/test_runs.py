@@ -596,7 +596,7 @@ def test_dry_run(model, tmp_path, monkeypatch, capsys):
     counts = parameter_counts(preset(model))
     for number in (sum(counts.values()), *counts.values()):
         assert f"{number:,}" in plan
-    for words in ("= 26.2B tokens on 128 devices (16 x 8)", "days at 40%", "400 rows a period"):
+    for words in ("= 26.2B tokens on 128 devices (16 x 8)", "hours, at 3", "400 rows a period"):
         assert words in plan
     assert all(f"  {source} " in plan for source in data.MIXTURES["math+code+science"])
     assert os.listdir(tmp_path) == []
