@@ -50,7 +50,30 @@ from engines.contract import known_ids
 from engines.push import push
 from generate import make_engine
 from kernels.logprob import token_logprobs
-from model import Init, Model, choose_kernels, kernels_in_use, preset, save
+from model import (
+    CUDA_CONTEXT,
+    HeadMemory,
+    Init,
+    Model,
+    TrainingMemory,
+    TrainingPass,
+    attention_note,
+    besides,
+    card_bytes,
+    changes_that_fit,
+    choose_kernels,
+    flops_per_token,
+    kernels_in_use,
+    keys_met,
+    logits_bytes,
+    memory_verdict,
+    mfu_on_paper,
+    preset,
+    refuse_oversized,
+    save,
+    sequence_bytes,
+    total_parameters,
+)
 from runtime import Run, grad_norm, join_ranks, reduce_vectors, reshard, scale_gradients, shard
 from suite.intervals import pass_at_k
 from verify import grade_batch, repetition, stop_penalty, think_format, timed_out
@@ -129,6 +152,10 @@ class Config:
     unsafe_sandbox: bool = False         # runs programs without bubblewrap (see verify.py)
     device: str = "auto"                 # auto, cpu, cuda
     allow_changed: bool = False          # goes on with a run although its config changed
+    response_tokens: int = 0             # of a response, as --dry_run reckons; 0 = a quarter of --context
+    mfu: float = 0.0                     # MFU that --dry_run reckons with; 0 = 30 to 36 %, on paper
+    gpu_gb: float = 0.0                  # GB of a GPU, for --dry_run; 0 = this machine's, without one 80
+    dry_run: bool = False                # prints memory, cache, disk and hours, and stops
 
 
 TOY = dict(steps=50, batch=16, context=256, row_tokens=2048, lr=1e-4, dtype="float32", recompute="off",
@@ -136,7 +163,8 @@ TOY = dict(steps=50, batch=16, context=256, row_tokens=2048, lr=1e-4, dtype="flo
            ref_every=20, eval_every=25, eval_prompts=128, eval_samples=4, checkpoint_every=1,
            export_dtype="float32")
 FREE = ("replicate", "shard", "row_tokens", "recompute", "kernels", "checkpoint_every", "keep", "device",
-        "run", "allow_changed", "ref_offload", "check", "gpus", "gpu_memory", "max_batch", "export_at")
+        "run", "allow_changed", "ref_offload", "check", "gpus", "gpu_memory", "max_batch", "export_at",
+        "response_tokens", "mfu", "gpu_gb", "dry_run")
 FIXED = ("model", "prompts", "domains", "seed", "batch", "group")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -156,7 +184,7 @@ LEAST = {"steps": 1, "batch": 1, "context": 2, "warmup": 0, "lr": 0, "eps": 0, "
          "clip": 0, "updates": 1, "eta": 0, "tis": 0, "clip_low": 0, "clip_high": 0, "beta": 0,
          "ref_alpha": 0, "ref_every": 0, "stop_penalty": 0, "repetition_penalty": 0, "refill": 0,
          "eval_every": 0, "eval_prompts": 1, "eval_samples": 1, "checkpoint_every": 0, "keep": 0,
-         "max_batch": 1}
+         "max_batch": 1, "response_tokens": 0, "mfu": 0, "gpu_gb": 0}
 
 
 def check(cfg, world_size):
@@ -1117,12 +1145,288 @@ def evaluation_line(step, result):
     return " | ".join(parts)
 
 
+# -- the plan ------------------------------------------------------------------------------------------------
+# What --dry_run assumes; none of it is measured here.
+
+PROMPT_TOKENS = 256                      # of a prompt
+VLLM_PASSES = 2e9                        # bytes of vLLM's share that its passes and CUDA graphs take
+VLLM_ASLEEP = 1e9                        # bytes that it keeps while it sleeps
+READ_RATE = 2.7e12                       # bytes a second that an H100 reads (its data sheet: 3.35e12)
+PEAK_FLOPS = 989e12                      # a second, of an H100 in bf16
+DISK_RATE = 2e9                          # bytes a second that all ranks write together
+LINE_BYTES = 36                          # of samples.jsonl a token: its id, two log-probs, its text
+
+
+class EnginePlan(NamedTuple):
+    """The engines of a run, on paper. An engine is one model that samples."""
+    engines: int                         # 0: none, a replay
+    gpus: int                            # of each
+    sampling: dict                       # {text: bytes} of a trainer's GPU while they sample
+    training: dict                       # and while the policy trains
+    cache: float                         # bytes of each GPU for keys, values and states
+    sequence: float                      # bytes of each GPU that a sequence of --context takes
+
+    def sequences(self, context_share=1.0):
+        """Sequences of a share of --context that an engine's cache holds."""
+        return max(0, int(self.cache // (self.sequence * context_share)))
+
+
+def training_memory(cfg, world, fused_attention=False):
+    """The `TrainingMemory` of the policy's passes on one of `world` ranks."""
+    work = TrainingPass(
+        arch=preset(cfg.model),
+        rows=1,
+        tokens_per_row=cfg.row_tokens or cfg.context,
+        number=DTYPES[cfg.dtype].itemsize,
+        shards=world // cfg.replicate,
+        recompute=cfg.recompute,
+        fused_attention=fused_attention or cfg.dtype == "bfloat16")
+    return TrainingMemory(work, logprob_memory(work))
+
+
+def logprob_memory(work):
+    """`HeadMemory` of kernels/logprob.py where every token of a row is predicted: it keeps the final norm's
+    output at those tokens, and makes a chunk of logits in both passes; the head's gradient is V x C in fp32,
+    then in the dtype of the passes."""
+    arch, number = work.arch, work.number
+    stream = number * work.tokens * arch.C
+    logits = logits_bytes(arch, work.tokens, number)
+    rounded = number if number < 4 else 0
+    return HeadMemory(forward=stream + logits,
+                      backward=2 * stream + logits + (4 + rounded) * arch.V * arch.C,
+                      gathered_in_backward=True)
+
+
+def reference_bytes(cfg, memory):
+    """Of a rank's fp32 reference, wherever it is kept."""
+    return memory.states()["weights, fp32, sharded"] if cfg.beta else 0
+
+
+def plan_engines(cfg, world, card, held):
+    """The `EnginePlan`. card: bytes of a GPU; held: bytes that a trainer's GPU holds while they sample."""
+    arch = preset(cfg.model)
+    number = DTYPES[cfg.dtype].itemsize
+    weights = number * total_parameters(arch)
+    sequence = sequence_bytes(arch, cfg.context, number)
+    if cfg.replay:
+        return EnginePlan(0, 0, {}, {}, 0, sequence)
+    if cfg.engine == "torch":
+        whole = {"engine: whole weights": weights}
+        cache = min(max(0, card - held - weights) / 2, cfg.max_batch * sequence)
+        sampling = whole | {"engine: its cache, at most half of what is free": cache}
+        return EnginePlan(world, 1, sampling, sampling if cfg.ahead else whole, cache, sequence)
+    gpus = cfg.tensor_parallel
+    share = cfg.gpu_memory * card
+    cache = share - weights / gpus - VLLM_PASSES
+    if cfg.layout == "beside":
+        return EnginePlan(1, gpus, {}, {}, cache, sequence / gpus)
+    sampling = {f"vLLM's share, --gpu_memory={cfg.gpu_memory}": share}
+    training = sampling if cfg.ahead else {"vLLM asleep (assumed)": VLLM_ASLEEP}
+    return EnginePlan(world // gpus, gpus, sampling, training, cache, sequence / gpus)
+
+
+class MemoryPlan(NamedTuple):
+    """Bytes of a trainer's GPU, {text: bytes}, and its engines."""
+    moment: str                          # the peak of the policy's passes
+    training: dict
+    sampling: dict
+    engines: EnginePlan
+
+    def traced(self):
+        """Bytes of the larger."""
+        return max(sum(self.training.values()), sum(self.sampling.values()))
+
+
+def plan_memory(cfg, world, card, fused_attention=False):
+    """The `MemoryPlan` of a rank on a GPU of `card` bytes."""
+    memory = training_memory(cfg, world, fused_attention)
+    moment, passes = memory.peak()
+    reference = {"reference, fp32, sharded": 0 if cfg.ref_offload else reference_bytes(cfg, memory)}
+    states = memory.states() | reference
+    engines = plan_engines(cfg, world, card, sum(states.values()) + CUDA_CONTEXT)
+    return MemoryPlan(moment, passes | reference | engines.training, states | engines.sampling, engines)
+
+
+def gpu_bytes(cfg, world, card):
+    """Bytes that a trainer's GPU of `card` bytes needs."""
+    traced = plan_memory(cfg, world, card).traced()
+    return traced + sum(besides(traced, cfg.replicate, world // cfg.replicate).values())
+
+
+def fits(cfg, world, card):
+    """Whether a GPU of `card` bytes holds trainer and engine, and the engine a sequence of --context."""
+    engines = plan_memory(cfg, world, card).engines
+    return gpu_bytes(cfg, world, card) <= card and (engines.engines == 0 or engines.sequences() > 0)
+
+
+def changes(cfg, world, card):
+    """Flags with which a GPU of `card` bytes holds trainer and engine, found by trying."""
+    modes = ["off", "selective", "full"]
+    shards = world // cfg.replicate
+    ranks = [shards * factor for factor in (2, 4, 8, 16)]
+    knobs = {"shard": [n for n in ranks if cfg.batch % (cfg.replicate * n) == 0],
+             "recompute": modes[modes.index(cfg.recompute) + 1:]}
+    if cfg.beta and not cfg.ref_offload:
+        knobs["ref_offload"] = [True]
+    if cfg.engine == "torch":
+        knobs["engine"] = ["vllm"]
+    else:
+        knobs["gpu_memory"] = sorted((0.2, 0.3, 0.5, 0.6, 0.7, 0.8), key=lambda x: abs(x - cfg.gpu_memory))
+        knobs["tensor_parallel"] = [n for n in (2, 4, 8) if n > cfg.tensor_parallel and world % n == 0]
+
+    def fit(other):
+        return fits(other, cfg.replicate * (other.shard or shards), card)
+
+    return changes_that_fit(cfg, knobs, fit)
+
+
+def refuse_memory(cfg, ranks):
+    """InputError where trainer and engine surely do not fit the GPU."""
+    if ranks.device.type == "cuda":
+        card = torch.cuda.get_device_properties(ranks.device).total_memory
+        memory = plan_memory(cfg, ranks.world, card, fused_attention=True)
+        refuse_oversized(memory.traced(), ranks.device, lambda card: changes(cfg, ranks.world, card))
+
+
+class StepSeconds(NamedTuple):
+    """Seconds of a step on paper."""
+    sampling: float
+    scoring: float
+    training: float
+    at_a_time: int                       # responses that an engine samples
+
+
+def step_seconds(cfg, world, engines):
+    """`StepSeconds`. Sampling is bound by memory: every token of the batch reads all weights once, and its
+    sequence's cache. Training is flops_per_token at the MFU of mid-training, scoring a third of it."""
+    arch = preset(cfg.model)
+    number = DTYPES[cfg.dtype].itemsize
+    weights = number * total_parameters(arch)
+    new = response_tokens(cfg)
+    length = PROMPT_TOKENS + new
+    responses = cfg.batch * cfg.group
+    sampling = at_a_time = 0
+    if engines.engines:
+        share = math.ceil(responses / engines.engines)
+        whole = sequence_bytes(arch, cfg.context, number)
+        room = engines.sequences(sequence_bytes(arch, length, number) / whole)
+        at_a_time = max(1, min(cfg.max_batch, share, room))
+        halfway = sequence_bytes(arch, PROMPT_TOKENS + new // 2, number)
+        read = (weights + at_a_time * halfway) / engines.gpus
+        sampling = math.ceil(share / at_a_time) * new * read / READ_RATE
+    keys = keys_met([length], arch.window) / length
+    flops = responses * length * flops_per_token(arch, length, keys)
+    training = flops / (PEAK_FLOPS * (cfg.mfu or mfu_on_paper(arch)) * world)
+    scorings = (cfg.beta > 0) + (cfg.updates > 1)
+    return StepSeconds(sampling, scorings * training / 3, cfg.updates * training, at_a_time)
+
+
+def response_tokens(cfg):
+    """Tokens that --dry_run assumes a response to have."""
+    return cfg.response_tokens or cfg.context // 4
+
+
+def plan(cfg, world):
+    """What --dry_run prints: memory a GPU while the policy trains and while it is sampled from, whether it
+    fits, the engines' cache, what goes to the disk, hours."""
+    arch = preset(cfg.model)
+    parameters = total_parameters(arch)
+    card = card_bytes(cfg.gpu_gb)
+    memory = plan_memory(cfg, world, card)
+    traced = memory.traced()
+    beside = besides(traced, cfg.replicate, world // cfg.replicate)
+    engine = "none, a replay" if cfg.replay else cfg.engine
+    if cfg.engine == "vllm" and not cfg.replay:
+        engine += f" {cfg.layout}"
+    return "\n".join([
+        f"{cfg.model}: {parameters:,} parameters",
+        f"{cfg.steps:,} steps x {cfg.batch} prompts x {cfg.group} responses, texts of up to {cfg.context:,} "
+        f"tokens, on {world} devices ({cfg.replicate} x {world // cfg.replicate}); engine: {engine}",
+        "",
+        *part_lines(f"while the policy trains, {memory.moment}", memory.training),
+        *part_lines("while it is sampled from", memory.sampling),
+        *part_lines("besides", beside),
+        *attention_note(cfg.dtype),
+        verdict_line(cfg, world, card),
+        *cache_lines(cfg, memory.engines),
+        "",
+        *disk_lines(cfg, world, parameters),
+        "",
+        *hours_lines(cfg, world, memory.engines)])
+
+
+def part_lines(when, parts):
+    """{text: bytes} as lines, with their sum."""
+    lines = [f"memory a GPU {when}:"]
+    parts = parts | {"sum": sum(parts.values())}
+    return lines + [f"  {part:63s} {size / 1e9:8.2f} GB" for part, size in parts.items() if size]
+
+
+def verdict_line(cfg, world, card):
+    """Whether a GPU of `card` bytes is enough, and what to change if not."""
+    needed = gpu_bytes(cfg, world, card)
+    if needed <= card and not fits(cfg, world, card):
+        return (f"the engine holds no sequence of --context={cfg.context}: {changes(cfg, world, card)}")
+    return memory_verdict(needed, card, lambda: changes(cfg, world, card))
+
+
+def cache_lines(cfg, engines):
+    """How many sequences an engine's cache holds, and whether the model takes such long ones."""
+    if not engines.engines:
+        return []
+    longest = preset(cfg.model).raw.get("max_position_embeddings") or cfg.context
+    refused = []
+    if cfg.context > longest:
+        refused = [f"the engine refuses --context={cfg.context}: the model's config.json says "
+                   f"max_position_embeddings = {longest}; give --context={longest}"]
+    return [f"engines: {engines.engines}, each on {engines.gpus} GPU, with {max(engines.cache, 0) / 1e9:.1f} "
+            f"GB for keys, values and states: {engines.sequences()} sequences of {cfg.context:,} tokens "
+            f"({engines.sequence / 1e9:.2f} GB each), {cfg.max_batch} at most", *refused]
+
+
+def disk_lines(cfg, world, parameters):
+    """What goes to the disk, and how long it takes."""
+    reference = 4 * parameters * (cfg.beta > 0)
+    checkpoint = 12 * parameters + reference
+    written = cfg.steps * cfg.batch * cfg.group * response_tokens(cfg) * LINE_BYTES
+    lines = [f"a checkpoint: {checkpoint / 1e9:.1f} GB ({reference / 1e9:.1f} of them the reference), every "
+             f"{cfg.checkpoint_every or cfg.steps} steps, {checkpoint / DISK_RATE:.0f} s at "
+             f"{DISK_RATE / 1e9:.0f} GB/s (assumed); kept: {cfg.keep or 'all'}, and one being written",
+             f"samples.jsonl: {written / 1e9:.1f} GB ({LINE_BYTES} bytes a token)"]
+    if cfg.ref_offload and reference:
+        lines.append(f"the reference in host memory: {reference * cfg.replicate / 1e9:.1f} GB over all nodes")
+    return lines
+
+
+def hours_lines(cfg, world, engines):
+    """Hours of the run on paper, and what bounds them."""
+    seconds = step_seconds(cfg, world, engines)
+    training = seconds.scoring + seconds.training
+    step = max(seconds.sampling, training) if cfg.ahead else seconds.sampling + training
+    bound = "sampling" if seconds.sampling > training else "training"
+    mfu = cfg.mfu or mfu_on_paper(preset(cfg.model))
+    return [f"assumed: responses of {response_tokens(cfg):,} tokens (--response_tokens=...) to prompts of "
+            f"{PROMPT_TOKENS}; a GPU's {READ_RATE / 1e12:.1f} TB/s, and {PEAK_FLOPS / 1e12:.0f} TFLOP/s at "
+            f"{mfu:.0%} MFU (H100, on paper, not yet measured)",
+            f"a step: {seconds.sampling:.0f} s of sampling, {seconds.at_a_time} responses at a time an "
+            f"engine, {seconds.scoring:.0f} s of scoring, {seconds.training:.0f} s of training; grading and "
+            f"what a GPU waits for are not counted",
+            f"{cfg.steps * step / 3600:.1f} hours for {cfg.steps:,} steps at least, bound by {bound}"]
+
+
 # -- main ----------------------------------------------------------------------------------------------------
 
 def main(cfg):
     """Trains, exports run/model; returns {"curve": [(step, evaluation)], "reward": of the last step}. With
     --filter=True instead the verdicts and mixes of `difficulty`."""
-    check(cfg, int(os.environ.get("WORLD_SIZE", 1)))
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if cfg.dry_run:
+        devices = cfg.replicate * cfg.shard if cfg.shard else max(world, cfg.replicate)
+        check(cfg, devices)
+        if int(os.environ.get("RANK", 0)) == 0:
+            print(plan(cfg, devices))
+        return {}
+    check(cfg, world)
     if cfg.filter:
         try:
             return difficulty(cfg)
@@ -1131,6 +1435,7 @@ def main(cfg):
                              f"another --run: the same command goes on where this one ended") from None
     with (join_ranks(cfg.device, cfg.replicate, cfg.shard) as ranks,
           Run(cfg.run, cfg, ranks, FREE, FIXED, cfg.allow_changed) as run):
+        refuse_memory(cfg, ranks)
         result = run.result("rl.json")
         if result and result["steps"] >= cfg.steps:
             run.log("\n".join([f"{cfg.run} is finished (delete the folder to train again)",
