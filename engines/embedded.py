@@ -28,6 +28,7 @@ from engines.contract import (
     known_ids,
     make_requests,
 )
+from engines.graphs import CudaCapture, Graphs, bucket
 from kernels import conv1d, ssd
 from model import Attention, Mamba, attend_documents, project
 
@@ -56,12 +57,13 @@ class Cache:
     and of the samples; with a window, only as many as can be seen (a ring). Mamba: the last inputs of the
     convolution and the state, at the end of each prompt and of each sample."""
 
-    def __init__(self, model, prompt_rows, sample_rows, prompt_tokens, sample_tokens):
-        """Rows, and tokens a row, to make room for."""
+    def __init__(self, model, prompt_rows, sample_rows, prompt_tokens, sample_tokens, samples_per_prompt):
+        """Rows, and tokens a row, to make room for. samples_per_prompt: the most that share a prompt."""
         weight = model.trunk.embed.weight
         self.dtype = weight.dtype
         self.prompt_rows = prompt_rows
         self.sample_rows = sample_rows
+        self.samples_per_prompt = min(samples_per_prompt, sample_rows)
         self.prompt_tokens = tokens_kept(model, prompt_tokens)
         self.sample_tokens = tokens_kept(model, sample_tokens)
         self.layers = {}                                  # module: LayerCache
@@ -138,13 +140,14 @@ class Prefill:
     """One pass over whole prompts, a row each, padded on the right: attention, convolution and scan as in
     training. What they leave behind goes into the prompts' rows of the cache."""
 
-    def __init__(self, cache, rows, lengths):
-        """rows: the prompts' rows of the cache; lengths: their tokens; (P) int64 both, on the device."""
+    def __init__(self, cache, rows, lengths, longest):
+        """rows: the prompts' rows of the cache; lengths: their tokens; (P) int64 both, on the device.
+        longest: the largest of the lengths."""
         self.cache = cache
         self.rows = rows
         self.lengths = lengths
         self.batch = torch.arange(len(rows), device=rows.device)[:, None]
-        self.positions = torch.arange(int(lengths.max()), device=rows.device)[None]
+        self.positions = torch.arange(longest, device=rows.device)[None]
 
     def attend(self, module, q, k, v, scale, window):
         """q (P, T, H, D), k and v (P, T, K, D) -> (P, T, H, D)."""
@@ -192,60 +195,104 @@ def attention(q, k, v, mask, scale):
     return out, lse[..., :q.shape[2]]
 
 
-class Decode:
-    """Passes over one new token a sample, as long as the samples in the batch stay the same. Attention is
-    computed in two parts: over the shared keys of the prompts, where all samples of a prompt are the queries
-    of one product, and over each sample's keys. Their log-sum-exps join them exactly."""
+class DecodeSizes(NamedTuple):
+    """What the shapes of a decode pass follow from."""
+    samples: int                         # B
+    prompts: int                         # P
+    group: int                           # samples of a prompt, the most
+    prompt_width: int                    # tokens of the prompts that are looked at
+    sample_width: int                    # tokens of the samples that are looked at
+    window_moves: bool                   # whether the window has left the first token of a prompt behind
 
-    def __init__(self, cache, arch, prompt_lengths, prompt_of):
-        """prompt_lengths (P): tokens of the prompts; prompt_of (B): each sample's prompt row; int64, on the
-        device."""
-        device = prompt_of.device
+    def bucket(self, cache):
+        """The sizes of a graph that serves these too."""
+        return DecodeSizes(
+            samples=bucket(self.samples, cache.sample_rows),
+            prompts=bucket(self.prompts, cache.prompt_rows),
+            group=bucket(self.group, cache.samples_per_prompt),
+            prompt_width=bucket(self.prompt_width, round_up(cache.prompt_tokens)),
+            sample_width=bucket(self.sample_width, round_up(cache.sample_tokens)),
+            window_moves=self.window_moves,
+        )
+
+
+class DecodeInputs(NamedTuple):
+    """What a decode pass reads beside the cache: int64 arrays on the host, or tensors on the device."""
+    tokens: np.ndarray | torch.Tensor              # (B): each sample's last token
+    counts: np.ndarray | torch.Tensor              # (B): its tokens, that one included
+    tokens_before: np.ndarray | torch.Tensor       # (B): its prompt's tokens
+    prompt_of: np.ndarray | torch.Tensor           # (B): its prompt's row
+    place: np.ndarray | torch.Tensor               # (B): where it stands among the samples of its prompt
+    stored: np.ndarray | torch.Tensor              # (P): tokens of each prompt that the cache keeps
+    members: np.ndarray | torch.Tensor             # (P, group): the samples of each prompt, padded by any row
+
+    @staticmethod
+    def numbers(samples, prompts, group):
+        """How many numbers that is."""
+        return 5 * samples + prompts + prompts * group
+
+    @classmethod
+    def views(cls, flat, sizes):
+        """Views of a flat array or tensor of at least so many numbers."""
+        views = []
+        begin = 0
+        for _ in range(5):
+            views.append(flat[begin:begin + sizes.samples])
+            begin += sizes.samples
+        end = begin + sizes.prompts
+        members = flat[end:end + sizes.prompts * sizes.group]
+        return cls(*views, flat[begin:end], members.reshape(sizes.prompts, sizes.group))
+
+
+def group_by_prompt(prompt_of, prompts):
+    """members (P, most samples of a prompt): the samples of each prompt, padded by the first row; place (B):
+    where a sample stands among them. prompt_of (B): each sample's prompt row; all int64 arrays."""
+    order = np.argsort(prompt_of, kind="stable")
+    sizes = np.bincount(prompt_of, minlength=prompts)
+    first = sizes.cumsum() - sizes
+    place = np.empty_like(prompt_of)
+    place[order] = np.arange(len(prompt_of)) - first[prompt_of[order]]
+    members = np.zeros((prompts, sizes.max()), dtype=np.int64)
+    members[prompt_of, place] = np.arange(len(prompt_of))
+    return members, place
+
+
+class Decode:
+    """One pass over one new token a sample. Attention is computed in two parts: over the shared keys of the
+    prompts, where all samples of a prompt are the queries of one product, and over each sample's keys. Their
+    log-sum-exps join them exactly. Nothing here waits for the device or depends on what a tensor holds: a
+    graph repeats it."""
+
+    def __init__(self, cache, arch, inputs, sizes):
+        """inputs: DecodeInputs on the device."""
+        counts = inputs.counts
+        device = counts.device
         self.cache = cache
         self.window = arch.window
         self.queries_per_kv = arch.H // arch.K
-        self.prompt_of = prompt_of
-        self.rows = torch.arange(len(prompt_of), device=device)
-        self._group_by_prompt(len(prompt_lengths))
-        self.tokens_before = prompt_lengths[prompt_of]    # (B), for the positions
+        self.inputs = inputs
+        self.sizes = sizes
+        self.rows = torch.arange(sizes.samples, device=device)
+        self.positions = (inputs.tokens_before + counts - 1)[:, None]
+        self.slots = (counts - 1) % cache.sample_tokens   # where its key goes: a ring, if there is a window
+        index = torch.arange(max(sizes.prompt_width, sizes.sample_width), device=device)
+        stored = counts.clamp(max=cache.sample_tokens)[:, None]
+        self.sample_mask = self._additive((index[:sizes.sample_width] < stored)[:, None, None])
         # the prompts' keys and values are read up to a common width; those that a prompt lacks are masked
-        self.prompt_stored = prompt_lengths.clamp(max=cache.prompt_tokens)
-        self.longest_stored = int(self.prompt_stored.max())
-        self.prompt_width = round_up(self.longest_stored)
-        self.index = torch.arange(round_up(max(cache.prompt_tokens, cache.sample_tokens)), device=device)
-        self.prompt_exists = self.index[:self.prompt_width] < self.prompt_stored[:, None]
-        self.prompt_mask = self._additive(self.prompt_exists[:, None, None])        # (P, 1, 1, T)
+        index = index[:sizes.prompt_width]
+        exists = index < inputs.stored[:, None]
+        if sizes.window_moves:
+            seen = self._seen_by_window(exists, index)
+        else:
+            seen = exists[:, None, None]
+        self.prompt_mask = self._additive(seen)           # (P, 1, 1 or samples x queries, T)
 
-    def _group_by_prompt(self, prompts):
-        """members (P, most samples of a prompt): the samples of each prompt, padded by any row; place (B):
-        where a sample stands among them."""
-        order = torch.argsort(self.prompt_of, stable=True)
-        sizes = torch.bincount(self.prompt_of, minlength=prompts)
-        first = sizes.cumsum(0) - sizes
-        self.place = torch.empty_like(self.prompt_of)
-        self.place[order] = self.rows - first[self.prompt_of[order]]
-        self.members = torch.zeros(prompts, int(sizes.max()), dtype=torch.int64, device=self.rows.device)
-        self.members[self.prompt_of, self.place] = self.rows
-
-    def advance(self, counts, longest):
-        """Makes ready for the next token. counts (B) int64: each sample's tokens, that one included; longest:
-        the largest of them."""
-        kept = self.cache.sample_tokens
-        self.positions = (self.tokens_before + counts - 1)[:, None]
-        self.slots = (counts - 1) % kept                  # where its key goes: a ring, if there is a window
-        self.sample_width = round_up(min(longest, kept))
-        stored = counts.clamp(max=kept)[:, None]
-        self.sample_mask = self._additive((self.index[:self.sample_width] < stored)[:, None, None])
-        if self.window and self.longest_stored + longest > self.window:
-            self._move_window(counts)
-
-    def _move_window(self, counts):
+    def _seen_by_window(self, exists, index):
         """What each sample still sees of its prompt, once the window has moved on."""
-        first_seen = self.prompt_stored[:, None] + counts[self.members] - self.window
-        seen = self.index[:self.prompt_width] >= first_seen[..., None]
-        seen = self.prompt_exists[:, None] & seen         # (P, samples, T)
-        seen = seen[:, None].repeat_interleave(self.queries_per_kv, 2)      # a row a query head
-        self.prompt_mask = self._additive(seen)           # (P, 1, samples x queries, T)
+        first_seen = self.inputs.stored[:, None] + self.inputs.counts[self.inputs.members] - self.window
+        seen = index >= first_seen[..., None]
+        seen = exists[:, None] & seen                     # (P, samples, T)
+        return seen[:, None].repeat_interleave(self.queries_per_kv, 2)      # a row a query head
 
     def _additive(self, seen):
         mask = torch.zeros(seen.shape, dtype=self.cache.dtype, device=seen.device)
@@ -255,26 +302,26 @@ class Decode:
         """q (B, 1, H, D), k and v (B, 1, K, D) -> (B, 1, H, D)."""
         batch, _, heads, head_dim = q.shape
         kv_heads = k.shape[2]
-        prompts, per_prompt = self.members.shape
+        inputs, sizes = self.inputs, self.sizes
         memory = self.cache.layers[module]
         memory.samples.keys[self.rows, :, self.slots] = k[:, 0]
         memory.samples.values[self.rows, :, self.slots] = v[:, 0]
 
         # each sample over its tokens: the query heads of a kv head are the queries of one product
         q = q.view(batch, kv_heads, -1, head_dim)
-        keys = memory.samples.keys[:batch, :, :self.sample_width]
-        values = memory.samples.values[:batch, :, :self.sample_width]
+        keys = memory.samples.keys[:batch, :, :sizes.sample_width]
+        values = memory.samples.values[:batch, :, :sizes.sample_width]
         sample_out, sample_lse = attention(q, keys, values, self.sample_mask, scale)
 
         # each prompt for all its samples at once, whose queries stand side by side; and back by sample
-        queries = q[self.members].transpose(1, 2).reshape(prompts, kv_heads, -1, head_dim)
-        keys = memory.prompts.keys[:prompts, :, :self.prompt_width]
-        values = memory.prompts.values[:prompts, :, :self.prompt_width]
+        queries = q[inputs.members].transpose(1, 2).reshape(sizes.prompts, kv_heads, -1, head_dim)
+        keys = memory.prompts.keys[:sizes.prompts, :, :sizes.prompt_width]
+        values = memory.prompts.values[:sizes.prompts, :, :sizes.prompt_width]
         out, lse = attention(queries, keys, values, self.prompt_mask, scale)
-        out = out.reshape(prompts, kv_heads, per_prompt, -1, head_dim)
-        lse = lse.reshape(prompts, kv_heads, per_prompt, -1)
-        prompt_out = out[self.prompt_of, :, self.place]
-        prompt_lse = lse[self.prompt_of, :, self.place]
+        out = out.reshape(sizes.prompts, kv_heads, sizes.group, -1, head_dim)
+        lse = lse.reshape(sizes.prompts, kv_heads, sizes.group, -1)
+        prompt_out = out[inputs.prompt_of, :, inputs.place]
+        prompt_lse = lse[inputs.prompt_of, :, inputs.place]
 
         # joined by how much of the softmax's mass each part has
         prompt_share = torch.sigmoid(prompt_lse.float() - sample_lse.float())[..., None]
@@ -292,6 +339,70 @@ class Decode:
         return ssd.step(state, x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D)[:, None]
 
 
+class Decoder:
+    """Decode passes, one after the other. Where graphs are used, a pass is rounded up to sizes that repeat:
+    its further rows belong to nobody, and what is computed there is finite and never read."""
+
+    def __init__(self, model, cache, hidden, graphs):
+        """hidden (B, C): where the final norm's output goes; graphs: Graphs or None."""
+        self.model = model
+        self.cache = cache
+        self.hidden = hidden
+        self.graphs = graphs
+        most = DecodeInputs.numbers(cache.sample_rows, cache.prompt_rows, cache.samples_per_prompt)
+        on_gpu = hidden.device.type == "cuda"
+        self.host = torch.zeros(most, dtype=torch.int64, pin_memory=on_gpu)
+        self.flat = torch.zeros(most, dtype=torch.int64, device=hidden.device)
+
+    def regroup(self, lengths, prompt_of):
+        """Other samples than at the pass before. lengths (P): tokens of the prompts; prompt_of (B): each
+        sample's prompt row; int64 arrays."""
+        members, place = group_by_prompt(prompt_of, len(lengths))
+        stored = lengths.clip(max=self.cache.prompt_tokens)
+        self.longest_stored = int(stored.max())
+        self.sizes = DecodeSizes(len(prompt_of), *members.shape, round_up(self.longest_stored),
+                                 sample_width=0, window_moves=False)
+        padded = self.sizes.bucket(self.cache) if self.graphs else self.sizes
+        self.numbers = DecodeInputs.numbers(*padded[:3])
+        self.host[:self.numbers] = 0
+        self.inputs = DecodeInputs.views(self.host.numpy(), padded)
+        self.inputs.counts[:] = 1                         # of the rows that belong to nobody
+        self.inputs.tokens_before[:len(prompt_of)] = lengths[prompt_of]
+        self.inputs.prompt_of[:len(prompt_of)] = prompt_of
+        self.inputs.place[:len(place)] = place
+        self.inputs.stored[:len(stored)] = stored
+        self.inputs.members[:len(members), :members.shape[1]] = members
+
+    def step(self, tokens, counts):
+        """Reads tokens (B), each sample's last, of which it has counts (B); int64 arrays."""
+        self.inputs.tokens[:len(tokens)] = tokens
+        self.inputs.counts[:len(counts)] = counts
+        self.flat[:self.numbers].copy_(self.host[:self.numbers], non_blocking=True)
+        longest = int(counts.max())
+        window = self.model.arch.window
+        sizes = self.sizes._replace(
+            sample_width=round_up(min(longest, self.cache.sample_tokens)),
+            window_moves=bool(window and self.longest_stored + longest > window))
+        if self.graphs is None:
+            self._run(sizes)
+        else:
+            sizes = sizes.bucket(self.cache)
+            self.graphs.run(sizes, lambda: self._run(sizes))
+
+    def _run(self, sizes):
+        inputs = DecodeInputs.views(self.flat, sizes)
+        decode = Decode(self.cache, self.model.arch, inputs, sizes)
+        last = forward(self.model, inputs.tokens[:, None], decode)
+        self.hidden[:sizes.samples] = last[:, 0]
+
+
+def forward(model, tokens, cache):
+    """The final norm's output (rows, T, C). cache: Prefill or Decode."""
+    for h in model.stream(tokens, cache=cache):
+        last = h                                          # not a list: that would keep every layer's
+    return last
+
+
 # -- the engine ----------------------------------------------------------------------------------------------
 
 class TorchEngine:
@@ -299,10 +410,14 @@ class TorchEngine:
     once for all its samples; memory is set aside once a call, as much as cache_gb allows, and what does not
     fit waits."""
 
-    def __init__(self, model, *, context=0, max_batch=256, cache_gb=0.0, read_tokens=8192, progress=True):
+    capture = CudaCapture                # makes what records a graph; tests put their own in its place
+
+    def __init__(self, model, *, context=0, max_batch=256, cache_gb=0.0, read_tokens=8192, progress=True,
+                 graphs=None):
         """model: a whole Model (not sharded), used as it is, weights shared. context: tokens of a prompt and
         its answer, 0 = what config.json says. max_batch: samples at a time. cache_gb: of keys, values and
-        states, 0 = half of what is free on a GPU, 4 on a CPU. read_tokens: of prompts in one pass."""
+        states, 0 = half of what is free on a GPU, 4 on a CPU. read_tokens: of prompts in one pass. graphs:
+        whether decode steps become CUDA graphs, None = on a GPU."""
         for name, parameter in model.named_parameters():
             if isinstance(parameter, DTensor):
                 raise InputError(f"the engine needs whole weights, but {name} is sharded: give it a model of "
@@ -318,6 +433,7 @@ class TorchEngine:
         weight = model.trunk.embed.weight
         self.device = weight.device
         self.dtype = weight.dtype
+        self.graphs = self.device.type == "cuda" if graphs is None else graphs
         self.broken = False                               # half of the weights are new
 
     @torch.no_grad()
@@ -392,7 +508,7 @@ class TorchEngine:
         affordable = int((budget - samples * sample_bytes) // prompt_bytes)
         prompts = min(len(requests), samples, affordable)
         try:
-            return Cache(self.model, prompts, samples, prompt_tokens, sample_tokens)
+            return Cache(self.model, prompts, samples, prompt_tokens, sample_tokens, samples_per_prompt)
         except RuntimeError as e:                         # torch.OutOfMemoryError is one, a CPU's has no name
             raise InputError(f"--cache_gb={budget / 1e9:g}: the device has not that much left "
                              f"({str(e).splitlines()[0]}); lower it") from None
@@ -466,7 +582,7 @@ class Batch:
         self.waiting = deque(requests)
         self.unfinished = sum(len(request.seeds) for request in requests)
         self.running = 0
-        self.decoding = None                              # a Decode, while the running samples stay the same
+        self.regrouped = False                            # whether other samples run than at the step before
 
         C = self.model.arch.C
         self.prompts = []
@@ -474,6 +590,8 @@ class Batch:
         B = cache.sample_rows
         N = max(request.max_tokens for request in requests)
         self.hidden = torch.zeros(B, C, dtype=engine.dtype, device=engine.device)
+        graphs = Graphs(engine.capture()) if engine.graphs else None
+        self.decoder = Decoder(self.model, cache, self.hidden, graphs)
         self.prompt_of = np.zeros(B, dtype=np.int64)
         self.sample_index = np.zeros(B, dtype=np.int64)
         self.count = np.zeros(B, dtype=np.int64)
@@ -496,7 +614,7 @@ class Batch:
         return len(ended)
 
     def device(self, numbers):
-        return torch.as_tensor(numbers, device=self.engine.device)
+        return torch.as_tensor(numbers).to(self.engine.device, non_blocking=True)
 
     def schedule(self):
         """Chooses what begins now: the rows of new prompts, and (prompt row, index of the sample) of new
@@ -532,7 +650,7 @@ class Batch:
             lengths.append(len(ids))
         rows = self.device(rows)
         lengths = self.device(lengths)
-        last = self._forward(tokens.to(self.engine.device), Prefill(self.cache, rows, lengths))
+        last = forward(self.model, self.device(tokens), Prefill(self.cache, rows, lengths, longest))
         self.prompt_hidden[rows] = last[torch.arange(len(rows), device=last.device), lengths - 1]
 
     def begin(self, starts):
@@ -553,27 +671,18 @@ class Batch:
         sample_rows = torch.arange(first, self.running, device=self.engine.device)
         self.hidden[sample_rows] = self.prompt_hidden[prompt_rows]
         self.cache.begin_samples(prompt_rows, sample_rows)
-        self.decoding = None
+        self.regrouped = True
 
     def decode(self):
         """Reads the token drawn last of every running sample."""
         if not self.running:
             return
-        if self.decoding is None:                         # other samples than at the step before
-            lengths = self.device([len(prompt.request.ids) for prompt in self.prompts])
-            prompt_of = self.device(self.prompt_of[:self.running])
-            self.decoding = Decode(self.cache, self.model.arch, lengths, prompt_of)
+        if self.regrouped:
+            lengths = np.array([len(prompt.request.ids) for prompt in self.prompts])
+            self.decoder.regroup(lengths, self.prompt_of[:self.running])
+            self.regrouped = False
         count = self.count[:self.running]
-        self.decoding.advance(self.device(count), int(count.max()))
-        drawn = self.tokens[np.arange(self.running), count - 1]
-        last = self._forward(self.device(drawn)[:, None], self.decoding)
-        self.hidden[:self.running] = last[:, 0]
-
-    def _forward(self, tokens, cache):
-        """The final norm's output (rows, T, C)."""
-        for h in self.model.stream(tokens, cache=cache):
-            last = h                                      # not a list: that would keep every layer's
-        return last
+        self.decoder.step(self.tokens[np.arange(self.running), count - 1], count)
 
     def sample(self):
         """Draws the next token of every running sample; returns the rows of those that it ends."""
@@ -629,7 +738,7 @@ class Batch:
             return
         source, target = compact(self.running, rows)
         self.running -= len(rows)
-        self.decoding = None
+        self.regrouped = True
         if source:                                        # the last rows move into the gaps
             for array in self.host_arrays:
                 array[target] = array[source]
