@@ -187,7 +187,9 @@ def patched_factories(patch):
         def made(data, *args, device=None, **kwargs):
             if device is None or torch.device(device).type != "cuda" or isinstance(data, torch.Tensor):
                 return make(data, *args, device=device, **kwargs)
-            return make(data, *args, **kwargs).to(device)
+            tensor = make(data, *args, **kwargs)
+            tensor.constant = None                        # else the copy is made of its value, on the device
+            return tensor.to(device)
         return made
 
     patch(torch, "tensor", on_device(torch.tensor))
@@ -296,7 +298,8 @@ class Meter(TorchDispatchMode):
         self._refuse_mixed_indices(name, args)
         out = op(*args, **kwargs)
         self._count_copy(name, args, kwargs, out)
-        if name not in VIEWS and any(t.device.type == "cuda" for t in tensors_in(out)):
+        written = tensors_in(out if op._schema.returns else args)
+        if name not in VIEWS and any(tensor.is_cuda for tensor in written):
             self.launches[name] += 1
         if name in ("mm", "addmm", "bmm"):
             left, right = args[-2:]
