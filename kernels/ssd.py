@@ -695,7 +695,9 @@ class _Plan:
     def __init__(self, x, B, docs, chunk):
         b, t, h, p = x.shape
         g, n = B.shape[2:]
-        q = max(16, triton.next_power_of_2(min(chunk or 256, t)))
+        # In fp32 a chunk of a single tile makes the compiler keep whole tiles a thread: 6 kB of stack.
+        least = 64 if x.dtype == torch.float32 else 16
+        q = max(least, triton.next_power_of_2(min(chunk or 256, t)))
         c = triton.cdiv(t, q)
         tile = min(64 if x.itemsize == 2 else 32, q)
         block = min(1024, triton.next_power_of_2(p * n))       # of a state's numbers, a program

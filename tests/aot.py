@@ -139,7 +139,7 @@ def ssd():
 
 
 def ssd_otherwise():
-    """Without documents; short, with states; fp32."""
+    """Without documents; short, with states; fp32; a short prompt in fp32."""
     from kernels.ssd import ssd
     x, B, C = (tensor(1, 8192, heads, k) for heads, k in ((64, 64), (1, 128), (1, 128)))
     dt, A, docs = tensor(1, 8192, 64, dtype=torch.float32), tensor(64, dtype=torch.float32), tensor(
@@ -149,6 +149,9 @@ def ssd_otherwise():
          *(z.detach()[:, :100].requires_grad_() for z in (B, C)), A, docs[:, :100], last=True,
          initial=tensor(1, 64, 64, 128, dtype=torch.float32))
     both(ssd, *(z.detach().float().requires_grad_() for z in (x, dt, A, B, C, A)), docs)
+    with torch.no_grad():
+        short = [z[:, :32].float() for z in (x, dt, B, C)]
+        ssd(*short[:2], A, *short[2:], A, last=True)
 
 
 def conv1d():
