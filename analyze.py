@@ -1226,16 +1226,13 @@ def representations(path, texts, pooling, tokens, dtype, device):
     model = load(path, dtype=getattr(torch, dtype), device=device)
     bos = model.tokenizer.bos_ids                         # [] or [the token]
     pool = POOLING[pooling]
-    by_text = []                                          # [a stream's feature (C,)] of each text
+    by_text = []                                          # the streams' features (L + 2, C) of each text
     for text in tqdm(texts, unit="text", desc=path, leave=False, disable=None):
         ids = bos + model.tokenizer.encode(text)[:tokens]
         streams = model.hidden_states(torch.tensor([ids], device=device))
-        features = []
-        for h in streams:
-            positions = h[0, len(bos):].float()
-            features.append(pool(positions).cpu().numpy())
-        by_text.append(features)
-    return [np.stack(features) for features in zip(*by_text, strict=True)]
+        features = torch.stack([pool(h[0, len(bos):].float()) for h in streams])
+        by_text.append(features.cpu().numpy())            # the text's one wait for the device
+    return list(np.stack(by_text, axis=1))
 
 
 def cka(checkpoints: Positional[tuple[str, ...]], texts: str = "toy", count: int = 200,

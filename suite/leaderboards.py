@@ -124,8 +124,8 @@ class Adapter(TemplateLM):
                 scored.append(torch.cat([logprobs, greedy], 1))
             return torch.cat(scored).cpu()
 
-        tokens = torch.tensor([ids], device=device)
-        return self.model(tokens, torch.tensor([docs], device=device), head).unbind(1)
+        tokens, docs = torch.tensor([ids], device=device), torch.tensor([docs], device=device)
+        return self.model(tokens, docs, head, [len(text) for text in row]).unbind(1)
 
     def loglikelihood_rolling(self, requests, disable_tqdm=False):
         """Log-probs of whole texts, each token predicted once, from windows as long as the context."""

@@ -169,16 +169,34 @@ def patched_triton(patch, meter):
 
 
 def patched_model(patch):
-    """A model on the meta device is made of plain tensors: to_empty cannot replace fake ones."""
+    """A model on the meta device is made of plain tensors: torch cannot replace fake ones."""
     from model import Model
-    make = Model.__init__
+    make, convert = Model.__init__, Model.to
 
     def init(net, arch):
         on_meta = torch.get_default_device().type == "meta"
         with unset_fake_temporarily() if on_meta else contextlib.nullcontext():
             make(net, arch)
 
+    def to(net, *args):
+        on_meta = next(net.parameters()).is_meta
+        with unset_fake_temporarily() if on_meta else contextlib.nullcontext():
+            return convert(net, *args)
+
     patch(Model, "__init__", init)
+    patch(Model, "to", to)
+    # torch swaps no tensor that something refers to weakly; of fake ones the mode keeps such references
+    patch(torch.utils, "weakref", types.SimpleNamespace(getweakrefs=lambda tensor: []))
+
+
+def patched_inference(patch):
+    """torch.inference_mode as torch.no_grad: fake tensors cannot become parameters in it."""
+    def enter(mode):
+        mode.instead = torch.no_grad()
+        mode.instead.__enter__()
+
+    patch(torch.inference_mode, "__enter__", enter)
+    patch(torch.inference_mode, "__exit__", lambda mode, *exception: mode.instead.__exit__(*exception))
 
 
 def patched_factories(patch):
@@ -364,6 +382,7 @@ def cuda():
     patched_cuda(patch)
     patched_triton(patch, meter)
     patched_model(patch)
+    patched_inference(patch)
     patched_factories(patch)
     patched_reads(patch, meter)
     try:

@@ -1,17 +1,17 @@
-"""Forward and backward of the seven models, at their real widths with a layer of each kind."""
+"""Forward and backward of the seven models, at their real widths with a layer of each kind; slow: whole."""
 
 import pretend
 import pytest
 import torch
 from shallow import SEVEN, shallow
 
+from model import preset
 
-@pytest.mark.parametrize("recompute", ["off", "selective", "full"])
-@pytest.mark.parametrize("name", SEVEN)
-def test_training_pass(name, recompute):
+
+def training_pass(arch, recompute):
     """Every parameter gets a gradient of its kind on its device, and nothing waits for the device."""
     with pretend.cuda() as meter:
-        net = pretend.model(shallow(name))
+        net = pretend.model(arch)
         for layer in net.trunk.layers:
             layer.recompute = recompute
         tokens = torch.zeros(2, 6000, dtype=torch.int64, device="cuda")
@@ -21,3 +21,15 @@ def test_training_pass(name, recompute):
         for p in net.parameters():
             assert (p.grad.shape, p.grad.dtype, p.grad.device) == (p.shape, p.dtype, p.device)
     assert not meter.waits
+
+
+@pytest.mark.parametrize("recompute", ["off", "selective", "full"])
+@pytest.mark.parametrize("name", SEVEN)
+def test_training_pass(name, recompute):
+    training_pass(shallow(name), recompute)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SEVEN)
+def test_whole_models(name):
+    training_pass(preset(name), "full")

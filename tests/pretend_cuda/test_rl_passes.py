@@ -1,5 +1,5 @@
-"""RL's passes of a step: the reference and the policy score the responses, the update trains on them; a push;
-evaluation's and analysis's forward passes."""
+"""RL's passes of a step: the reference and the policy score the responses, the update trains on them, a push
+gathers the weights."""
 
 import types
 
