@@ -1242,6 +1242,21 @@ class TrainingMemory:
             done += matrices[s].whole * trained
         yield 3 * work.number * work.arch.C * work.tokens, work.number * done
 
+    def scoring(self):
+        """Bytes of a forward pass without gradients: the states, and a layer's activations or the head's
+        loss, with what is gathered for them."""
+        work = self.work
+        stream = work.number * work.arch.C * work.tokens
+        before = self.gathered(-1) if self.tied else self.embed.whole
+        passes = [work.number * self.embed.whole + self.on_its_way(before) + 2 * stream + self.head.forward]
+        for i, kinds in enumerate(work.arch.layers):
+            largest = max(self.sublayers[kind].kept for kind in kinds) * work.tokens
+            before = self.gathered(i - 1) if i else self.embed.whole
+            embedding = work.number * self.embed.whole * self.tied
+            gathered = work.number * self.gathered(i) + self.on_its_way(before)
+            passes.append(embedding + gathered + stream + largest)
+        return sum(self.states().values()) + max(passes)
+
     def peak(self):
         """(moment, {text: bytes}) of the largest."""
         return max(self.moments().items(), key=lambda item: sum(item[1].values()))

@@ -1230,6 +1230,7 @@ class MemoryPlan(NamedTuple):
     moment: str                          # the peak of the policy's passes
     training: dict
     sampling: dict
+    scoring: float                       # bytes: a pass without gradients takes less than one with them
     engines: EnginePlan
 
     def traced(self):
@@ -1244,7 +1245,9 @@ def plan_memory(cfg, world, card, fused_attention=False):
     reference = {"reference, fp32, sharded": 0 if cfg.ref_offload else reference_bytes(cfg, memory)}
     states = memory.states() | reference
     engines = plan_engines(cfg, world, card, sum(states.values()) + CUDA_CONTEXT)
-    return MemoryPlan(moment, passes | reference | engines.training, states | engines.sampling, engines)
+    scoring = memory.scoring() + sum(reference.values()) + sum(engines.training.values())
+    return MemoryPlan(moment, passes | reference | engines.training, states | engines.sampling, scoring,
+                      engines)
 
 
 def gpu_bytes(cfg, world, card):
@@ -1344,6 +1347,7 @@ def plan(cfg, world):
         f"tokens, on {world} devices ({cfg.replicate} x {world // cfg.replicate}); engine: {engine}",
         "",
         *part_lines(f"while the policy trains, {memory.moment}", memory.training),
+        f"memory a GPU while rows are scored: {memory.scoring / 1e9:.2f} GB",
         *part_lines("while it is sampled from", memory.sampling),
         *part_lines("besides", beside),
         *attention_note(cfg.dtype),
