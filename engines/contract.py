@@ -4,7 +4,8 @@ An engine has
     generate(prompts, n, *, max_new_tokens, temperature, top_p, stop, seed, keys, first, on_sample)
         -> for each prompt a list of n Samples
     load_weights(pairs)      new weights from (hub name, whole tensor) pairs
-    sleep(), wake()          its GPU memory is free between the two
+    sleep(), wake()          its GPU memory is free between the two; where that discards the weights (vLLM),
+                             load_weights() comes before the next generate()
     close()
 and the attributes tokenizer (or None), context (tokens of a prompt and its answer), known (how many ids can
 be sampled) and dtype.

@@ -138,6 +138,7 @@ class VllmInside:
         on_gpu = torch.cuda.is_available()
         self.can_sleep = on_gpu and options["enable_sleep_mode"]
         self.asleep = False
+        self.has_weights = True
         self.had_group = dist.is_initialized()
         options = options | dict(enable_sleep_mode=self.can_sleep)
         if not on_gpu:                       # a prompt read in parts would rewind its generator, which is
@@ -156,6 +157,8 @@ class VllmInside:
         after every step."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
+        if not self.has_weights:
+            raise EngineError("sleep() discarded vLLM's weights: push() or load_weights() before sampling")
         self.wake()
         engine = self.llm.llm_engine
         results = [None] * len(requests)
@@ -174,12 +177,16 @@ class VllmInside:
         """New weights from a folder, or an iterator of (hub name, full tensor)."""
         self.wake()
         self.llm.collective_rpc(_reload, args=(source,))
+        self.has_weights = True
         if not self.llm.reset_prefix_cache():                # old keys and values under new weights
             raise EngineError("vLLM did not reset its prefix cache after new weights")
 
     def sleep(self):
+        """Discards weights and cache: a copy of the weights on the host would only wait for the next push to
+        overwrite it. vLLM keeps on the host what no push brings, the model's buffers (RoPE's tables)."""
         if self.can_sleep and not self.asleep:
-            self.llm.sleep(level=1)
+            self.has_weights = False
+            self.llm.sleep(level=2)
             self.asleep = True
 
     def wake(self):
@@ -635,8 +642,8 @@ class VllmEngine:
         return [None] * self.world
 
     def sleep(self):
-        """Inside, on CUDA: the GPU memory is the trainer's until wake() or the next call. Beside, its GPUs
-        are its own."""
+        """Inside, on CUDA: the GPU memory is the trainer's until wake() or load_weights(). The weights are
+        discarded: generate() is an EngineError until new ones have come. Beside, its GPUs are its own."""
         if self.layout == "inside":
             self._running().sleep()
 

@@ -187,6 +187,49 @@ def test_a_push_refreshes_every_kind_of_tensor(family):
         assert fresh < 2 * BOUND, (kind, fresh)
 
 
+def _discard(worker, saved):
+    """In vLLM's worker: what its sleep of level 2 does on a GPU. It keeps the buffers, on the host, and
+    everything else that was made while the model was loaded is gone."""
+    model = worker.get_model()
+    saved.update((name, buffer.clone()) for name, buffer in model.named_buffers())
+    for tensor in [*model.parameters(), *model.buffers()]:
+        tensor.data.fill_(torch.nan if tensor.is_floating_point() else 0)
+
+
+def _restore(worker, saved):
+    """What its wake_up does."""
+    for name, buffer in worker.get_model().named_buffers():
+        buffer.data.copy_(saved[name])
+
+
+def test_a_push_after_sleep_brings_all_that_was_discarded(family, monkeypatch):
+    """A CPU's vLLM has no sleep mode: a stand-in discards what level 2 does. Nothing is sampled before new
+    weights have come."""
+    model, engine = family
+    inside = engine.engine
+    saved, calls = {}, []
+
+    def sleep(level):
+        calls.append(level)
+        inside.llm.collective_rpc(_discard, args=(saved,))
+
+    def wake_up():
+        calls.append("wake up")
+        inside.llm.collective_rpc(_restore, args=(saved,))
+
+    monkeypatch.setattr(inside.llm, "sleep", sleep)
+    monkeypatch.setattr(inside.llm, "wake_up", wake_up)
+    monkeypatch.setattr(inside, "can_sleep", True)
+    engine.sleep()
+    engine.sleep()
+    for _ in range(2):
+        with pytest.raises(EngineError, match=r"sleep\(\) discarded vLLM's weights: push\(\) or load_w"):
+            engine.generate(PROMPTS, max_new_tokens=4, stop=[])
+        engine.wake()
+    assert push(engine, model) < BOUND and calls == [2, "wake up"]
+    assert gap(model, PROMPTS, engine.generate(PROMPTS, max_new_tokens=16, stop=[])) < BOUND
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["toy-llama", "toy-mistral", "toy-granite-4-h", "toy-nemotron-h",
                                   "toy-granite", "toy-granite-4"])
