@@ -1315,7 +1315,8 @@ def step_seconds(cfg, world, engines):
         room = engines.sequences(sequence_bytes(arch, length, number) / whole)
         at_a_time = max(1, min(cfg.max_batch, share, room))
         halfway = sequence_bytes(arch, PROMPT_TOKENS + new // 2, number)
-        read = (weights + at_a_time * halfway) / engines.gpus
+        states = sequence_bytes(arch, 0, number)          # are written as well
+        read = (weights + at_a_time * (halfway + states)) / engines.gpus
         sampling = math.ceil(share / at_a_time) * new * read / READ_RATE
     keys = keys_met([length], arch.window) / length
     flops = responses * length * flops_per_token(arch, length, keys)
@@ -1370,7 +1371,8 @@ def verdict_line(cfg, world, card):
     """Whether a GPU of `card` bytes is enough, and what to change if not."""
     needed = gpu_bytes(cfg, world, card)
     if needed <= card and not fits(cfg, world, card):
-        return (f"the engine holds no sequence of --context={cfg.context}: {changes(cfg, world, card)}")
+        return (f"does not fit {card / 1e9:.0f} GB (the engine's cache holds no sequence of "
+                f"--context={cfg.context}): {changes(cfg, world, card)}")
     return memory_verdict(needed, card, lambda: changes(cfg, world, card))
 
 

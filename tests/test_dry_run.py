@@ -265,9 +265,16 @@ def test_rl_offload_replay_beside():
 def test_rl_advises_what_fits(capsys):
     argv = ["--model=mistral-24b", "--engine=vllm", "--shard=8", "--replicate=2", "--gpu_gb=80"]
     verdict = verdict_of(plan_of(rl, capsys, *argv))
-    assert verdict.startswith("does not fit 80 GB")
+    assert verdict.startswith("does not fit 80 GB (84.6 GB): give --")
     for alternative in verdict.split(": give ")[1].split(", or "):
         assert verdict_of(plan_of(rl, capsys, *argv, *alternative.split())).startswith("fits"), alternative
+
+
+def test_rl_says_where_no_sequence_fits(capsys):
+    plan = plan_of(rl, capsys, "--model=granite-3.3-8b", "--engine=vllm", "--shard=8", "--gpu_memory=0.2",
+                   "--gpu_gb=80")
+    assert verdict_of(plan) == ("does not fit 80 GB (the engine's cache holds no sequence of "
+                                "--context=16384): give --gpu_memory=0.3, or --tensor_parallel=2")
 
 
 @pytest.mark.parametrize("name", ["toy-mistral", "toy-granite-4-h", "toy-nemotron-h"])
