@@ -996,7 +996,7 @@ def activations(work, kind):
         f   gate and up (Nemotron-H: up), and the activation                         2 C + 3 F (2 F)
         m   in_proj's output (z, x B C, dt), the convolution's, y, y gated and normed
 
-    and has, at the most, gradients of the stream, of the output projection's input and of what it is made
+    and has, at the most, gradients of the stream, of the output projection's input and of what that is made
     from. A frozen matrix keeps no input."""
     arch, number = work.arch, work.number
     trained = work.trains(kind)
@@ -1020,7 +1020,8 @@ def activations(work, kind):
         inputs = width if arch.family == "nemotron_h" else 2 * width       # of the activation
         return Activations(kept + inputs + width * trained,
                            products=inputs + stream,
-                           gradients=gradients + width + inputs)
+                           # where the output was kept, its gradient takes its place
+                           gradients=gradients + inputs + width * (not trained))
     sizes = arch.mamba
     inner = number * sizes.inner
     projected = number * (sizes.inner + sizes.conv_channels + sizes.heads)

@@ -65,12 +65,12 @@ def plan_of(stage, capsys, *argv):
 
 # -- mid-training's memory -----------------------------------------------------------------------------------
 
-def test_the_plan_is_within_three_percent_of_every_trace():
+def test_the_plan_is_within_a_percent_of_every_trace():
     table = traced()
     assert len(table) == len(SEVEN) * len(MODES) * 2
     for (name, mode, rows), gigabytes in table.items():
         cfg = config(f"--model={name}", f"--recompute={mode}", f"--micro_batch={rows}")
-        assert planned(cfg) == pytest.approx(gigabytes, rel=0.03), (name, mode, rows)
+        assert planned(cfg) == pytest.approx(gigabytes, rel=0.01), (name, mode, rows)
 
 
 @pytest.mark.slow
@@ -83,7 +83,7 @@ def test_a_step_is_traced_again(name, mode):
     assert run.returncode == 0, run.stderr[-2000:]
     trace = json.loads(run.stdout)
     assert trace["peak"] / 1e9 == pytest.approx(traced()[name, mode, 1], rel=0.01)
-    assert trace["planned"] == pytest.approx(trace["peak"], rel=0.03)
+    assert trace["planned"] == pytest.approx(trace["peak"], rel=0.01)
 
 
 @pytest.mark.slow
@@ -112,6 +112,8 @@ OTHER_TRACES = [
     (29.61, "--model=llama-3.1-8b --shard=8 --dtype=float32 --seq_len=4096"),
     (28.84, "--model=mistral-7b --shard=8 --dtype=float32"),                 # its window, in blocks
     (65.74, "--model=granite-3.3-8b --shard=8 --dtype=float32 --seq_len=2048 --recompute=off"),
+    (18.82, "--model=granite-4-micro --shard=8 --micro_batch=4"),
+    (56.56, "--model=nemotron-h-8b --shard=8 --seq_len=65536"),
     (106.38, "--model=nemotron-h-8b --shard=8 --dtype=float32 --recompute=selective"),
     (27.64, "--model=granite-4-h-micro --shard=8 --recompute=selective --batch=8"),    # one micro-batch
 ]
@@ -120,7 +122,7 @@ OTHER_TRACES = [
 @pytest.mark.parametrize("gigabytes, flags", OTHER_TRACES)
 def test_other_layouts(gigabytes, flags):
     cfg = config(*flags.split())
-    assert planned(cfg, cfg.replicate * cfg.shard) == pytest.approx(gigabytes, rel=0.1)
+    assert planned(cfg, cfg.replicate * cfg.shard) == pytest.approx(gigabytes, rel=0.03)
 
 
 def test_padding_at_144_ranks():
@@ -211,7 +213,7 @@ def test_rl_is_within_a_few_percent_of_its_trace(name):
     scoring, training = traced_rl()[name]
     memory = rl.plan_memory(config(f"--model={name}", "--replay=samples.jsonl", stage=rl), 8, 80e9)
     assert memory.scoring / 1e9 == pytest.approx(scoring, rel=0.05)
-    assert sum(memory.training.values()) / 1e9 == pytest.approx(training, rel=0.03)
+    assert sum(memory.training.values()) / 1e9 == pytest.approx(training, rel=0.01)
 
 
 @pytest.mark.parametrize("name", SEVEN)
@@ -265,7 +267,7 @@ def test_rl_offload_replay_beside():
 def test_rl_advises_what_fits(capsys):
     argv = ["--model=mistral-24b", "--engine=vllm", "--shard=8", "--replicate=2", "--gpu_gb=80"]
     verdict = verdict_of(plan_of(rl, capsys, *argv))
-    assert verdict.startswith("does not fit 80 GB (84.6 GB): give --")
+    assert verdict.startswith("does not fit 80 GB (84.4 GB): give --")
     for alternative in verdict.split(": give ")[1].split(", or "):
         assert verdict_of(plan_of(rl, capsys, *argv, *alternative.split())).startswith("fits"), alternative
 
