@@ -94,8 +94,10 @@ def join_ranks(device="auto", replicate=1, shard=0, timeout_s=1800):
     try:
         mesh = dist.init_device_mesh(kind, (replicate, world // replicate),
                                      mesh_dim_names=("replicate", "shard"))
+        # public from torch 2.14 on
+        set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
         for group in mesh.get_all_groups():               # else NCCL's ten minutes hold in them
-            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
+            set_timeout(timedelta(seconds=timeout_s), group)
         cpu_group = dist.new_group(backend="gloo", timeout=timedelta(hours=12))
         yield Ranks(rank, world, torch_device, mesh, cpu_group)
         dist.barrier()                                    # gloo aborts at exit when a rank leaves early

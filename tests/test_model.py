@@ -454,6 +454,7 @@ def test_the_model_runs_in_bfloat16():
     assert Model(preset("toy")).tokenizer is None
 
 
+@pytest.mark.skipif(model.varlen_attn is None, reason="torch before 2.13: its varlen kernel lacks windows")
 def test_varlen_attention_takes_what_we_give(monkeypatch):
     """Where there is a GPU without flash-attn: torch's own, here on tensors without memory."""
     monkeypatch.setattr(model, "flash_attn_varlen_func", None)

@@ -174,7 +174,7 @@ def patched_model(patch):
     make, convert = Model.__init__, Model.to
 
     def init(net, arch):
-        on_meta = torch.get_default_device().type == "meta"
+        on_meta = torch.empty(0).is_meta
         with unset_fake_temporarily() if on_meta else contextlib.nullcontext():
             make(net, arch)
 
