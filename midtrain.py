@@ -30,27 +30,29 @@ from cli import InputError, check_bounds, human, launch, write_atomic
 from corpus import tokenizing
 from corpus.tokenizer import load_tokenizer
 from model import (
-    TOLERANCE,
-    HeadMemory,
     Init,
     Model,
+    choose_kernels,
+    flops_per_token,
+    kernels_in_use,
+    keys_met,
+    parameter_counts,
+    preset,
+    save,
+)
+from planning.memory import (
+    TOLERANCE,
+    HeadMemory,
     TrainingMemory,
     TrainingPass,
     attention_note,
     besides,
     card_bytes,
     changes_that_fit,
-    choose_kernels,
-    flops_per_token,
-    kernels_in_use,
-    keys_met,
     logits_bytes,
     memory_verdict,
     mfu_on_paper,
-    parameter_counts,
-    preset,
     refuse_oversized,
-    save,
 )
 from reporting.figures import line, lines, picture
 from runtime import (

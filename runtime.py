@@ -187,7 +187,7 @@ def scale_gradients(parameters, factor):
 
 
 # The folders whose files go into source.zip: all that a run is made by.
-ROOMS = ("", "presets", "kernels", "engines", "corpus", "grading", "suite", "reporting")
+ROOMS = ("", "presets", "kernels", "engines", "corpus", "grading", "suite", "reporting", "planning")
 
 
 # -- the run folder ----------------------------------------------------------------------------------------

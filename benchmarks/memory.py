@@ -31,6 +31,7 @@ import rl  # noqa: E402
 import runtime  # noqa: E402
 from cli import parse, write_atomic  # noqa: E402
 from model import preset  # noqa: E402
+from planning import rollouts  # noqa: E402
 
 SEVEN = [name for name in presets.names() if not presets.is_toy(name)]
 MODES = ("off", "selective", "full")
@@ -79,7 +80,7 @@ def rl_trace(cfg):
     "scoring", bytes while a row is scored."""
     world = cfg.replicate * cfg.shard
     cfg = replace(cfg, replay="samples.jsonl")
-    plan = rl.plan_memory(cfg, world, 80e9)
+    plan = rollouts.plan_memory(cfg, world, 80e9)
     with pretend.ranks(cfg.replicate, cfg.shard) as ranks, pretend.cuda() as meter:
         init = types.SimpleNamespace(arch=preset(cfg.model), fill=lambda model: model)
         model = rl.make_policy(init, None, cfg, ranks)
@@ -135,8 +136,8 @@ def document(rows, rl_rows, seconds):
         f"midtrain.py at real size, FSDP2 over 8 ranks, {PASSES} micro-batches of 1 or 2 rows of 8,192 "
         "tokens, bfloat16, AdamW. GB are 10^9 bytes of live storages of one rank at the step's peak. "
         "`--dry_run` reckons them from what each op keeps and from the order in which FSDP2 gathers, "
-        f"frees and reduces (`TrainingMemory` in model.py); here it is off by {worst:.1%} at most. In "
-        "neither number, and added by `--dry_run` as assumptions: the CUDA context (0.5 GB), NCCL's "
+        f"frees and reduces (`TrainingMemory` in planning/memory.py); here it is off by {worst:.1%} at most. "
+        "In neither number, and added by `--dry_run` as assumptions: the CUDA context (0.5 GB), NCCL's "
         "buffers (0.27 GB a communicator: 32 channels, to send and to receive, NCCL_BUFFSIZE's 4 MiB), "
         "and 5 % for what the allocator loses to fragmentation.")
     update = (

@@ -23,6 +23,8 @@ import rl
 from cli import InputError, parse
 from engines.embedded import Cache
 from model import preset
+from planning import rollouts
+from planning.memory import HeadMemory, TrainingMemory, sequence_bytes
 
 ROOT = Path(__file__).parents[1]
 SEVEN = [name for name in presets.names() if not presets.is_toy(name)]
@@ -128,7 +130,7 @@ def test_other_layouts(gigabytes, flags):
 def test_padding_at_144_ranks():
     """Rows are padded to a multiple of the ranks: 4,096 become 4,176."""
     work = replace(midtrain.training_memory(config("--model=llama-3.1-8b"), 8).work, shards=144)
-    memory = model.TrainingMemory(work, model.HeadMemory(0, 0, False))
+    memory = TrainingMemory(work, HeadMemory(0, 0, False))
     assert memory.matrices([torch.Size([4096, 4096])]).shard == 29 * 4096
 
 
@@ -189,7 +191,7 @@ def test_a_gpu_refuses_what_cannot_fit(monkeypatch):
     with pytest.raises(InputError, match=r"arithmetic puts 55\.\d GB on each GPU.*give --shard="):
         midtrain.refuse_memory(cfg, Gpu(0.89 * size, monkeypatch))
     with pytest.raises(InputError, match="--dry_run's arithmetic"):
-        rl.refuse_memory(config("--model=granite-4-h-micro", stage=rl), Gpu(0.89 * size, monkeypatch))
+        rollouts.refuse_memory(config("--model=granite-4-h-micro", stage=rl), Gpu(0.89 * size, monkeypatch))
     cpu = types.SimpleNamespace(device=torch.device("cpu"), world=1)
     midtrain.refuse_memory(config("--model=mistral-24b"), cpu)             # a CPU has its own limits
 
@@ -211,7 +213,7 @@ def test_it_is_refused_before_weights_are_opened(monkeypatch, tmp_path):
 @pytest.mark.parametrize("name", SEVEN)
 def test_rl_is_within_a_few_percent_of_its_trace(name):
     scoring, training = traced_rl()[name]
-    memory = rl.plan_memory(config(f"--model={name}", "--replay=samples.jsonl", stage=rl), 8, 80e9)
+    memory = rollouts.plan_memory(config(f"--model={name}", "--replay=samples.jsonl", stage=rl), 8, 80e9)
     assert memory.scoring / 1e9 == pytest.approx(scoring, rel=0.05)
     assert sum(memory.training.values()) / 1e9 == pytest.approx(training, rel=0.01)
 
@@ -232,7 +234,7 @@ def test_rl_by_hand():
     """granite-3.3-8b on 8 GPUs of 80 GB, vLLM inside with 40 % of each."""
     cfg = config("--model=granite-3.3-8b", "--engine=vllm", stage=rl)
     parameters = 8_170_835_968
-    memory = rl.plan_memory(cfg, 8, 80e9)
+    memory = rollouts.plan_memory(cfg, 8, 80e9)
     weights = memory.training["weights, fp32, sharded"]
     assert weights == pytest.approx(4 * parameters / 8, rel=1e-3)
     assert memory.training["reference, fp32, sharded"] == weights
@@ -245,7 +247,7 @@ def test_rl_by_hand():
     assert memory.engines.sequences() == 5
     # 128 responses of 4,096 tokens an engine, 19 at a time, each over 256 + 2,048 tokens on average.
     read = 2 * parameters + 19 * (256 + 2048) * 163_840
-    seconds = rl.step_seconds(cfg, 8, memory.engines)
+    seconds = rollouts.step_seconds(cfg, 8, memory.engines)
     assert seconds.at_a_time == 19
     assert seconds.sampling == pytest.approx(math.ceil(128 / 19) * 4096 * read / 2.7e12)
     assert seconds.scoring == pytest.approx(seconds.training / 3)
@@ -255,11 +257,11 @@ def test_rl_by_hand():
 
 def test_rl_offload_replay_beside():
     cfg = config("--model=granite-3.3-8b", "--engine=vllm", stage=rl)
-    plain = rl.plan_memory(cfg, 8, 80e9)
-    offloaded = rl.plan_memory(replace(cfg, ref_offload=True), 8, 80e9)
+    plain = rollouts.plan_memory(cfg, 8, 80e9)
+    offloaded = rollouts.plan_memory(replace(cfg, ref_offload=True), 8, 80e9)
     assert plain.traced() - offloaded.traced() == plain.training["reference, fp32, sharded"]
-    assert rl.plan_memory(replace(cfg, replay="samples.jsonl"), 8, 80e9).engines.engines == 0
-    beside = rl.plan_memory(replace(cfg, layout="beside", gpu_memory=0.9, tensor_parallel=4), 8, 80e9)
+    assert rollouts.plan_memory(replace(cfg, replay="samples.jsonl"), 8, 80e9).engines.engines == 0
+    beside = rollouts.plan_memory(replace(cfg, layout="beside", gpu_memory=0.9, tensor_parallel=4), 8, 80e9)
     assert not beside.engines.sampling
     assert beside.engines.sequences() == (0.9 * 80e9 - 16_341_671_936 / 4 - 2e9) // (2_684_354_560 / 4)
 
@@ -284,7 +286,7 @@ def test_a_sequence_is_a_row_of_the_embedded_cache(name):
     with torch.device("meta"):
         whole = model.Model(preset(name)).to(torch.bfloat16)
     for tokens in (16, 512):
-        assert model.sequence_bytes(whole.arch, tokens, 2) == Cache.row_bytes(whole, tokens)
+        assert sequence_bytes(whole.arch, tokens, 2) == Cache.row_bytes(whole, tokens)
 
 
 def test_bytes_of_a_sampled_token():
@@ -295,4 +297,4 @@ def test_bytes_of_a_sampled_token():
     response = rl.Response(0, [], tokens, logprobs, "stop", "x" * int(3.5 * 4096), logp=logprobs)
     record = {"id": "p", "domain": "math", "prompt": "x" * 800}
     line = rl.sample_line(1, 0, response, [record])
-    assert len(line) / 4096 == pytest.approx(rl.LINE_BYTES, rel=0.1)
+    assert len(line) / 4096 == pytest.approx(rollouts.LINE_BYTES, rel=0.1)
