@@ -5,6 +5,7 @@ import pytest
 import torch
 from shallow import SEVEN, shallow
 
+import kernels
 from model import preset
 
 
@@ -27,6 +28,13 @@ def training_pass(arch, recompute):
 @pytest.mark.parametrize("name", SEVEN)
 def test_training_pass(name, recompute):
     training_pass(shallow(name), recompute)
+
+
+@pytest.mark.parametrize("name", ["granite-4-h-micro", "nemotron-h-8b", "mistral-7b"])
+def test_plain_formulas(name, monkeypatch):
+    """--kernels=torch: what a CPU runs, on a GPU."""
+    monkeypatch.setattr(kernels, "chosen", "torch")
+    training_pass(shallow(name), "off")
 
 
 @pytest.mark.slow
