@@ -27,9 +27,8 @@ bench: .venv/test                    ## training beside transformers, data besid
 # on a machine with a CUDA GPU, with or without .venv; peers/: see the top of benchmarks/kernels.py
 gpu: RESULTS ?= benchmarks/results
 gpu: GPU_PYTHON = env -u TRITON_INTERPRET $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
-gpu:                                 ## the kernels' tests on the GPU, then the kernels beside their peers
-	$(GPU_PYTHON) -m pytest -m '' tests/gpu; tested=$$?; \
-	$(GPU_PYTHON) benchmarks/kernels.py --out=$(RESULTS)/kernels.md && exit $$tested
+gpu:                                 ## all that wants a GPU, in twelve minutes: tests, training, RL, decoding, kernels
+	$(GPU_PYTHON) benchmarks/gpu.py --out=$(RESULTS)
 
 registers: .venv/test                ## what the compiler makes of the kernels for three GPUs, on any machine
 	$(BIN)/python tests/aot.py sm_90 sm_80 sm_100
