@@ -11,10 +11,10 @@ study: .venv/demo                    ## the paper's claims, tried on two toys x 
 	PYTHON=$(BIN)/python study/study.sh
 
 test: .venv/test                     ## everything but the long loops: two processes, six minutes
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 soak: .venv/test                     ## the long loops: kills, whole families, every ablation
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 bench: .venv/test                    ## training beside transformers, data beside datasets and TRL, grading, sampling, RL beside TRL
 	$(BIN)/python benchmarks/train.py

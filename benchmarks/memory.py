@@ -28,7 +28,6 @@ import torch  # noqa: E402
 import midtrain  # noqa: E402
 import presets  # noqa: E402
 import rl  # noqa: E402
-import runtime  # noqa: E402
 from cli import parse, write_atomic  # noqa: E402
 from model import preset  # noqa: E402
 from planning import rollouts  # noqa: E402
@@ -36,24 +35,6 @@ from planning import rollouts  # noqa: E402
 SEVEN = [name for name in presets.names() if not presets.is_toy(name)]
 MODES = ("off", "selective", "full")
 PASSES = 2                                      # micro-batches of a traced step
-
-
-def training_step(model, optimizer, parameters, cfg, batch, ranks):
-    """The passes and the update of midtrain.main's loop; a document a row."""
-    tokens, docs, targets = batch
-    loss_sum = torch.zeros((), device=ranks.device)
-    for first in range(0, len(tokens), cfg.micro_batch):
-        part = slice(first, first + cfg.micro_batch)
-        lengths = [cfg.seq_len] * cfg.micro_batch
-        model.set_requires_all_reduce(first + cfg.micro_batch >= len(tokens))
-        loss = model(tokens[part], docs[part], targets[part], lengths) / cfg.seq_len
-        loss.backward()
-        loss_sum += loss.detach()
-    runtime.reduce_vectors(parameters)
-    norm = runtime.grad_norm(parameters, ranks.mesh)
-    runtime.scale_gradients(parameters, 1 / norm)
-    optimizer.step()
-    optimizer.zero_grad()
 
 
 def trace(cfg):
@@ -65,12 +46,12 @@ def trace(cfg):
     with pretend.ranks(cfg.replicate, cfg.shard) as ranks, pretend.cuda() as meter:
         model = midtrain.build_model(preset(cfg.model), cfg, ranks)
         optimizer = midtrain.make_optimizer(model, cfg)
-        parameters = [p for p in model.parameters() if p.requires_grad]
         shape = PASSES * cfg.micro_batch, cfg.seq_len
         batch = [torch.zeros(shape, dtype=torch.int64, device="cuda") for _ in range(3)]
         meter.peak = meter.now                            # without what it took to build the model
         meter.moved.clear()
-        training_step(model, optimizer, parameters, cfg, batch, ranks)
+        lengths = [cfg.seq_len] * cfg.micro_batch         # a document a row
+        pretend.training_step(model, optimizer, batch, lengths, ranks)
         moved = {f"{kind} {dtype}": size for (kind, dtype), size in meter.moved.items()}
     return {"peak": meter.peak, "planned": sum(parts.values()), "moment": moment, "moved": moved}
 

@@ -50,8 +50,10 @@ def plain_objects(monkeypatch):
         monkeypatch.setattr(dist, name, refuse_tensors(getattr(dist, name)))
 
 
-# Files that take longest, first: the two processes of `make test` then end together.
-LONGEST = ("test_vllm", "test_runs", "test_verify", "test_evaluate", "test_generate", "test_interpreter")
+# Files that take longest, first: the two processes of `make test` then end together (xdist itself would begin
+# with the files of many tests).
+LONGEST = ("test_vllm", "test_runs", "test_verify", "test_evaluate", "test_generate", "test_interpreter",
+           "test_pretend_cuda", "test_readme", "test_refusals", "test_gpu_script")
 
 
 def pytest_collection_modifyitems(items):

@@ -420,3 +420,26 @@ def model(arch, dtype=torch.bfloat16):
             return Model(arch)
         finally:
             torch.set_default_dtype(default)
+
+
+def training_step(model, optimizer, batch, lengths, ranks):
+    """The passes and the update of midtrain.main's loop. batch: tokens, docs and targets (n, T); lengths: of
+    the documents of one pass, which say how many rows that is."""
+    from runtime import grad_norm, reduce_vectors, scale_gradients
+    tokens, docs, targets = batch
+    rows = sum(lengths) // tokens.shape[1]
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    loss_sum = torch.zeros((), device=ranks.device)
+    for first in range(0, len(tokens), rows):
+        part = slice(first, first + rows)
+        model.set_requires_all_reduce(first + rows >= len(tokens))
+        loss = model(tokens[part], docs[part], targets[part], lengths) / 100
+        loss.backward()
+        loss_sum += loss.detach()
+    loss_sum = loss_sum.double()
+    dist.all_reduce(loss_sum)
+    reduce_vectors(parameters)
+    norm = grad_norm(parameters, ranks.mesh)
+    scale_gradients(parameters, 1 / norm)
+    optimizer.step()
+    optimizer.zero_grad()
