@@ -3,8 +3,10 @@ the rest of it)."""
 
 import math
 import os
+import re
 import socket
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,8 @@ import midtrain
 import rl
 import runtime
 from model import load
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("name, peak", [
@@ -41,6 +45,21 @@ def test_a_device_without_a_rate_trains(tmp_path, world_data, monkeypatch):
     assert "no MFU: no bfloat16 rate is listed for NVIDIA Z9000 (--peak_tflops=...)" in log
     assert log.count("| mfu - |") == 2 and "mfu nan" not in log
     assert '"mfu": null' in (tmp_path / "run" / "metrics.jsonl").read_text()
+
+
+def test_installs_as_written():
+    """pip builds a package where torch is not: one whose setup imports it cannot stand in a file, and a line
+    that installs it must say --no-build-isolation."""
+    want_torch = {"flash-attn", "mamba-ssm", "causal-conv1d"}
+    for file in ROOT.glob("requirements*.txt"):
+        names = {re.match(r"[\w-]*", line)[0] for line in file.read_text().splitlines()}
+        assert not names & want_torch, file
+    pages = "".join(page.read_text() for page in (ROOT / "README.md", *ROOT.glob("docs/*.md")))
+    installs = [line for line in pages.splitlines() if line.startswith("pip install")]
+    assert any("-r requirements-gpu.txt" in line for line in installs)
+    for line in installs:
+        if want_torch & set(line.split("#")[0].split()):
+            assert "--no-build-isolation" in line, line
 
 
 def test_pooled_metrics_are_numbers():
