@@ -185,7 +185,14 @@ def scan_case(H, G, T=TOKENS, Q=256, P=64, N=128):
     return Case(f"{H} heads, {G} group{'s' * (G > 1)}", scan(H, G), (flop, 2 * flop))
 
 
-OPS = [
+OPS = [                                   # in the order of their worth: the run may be cut
+    Op("loss", "linear + cross-entropy", loss.linear_cross_entropy, loss.reference,
+       {"torch": "torch", "F.linear_cross_entropy": lambda h, w, t: F.linear_cross_entropy(
+           h, w, t, reduction="sum", options=torch.nn.LinearCrossEntropyOptions()),
+        COMPILE: COMPILE, "Liger": liger_loss}, mvd(6, 0), 45, "matmul", 3072),
+    Op("logprob", "linear + log-prob + entropy", logprob.token_logprobs, logprob.reference,
+       {"torch": "torch", "torch, 512 tokens a chunk": functools.partial(logprob.token_logprobs, chunk=512),
+        COMPILE: COMPILE, "Liger": liger_logprobs}, mvd(2, 6), 50, "matmul", 3072),
     Op("norm", "RMSNorm", lambda x, w: norm.rms_norm(x, w, EPS), lambda x, w: norm.reference(x, w, EPS),
        {"torch": "torch", "F.rms_norm": lambda x, w: F.rms_norm(x, w.shape, w, EPS), COMPILE: COMPILE,
         "Liger": lambda x, w: liger("rms_norm", "RMSNorm", x, w, EPS, 0.0, "llama", False)},
@@ -202,6 +209,9 @@ OPS = [
        {"torch": "torch", COMPILE: COMPILE, "fla": fla_gated},
        [Case(f"{C}, {G} group{'s' * (G > 1)}", like(("M", C), ("M", C), (C,)), moved(3, 5, C), dict(groups=G))
         for C, G in ((8192, 8), (4096, 1))], 25),
+    Op("ssd", "state-space scan, 64 a head, state 128", ssd.ssd, lambda *z: ssd.recurrence(*z)[0],
+       {"torch": "torch", COMPILE: "left out: a loop over chunks", "fla": fla_scan,
+        "mamba-ssm": mamba_ssm}, [scan_case(128, 8), scan_case(64, 1)], 75, "matmul", 1024),
     Op("rope", "rotation of queries and keys", lambda *z: rope.rotate(*z),
        lambda q, k, cos, sin: (rope.reference(q, cos, sin), rope.reference(k, cos, sin)),
        {"torch": "torch", COMPILE: COMPILE, "Liger": liger_rotate},
@@ -218,17 +228,7 @@ OPS = [
        [Case("21504", like(("M", 21504)), moved(2, 3, 21504))], 10),
     Op("conv1d", "causal convolution, bias, SiLU", conv1d.causal_conv1d, conv1d.reference,
        {"torch": "torch", COMPILE: COMPILE, "fla": fla_conv},
-       [Case(f"{C}", like((1, "M", C), (C, 1, 4), (C,)), moved(2, 3, C)) for C in (10240, 4352)], 30),
-    Op("loss", "linear + cross-entropy", loss.linear_cross_entropy, loss.reference,
-       {"torch": "torch", "F.linear_cross_entropy": lambda h, w, t: F.linear_cross_entropy(
-           h, w, t, reduction="sum", options=torch.nn.LinearCrossEntropyOptions()),
-        COMPILE: COMPILE, "Liger": liger_loss}, mvd(6, 0), 45, "matmul", 3072),
-    Op("logprob", "linear + log-prob + entropy", logprob.token_logprobs, logprob.reference,
-       {"torch": "torch", "torch, 512 tokens a chunk": functools.partial(logprob.token_logprobs, chunk=512),
-        COMPILE: COMPILE, "Liger": liger_logprobs}, mvd(2, 6), 50, "matmul", 3072),
-    Op("ssd", "state-space scan, 64 a head, state 128", ssd.ssd, lambda *z: ssd.recurrence(*z)[0],
-       {"torch": "torch", COMPILE: "left out: a loop over chunks", "fla": fla_scan,
-        "mamba-ssm": mamba_ssm}, [scan_case(128, 8), scan_case(64, 1)], 75, "matmul", 1024)]
+       [Case(f"{C}", like((1, "M", C), (C, 1, 4), (C,)), moved(2, 3, C)) for C in (10240, 4352)], 30)]
 CHOSEN = {"torch": "torch", "torch, 512 tokens a chunk": "torch", "mamba-ssm": "mamba-ssm"}  # kernels.chosen
 
 
