@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 import types
+import weakref
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu.py"
@@ -55,6 +57,31 @@ def test_a_part_is_cut_at_its_limit(gpu, tmp_path):
     start = time.monotonic()
     assert gpu.run_part("train", 0.5, args).startswith("cut after 0 s")
     assert time.monotonic() - start < 5
+
+
+def test_a_peer_that_fails(gpu, monkeypatch):
+    """It leaves a row that says why, and none of its memory to the rows after it."""
+    alive = []
+    held_by_ours = []
+
+    def their_step(name, recompute, sizes, device):
+        weights = torch.zeros(8)
+        alive.append(weakref.ref(weights))
+
+        def step():
+            raise torch.OutOfMemoryError(f"no room beside {weights.nbytes} bytes")
+        return step, None
+
+    def our_step(*args, make=gpu.our_step):
+        held_by_ours.append(any(weights() is not None for weights in alive))
+        return make(*args)
+
+    monkeypatch.setattr(gpu, "their_step", their_step)
+    monkeypatch.setattr(gpu, "our_step", our_step)
+    measured = list(gpu.train(torch.device("cpu"), dict(models=["toy"], tokens=16, steps=1, dtype="float32")))
+    assert measured[1]["none, since"] == "no room beside 32 bytes"
+    assert [row["recompute"] for row in measured if "MFU" in row] == ["full", "selective", "off"]
+    assert alive[0]() is None and not any(held_by_ours)
 
 
 @pytest.mark.slow
