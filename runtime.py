@@ -37,13 +37,13 @@ class Ranks:
     world: int                                            # processes in all
     device: torch.device
     mesh: dist.DeviceMesh
-    cpu_group: dist.ProcessGroup                          # gloo, for what is slow: downloads, checkpoints
+    cpu_group: dist.ProcessGroup                          # gloo, for what is slow: downloads, grading
 
     def sum(self, *numbers):
         """The numbers, each summed over all ranks in float64: a list of floats. They go from host to host, so
         that no GPU is waited for."""
         sums = torch.tensor(numbers, dtype=torch.float64)
-        dist.all_reduce(sums, group=self.cpu_group)
+        dist.all_reduce(sums)                             # gloo's part of the group of all
         return sums.tolist()
 
     @contextlib.contextmanager
@@ -211,6 +211,7 @@ class Run:
         self.ranks = ranks
         self.checkpoints = os.path.join(folder, "checkpoints")
         self._pending = None                              # the checkpoint under way
+        self._group = None                                # of the threads that write checkpoints
         self._metrics = None                              # metrics.jsonl, open from its first line on
         self._log = None                                  # log.txt, open on rank 0
         problem = None
@@ -393,9 +394,12 @@ class Run:
         and appears as step_NNNNNN when every rank is done. keep: how many complete checkpoints stay (0 =
         all)."""
         self.finish()
+        if self._group is None:
+            # A group of their own: two threads that talk in one would meet each other's messages.
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(hours=12))
         with self.writing(f"the checkpoint of step {step}"):
             future = dcp.async_save(state, checkpoint_id=self._checkpoint(step) + ".tmp",
-                                    process_group=self.ranks.cpu_group)
+                                    process_group=self._group)
             self._pending = Pending(future, step, keep)
 
     def poll(self):
