@@ -171,7 +171,8 @@ def latest(folder):
 
 @pytest.mark.slow
 def test_killed_at_ten_random_moments(start, whole, tmp_path):
-    """Each time no more than the step in flight is lost; in the end nothing is."""
+    """Each time no more is lost than the step whose checkpoint is being written, and the one in flight; in
+    the end nothing is."""
     folder, rng = tmp_path / "run", np.random.default_rng(0)
     flags = [*SMALL, *begin(start), *LONG, f"--run={folder}"]
     for _ in range(10):
@@ -184,9 +185,11 @@ def test_killed_at_ten_random_moments(start, whole, tmp_path):
         assert after >= before
         if not done and (folder / "rl.json").exists():
             break
+        if not (folder / "stdout.0").exists():  # killed before its first breath
+            continue
         told = re.findall(r"step +(\d+)/", process.text("stdout"))
         if told:
-            assert after >= int(told[-1])       # a step whose line was printed is never repeated
+            assert after >= int(told[-1]) - 1   # it was written when the checkpoint of the last line began
     again = Process(folder, *flags, stage="easy_rl", OMP_NUM_THREADS="1")
     assert again.wait(120) == 0, again.text("stderr")
     assert steps(folder) == steps(whole)

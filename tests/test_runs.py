@@ -367,6 +367,26 @@ def test_damaged_checkpoint_is_not_restored(damage, tmp_path, world_data, refere
                              "source")
 
 
+def test_checkpoints_have_a_group_of_their_own(tmp_path, world_data, monkeypatch):
+    """What a thread writes meanwhile must not meet, in one group, what the loop tells the other ranks."""
+    groups = []
+    save = dcp.async_save
+
+    def note(*args, process_group, **kwargs):
+        groups.append(process_group)
+        return save(*args, process_group=process_group, **kwargs)
+
+    monkeypatch.setattr(dcp, "async_save", note)
+    with runtime.join_ranks("cpu") as ranks:
+        cfg = config(tmp_path / "run", world_data, *STEPS)
+        with runtime.Run(cfg.run, cfg, ranks) as run:
+            for step in (1, 2):
+                run.save({"progress": {"step": step}}, step, 0)
+            run.finish()
+        others = [ranks.cpu_group, torch.distributed.group.WORLD, *ranks.mesh.get_all_groups()]
+    assert len(groups) == 2 and groups[0] is groups[1] and groups[0] not in others
+
+
 def test_checkpoint_holds_its_step_whatever_comes_after(tmp_path, world_data, monkeypatch):
     """Written in the background, the disk so slow that the next step is over before the first byte: every
     tensor and number must be those of a run that writes its checkpoints at once."""
