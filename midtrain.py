@@ -49,9 +49,12 @@ from planning.memory import (
     besides,
     card_bytes,
     changes_that_fit,
+    layout_knobs,
     logits_bytes,
     memory_verdict,
     mfu_on_paper,
+    needed_bytes,
+    part_lines,
     refuse_oversized,
 )
 from reporting.figures import line, lines, picture
@@ -371,37 +374,32 @@ def loss_memory(work):
 def gpu_bytes(cfg, world):
     """Bytes that a GPU needs: a step's peak and what is beside it."""
     _, parts = training_memory(cfg, world).peak()
-    traced = sum(parts.values())
-    return traced + sum(besides(traced, cfg.replicate, world // cfg.replicate).values())
+    return needed_bytes(sum(parts.values()), cfg.replicate, world // cfg.replicate)
 
 
 def memory_lines(cfg, world):
     """Memory a GPU by part, and the verdict."""
     moment, parts = training_memory(cfg, world).peak()
     traced = sum(parts.values())
-    parts[f"sum (within {TOLERANCE:.0%} of traced steps, docs/memory.md)"] = traced
-    parts |= besides(traced, cfg.replicate, world // cfg.replicate)
-    lines = [f"memory a GPU at its peak, {moment}:"]
-    lines += [f"  {part:63s} {size / 1e9:8.2f} GB" for part, size in parts.items() if size]
-    needed = gpu_bytes(cfg, world)
+    beside = besides(traced, cfg.replicate, world // cfg.replicate)
+    total = {f"sum (within {TOLERANCE:.0%} of traced steps, docs/memory.md)": traced}
+    needed = traced + sum(beside.values())
     card = card_bytes(cfg.gpu_gb)
-    lines += attention_note(cfg.dtype)
-    return [*lines, memory_verdict(needed, card, lambda: changes(cfg, world, card))]
+    return [f"memory a GPU at its peak, {moment}:",
+            *part_lines(parts | total | beside),
+            *attention_note(cfg.dtype),
+            memory_verdict(needed, card, lambda: changes(cfg, world, card))]
 
 
 def changes(cfg, world, card):
     """Flags with which a GPU of `card` bytes holds a step, found by trying: more recomputation, fewer rows a
     pass, more ranks to a copy of the model."""
-    modes = ["off", "selective", "full"]
     rows = forward_rows(cfg, world)
-    shards = world // cfg.replicate
-    ranks = [shards * factor for factor in (2, 4, 8, 16)]
-    knobs = {"shard": [n for n in ranks if cfg.batch % (cfg.replicate * n) == 0],
-             "recompute": modes[modes.index(cfg.recompute) + 1:],
-             "micro_batch": [n for n in range(rows - 1, 0, -1) if rows % n == 0]}
+    fewer_rows = {"micro_batch": [n for n in range(rows - 1, 0, -1) if rows % n == 0]}
+    knobs = layout_knobs(cfg, world) | fewer_rows
 
     def fits(other):
-        ranks = cfg.replicate * (other.shard or shards)
+        ranks = cfg.replicate * (other.shard or world // cfg.replicate)
         return gpu_bytes(other, ranks) <= card
 
     return changes_that_fit(cfg, knobs, fits)

@@ -364,6 +364,16 @@ def besides(traced, replicate, shards):
             f"fragmentation: {FRAGMENTATION:.0%} of the sum (assumed)": FRAGMENTATION * traced}
 
 
+def needed_bytes(traced, replicate, shards):
+    """Bytes that a GPU needs for the traced sum and what it holds besides."""
+    return traced + sum(besides(traced, replicate, shards).values())
+
+
+def part_lines(parts):
+    """{text: bytes} as lines of GB; what takes nothing is left out."""
+    return [f"  {part:63s} {size / 1e9:8.2f} GB" for part, size in parts.items() if size]
+
+
 def attention_note(dtype):
     """What --dry_run says of attention in float32: a list of no or one line."""
     if dtype == "bfloat16":
@@ -379,6 +389,16 @@ def card_bytes(gpu_gb):
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory
     return CARD
+
+
+def layout_knobs(cfg, world):
+    """What to try of a stage's flags, for `changes_that_fit`: more ranks to a copy of the model, more
+    recomputation."""
+    modes = ["off", "selective", "full"]
+    shards = world // cfg.replicate
+    ranks = [shards * factor for factor in (2, 4, 8, 16)]
+    return {"shard": [n for n in ranks if cfg.batch % (cfg.replicate * n) == 0],
+            "recompute": modes[modes.index(cfg.recompute) + 1:]}
 
 
 def changes_that_fit(cfg, knobs, fits):

@@ -18,9 +18,12 @@ from planning.memory import (
     besides,
     card_bytes,
     changes_that_fit,
+    layout_knobs,
     logits_bytes,
     memory_verdict,
     mfu_on_paper,
+    needed_bytes,
+    part_lines,
     refuse_oversized,
     sequence_bytes,
 )
@@ -48,6 +51,10 @@ class EnginePlan(NamedTuple):
     def sequences(self, context_share=1.0):
         """Sequences of a share of --context that an engine's cache holds."""
         return max(0, int(self.cache // (self.sequence * context_share)))
+
+    def can_sample(self):
+        """Whether an engine's cache holds a sequence of --context; a replay has none."""
+        return self.engines == 0 or self.sequences() > 0
 
 
 def training_memory(cfg, world, fused_attention=False):
@@ -129,25 +136,16 @@ def plan_memory(cfg, world, card, fused_attention=False):
                       engines)
 
 
-def gpu_bytes(cfg, world, card):
-    """Bytes that a trainer's GPU of `card` bytes needs."""
-    traced = plan_memory(cfg, world, card).traced()
-    return traced + sum(besides(traced, cfg.replicate, world // cfg.replicate).values())
-
-
 def fits(cfg, world, card):
     """Whether a GPU of `card` bytes holds trainer and engine, and the engine a sequence of --context."""
-    engines = plan_memory(cfg, world, card).engines
-    return gpu_bytes(cfg, world, card) <= card and (engines.engines == 0 or engines.sequences() > 0)
+    memory = plan_memory(cfg, world, card)
+    needed = needed_bytes(memory.traced(), cfg.replicate, world // cfg.replicate)
+    return needed <= card and memory.engines.can_sample()
 
 
 def changes(cfg, world, card):
     """Flags with which a GPU of `card` bytes holds trainer and engine, found by trying."""
-    modes = ["off", "selective", "full"]
-    shards = world // cfg.replicate
-    ranks = [shards * factor for factor in (2, 4, 8, 16)]
-    knobs = {"shard": [n for n in ranks if cfg.batch % (cfg.replicate * n) == 0],
-             "recompute": modes[modes.index(cfg.recompute) + 1:]}
+    knobs = layout_knobs(cfg, world)
     if cfg.beta and not cfg.ref_offload:
         knobs["ref_offload"] = [True]
     if cfg.engine == "torch":
@@ -157,7 +155,7 @@ def changes(cfg, world, card):
         knobs["tensor_parallel"] = [n for n in (2, 4, 8) if n > cfg.tensor_parallel and world % n == 0]
 
     def fit(other):
-        return fits(other, cfg.replicate * (other.shard or shards), card)
+        return fits(other, cfg.replicate * (other.shard or world // cfg.replicate), card)
 
     return changes_that_fit(cfg, knobs, fit)
 
@@ -226,12 +224,12 @@ def plan(cfg, world):
         f"{cfg.steps:,} steps x {cfg.batch} prompts x {cfg.group} responses, texts of up to {cfg.context:,} "
         f"tokens, on {world} devices ({cfg.replicate} x {world // cfg.replicate}); engine: {engine}",
         "",
-        *part_lines(f"while the policy trains, {memory.moment}", memory.training),
+        *summed_lines(f"while the policy trains, {memory.moment}", memory.training),
         f"memory a GPU while rows are scored: {memory.scoring / 1e9:.2f} GB",
-        *part_lines("while it is sampled from", memory.sampling),
-        *part_lines("besides", beside),
+        *summed_lines("while it is sampled from", memory.sampling),
+        *summed_lines("besides", beside),
         *attention_note(cfg.dtype),
-        verdict_line(cfg, world, card),
+        verdict_line(cfg, world, card, traced + sum(beside.values()), memory.engines),
         *cache_lines(cfg, memory.engines),
         "",
         *disk_lines(cfg, world, parameters),
@@ -239,17 +237,14 @@ def plan(cfg, world):
         *hours_lines(cfg, world, memory.engines)])
 
 
-def part_lines(when, parts):
+def summed_lines(when, parts):
     """{text: bytes} as lines, with their sum."""
-    lines = [f"memory a GPU {when}:"]
-    parts = parts | {"sum": sum(parts.values())}
-    return lines + [f"  {part:63s} {size / 1e9:8.2f} GB" for part, size in parts.items() if size]
+    return [f"memory a GPU {when}:", *part_lines(parts | {"sum": sum(parts.values())})]
 
 
-def verdict_line(cfg, world, card):
-    """Whether a GPU of `card` bytes is enough, and what to change if not."""
-    needed = gpu_bytes(cfg, world, card)
-    if needed <= card and not fits(cfg, world, card):
+def verdict_line(cfg, world, card, needed, engines):
+    """Whether a GPU of `card` bytes is enough for `needed` ones, and what to change if not."""
+    if needed <= card and not engines.can_sample():
         return (f"does not fit {card / 1e9:.0f} GB (the engine's cache holds no sequence of "
                 f"--context={cfg.context}): {changes(cfg, world, card)}")
     return memory_verdict(needed, card, lambda: changes(cfg, world, card))
