@@ -161,7 +161,6 @@ def patched_triton(patch, meter):
     def add_product(dw, dx, h):
         assert dw.shape == (dx.shape[1], h.shape[1]) and dw.device == dx.device == h.device
         meter.launches["addmm"] += 1
-        meter.product_flops += 2 * dx.numel() * h.shape[1]
 
     patch(JITFunction, "run", launch)
     patch(kernels.loss, "add_product", add_product)
@@ -244,27 +243,19 @@ VIEWS = {"view", "_unsafe_view", "t", "transpose", "permute", "expand", "select"
 
 
 class Meter(TorchDispatchMode):
-    """Of everything that runs within it: live bytes of the device's memory and their peak (in all, and by
-    phase), kernels launched, products' FLOPs, waits of the host, collectives' bytes."""
+    """Of everything that runs within it: live bytes of the device's memory and their peak, kernels launched,
+    waits of the host, collectives' bytes."""
 
     def __init__(self):
         super().__init__()
         self.now = self.peak = 0                          # bytes
-        self.peaks = collections.Counter()                # by phase
-        self.phase = ""
         self.launches = collections.Counter()
-        self.product_flops = 0
         self.waits = collections.Counter()                # by the line of the product that waits
         self.moved = collections.Counter()                # bytes of collectives, by kind and dtype
         self._live = {}                                   # storage: its bytes
         self._resize = torch.UntypedStorage.resize_
 
     # -- memory --------------------------------------------------------------------------------------------
-
-    def adopt(self, tensors):
-        """Counts tensors made before."""
-        for tensor in tensors:
-            self._hold(tensor)
 
     def _hold(self, tensor):
         tensor = getattr(tensor, "_local_tensor", tensor)                  # a DTensor's
@@ -279,7 +270,6 @@ class Meter(TorchDispatchMode):
         self.now += size - self._live.get(key, 0)
         self._live[key] = size
         self.peak = max(self.peak, self.now)
-        self.peaks[self.phase] = max(self.peaks[self.phase], self.now)
 
     def _release(self, key):
         self.now -= self._live.pop(key, 0)
@@ -319,9 +309,6 @@ class Meter(TorchDispatchMode):
         written = tensors_in(out if op._schema.returns else args)
         if name not in VIEWS and any(tensor.is_cuda for tensor in written):
             self.launches[name] += 1
-        if name in ("mm", "addmm", "bmm"):
-            left, right = args[-2:]
-            self.product_flops += 2 * left.numel() * right.shape[-1]
         for tensor in tensors_in(out):
             self._hold(tensor)
         return out
@@ -422,13 +409,11 @@ def model(arch, dtype=torch.bfloat16):
             torch.set_default_dtype(default)
 
 
-def training_step(model, optimizer, batch, lengths, ranks):
-    """The passes and the update of midtrain.main's loop. batch: tokens, docs and targets (n, T); lengths: of
-    the documents of one pass, which say how many rows that is."""
-    from runtime import grad_norm, reduce_vectors, scale_gradients
+def passes(model, batch, lengths, ranks):
+    """The passes of a step of midtrain.main's loop: the sum of their losses. batch: tokens, docs and targets
+    (n, T); lengths: of the documents of one pass, which say how many rows that is."""
     tokens, docs, targets = batch
     rows = sum(lengths) // tokens.shape[1]
-    parameters = [p for p in model.parameters() if p.requires_grad]
     loss_sum = torch.zeros((), device=ranks.device)
     for first in range(0, len(tokens), rows):
         part = slice(first, first + rows)
@@ -436,6 +421,13 @@ def training_step(model, optimizer, batch, lengths, ranks):
         loss = model(tokens[part], docs[part], targets[part], lengths) / 100
         loss.backward()
         loss_sum += loss.detach()
+    return loss_sum
+
+
+def update(model, optimizer, loss_sum, ranks):
+    """The update of a step of midtrain.main's loop; the loss of all ranks, still on the device."""
+    from runtime import grad_norm, reduce_vectors, scale_gradients
+    parameters = [p for p in model.parameters() if p.requires_grad]
     loss_sum = loss_sum.double()
     dist.all_reduce(loss_sum)
     reduce_vectors(parameters)
@@ -443,3 +435,32 @@ def training_step(model, optimizer, batch, lengths, ranks):
     scale_gradients(parameters, 1 / norm)
     optimizer.step()
     optimizer.zero_grad()
+    return loss_sum
+
+
+def training_step(model, optimizer, batch, lengths, ranks):
+    """Both."""
+    update(model, optimizer, passes(model, batch, lengths, ranks), ranks)
+
+
+def decode_steps(model, prompts, n, new_tokens, meter, **options):
+    """Steps of the embedded engine until n samples of each prompt have new_tokens, the replay of a graph
+    counted as one launch. Yields (launches, waits) of each."""
+    from engines.contract import make_requests
+    from engines.embedded import Batch, TorchEngine
+    engine = TorchEngine(model, progress=False, **options)
+
+    def capture(function):
+        function()
+        return lambda: meter.launches.update(graph=1)
+
+    engine.capture = lambda: capture
+    requests, stops = make_requests(engine, prompts, n=n, max_new_tokens=new_tokens, stop=[], seed=0,
+                                    temperature=1.0, top_p=1.0, keys=None, first=0)
+    batch = Batch(engine, engine.allocate(requests), requests, stops, 1.0, 1.0, None)
+    while batch.unfinished:
+        meter.launches.clear()
+        meter.waits.clear()
+        batch.step()
+        yield meter.launches.total(), meter.waits.total()
+    assert all(len(sample.tokens) == new_tokens for request in requests for sample in request.samples)
