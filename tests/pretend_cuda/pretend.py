@@ -54,11 +54,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 import torch.distributed._tools.fake_collectives  # noqa: E402, F401  (what collectives return)
-from torch._subclasses.fake_tensor import (  # noqa: E402
-    FakeTensor,
-    FakeTensorMode,
-    unset_fake_temporarily,
-)
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # noqa: E402
 from torch.testing._internal.distributed.fake_pg import FakeStore  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
@@ -167,24 +163,8 @@ def patched_triton(patch, meter):
     patch(kernels.logprob, "add_product", add_product)
 
 
-def patched_model(patch):
-    """A model on the meta device is made of plain tensors: torch cannot replace fake ones."""
-    from model import Model
-    make, convert = Model.__init__, Model.to
-
-    def init(net, arch):
-        on_meta = torch.empty(0).is_meta
-        with unset_fake_temporarily() if on_meta else contextlib.nullcontext():
-            make(net, arch)
-
-    def to(net, *args):
-        on_meta = next(net.parameters()).is_meta
-        with unset_fake_temporarily() if on_meta else contextlib.nullcontext():
-            return convert(net, *args)
-
-    patch(Model, "__init__", init)
-    patch(Model, "to", to)
-    # torch swaps no tensor that something refers to weakly; of fake ones the mode keeps such references
+def patched_swaps(patch):
+    """torch swaps no tensor that is referred to weakly; to fake ones their mode keeps such references."""
     patch(torch.utils, "weakref", types.SimpleNamespace(getweakrefs=lambda tensor: []))
 
 
@@ -368,7 +348,7 @@ def cuda():
     meter = Meter()
     patched_cuda(patch)
     patched_triton(patch, meter)
-    patched_model(patch)
+    patched_swaps(patch)
     patched_inference(patch)
     patched_factories(patch)
     patched_reads(patch, meter)
