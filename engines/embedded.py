@@ -31,6 +31,7 @@ from engines.contract import (
 from engines.graphs import CudaCapture, Graphs, bucket
 from kernels import conv1d, ssd
 from model import Attention, Mamba, attend_documents, project
+from runtime import to_device
 
 # -- the cache: what earlier tokens leave behind -------------------------------------------------------------
 
@@ -614,7 +615,7 @@ class Batch:
         return len(ended)
 
     def device(self, numbers):
-        return torch.as_tensor(numbers).to(self.engine.device, non_blocking=True)
+        return to_device(torch.as_tensor(numbers), self.engine.device)
 
     def schedule(self):
         """Chooses what begins now: the rows of new prompts, and (prompt row, index of the sample) of new
