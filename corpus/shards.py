@@ -127,6 +127,12 @@ def packed_rows(lengths, capacity, overlap=0, shortest=0):
 
 # -- writing -----------------------------------------------------------------------------------------------
 
+def write_array(path, array):
+    """A file of an array's bytes. Not by tofile(): numpy tells of a full disk without saying so."""
+    with open(path, "wb") as f:
+        f.write(np.ascontiguousarray(array))
+
+
 class Shard:
     """Documents laid end to end in base.bin, where each starts in base.idx; close() gives the manifest's
     entry."""
@@ -148,7 +154,7 @@ class Shard:
         os.fsync(self.file.fileno())
         self.file.close()
         offsets = np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64)
-        offsets.tofile(self.base + ".idx")
+        write_array(self.base + ".idx", offsets)
         return {"file": os.path.basename(self.base), "tokens": int(offsets[-1]),
                 "documents": len(self.lengths), "max_id": self.max_id, "crc32": self.crc,
                 "idx_crc32": zlib.crc32(offsets)}
@@ -398,7 +404,7 @@ class Source:
             raise InputError(f"--min_tokens={shortest} leaves no document of {self.folder}")
         base = os.path.join(self.folder, f"packed-{T}")
         for array, end in ((packed.pieces, ".bin"), (packed.starts, ".idx")):
-            array.tofile(base + end + ".tmp")
+            write_array(base + end + ".tmp", array)
             os.replace(base + end + ".tmp", base + end)
         packing = {"method": "bfd", "seq_len": T, "overlap": overlap, "min_tokens": shortest,
                    "rows": len(packed.starts) - 1, "pieces": len(packed.pieces),

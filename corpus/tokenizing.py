@@ -39,6 +39,7 @@ from corpus.shards import (
     prepared,
     refuse_others,
     replace_folder,
+    write_array,
     write_source,
 )
 from corpus.tokenizer import FILES, Tokenizer, load_tokenizer, toy_tokenizer
@@ -168,7 +169,7 @@ class _PieceShards:
         entries = {}
         for split, shard in self.shards.items():
             entries[split] = shard.close()
-            np.array(self.keys[split], dtype=np.uint64).tofile(shard.base + ".hash")
+            write_array(shard.base + ".hash", np.array(self.keys[split], dtype=np.uint64))
             for end in (".bin", ".idx", ".hash"):
                 os.replace(shard.base + end, f"{self.base}.{split}{end}")
         return entries

@@ -704,11 +704,12 @@ def test_mixed_folders_are_refused(own, tmp_path, toy):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="mounts a small disk")
-def test_full_disk(own, tmp_path):
-    """One line, and the same call goes on when there is room."""
+@pytest.mark.parametrize("room", ["16k", "64k", "96k"])
+def test_full_disk(room, own, tmp_path):
+    """One line, whichever file had no room, and the same call goes on when there is some."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "x", disk], capture_output=True).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}", "x", disk], capture_output=True).returncode:
         pytest.skip("cannot mount")
     try:
         process = call(*flags(own, disk / "out"))
