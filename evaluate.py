@@ -10,9 +10,9 @@ Three passes, each saved as it goes: sample (samples.jsonl), grade the saved tex
 same command, which without a missing sample starts no engine. Verdicts are made again when a rule of the
 graders has changed, or their version (VERDICTS in grading/, SCORES in suite/ruler.py).
 
-Two protocols. strict, the default: options of GPQA in an order of each question's own, checkers where a
+Three protocols. strict, the default: options of GPQA in an order of each question's own, checkers where a
 problem has several right answers, complete tests only, no editorial. paper: the published set-up, with the
-flaws that FLAWS names.
+flaws that FLAWS names. livecodebench: strict, but its outputs are compared as its own runner does.
 
 Scores are means over problems of the share of right samples. Intervals are of 95 %, for other problems of the
 same kind: the samples of a problem are no independent draws, so a problem counts once (suite/intervals.py).
@@ -72,7 +72,7 @@ class Config:
     init: str = ""                       # preset, folder, random:NAME[:SEED], 0.15*A + 0.85*B; else --model
     run: str = "runs/eval"               # folder of the results, also --out (torchrun keeps --run)
     tasks: str = "toy"                   # names, or .jsonl of prompts, joined by +; toy, paper, ruler: all of
-    protocol: Literal["strict", "paper"] = "strict"                # paper: as published, flaws included
+    protocol: Literal["strict", "paper", "livecodebench"] = "strict"   # paper: as published, flaws included
     data: str = ""                       # folder with NAME.jsonl of the hub's columns, instead of the hub
     raw: str = "data/raw"                # where downloads are kept; data.py get_prompts puts them there too
     problems: int = 0                    # of each task at most, 0 = all

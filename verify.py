@@ -22,7 +22,13 @@ expressions, by sympy through math-verify in worker processes with a deadline. P
 Science: a letter from a box, "Answer: C", "the answer is (C)", a bold or a lone letter, or an option's text
 where the options are given; the last of them wins. truth is the letter, or {"letter": "C", "options": [...]};
 with the letter alone A to J are taken for options.
-Code: the last fenced block (```python, ```py, ```); every test must pass. See run_code().
+Code: the last fenced block that is said to be Python, else the last that says nothing (code_of() in
+grading/programs.py); every test must pass. See run_code(). Policies:
+  - a program has what LiveCodeBench's runner gives it, functions and programs alike: its imports, the
+    builtins last, recursion to 50,000; also numpy and sortedcontainers where the machine has them
+  - an expected number with digits behind the point is a rounded one: 1e-6, absolutely or relatively, is near
+    enough (1e-5 where 5 digits are shown, and for functions), but never a hundredth, nor half a unit of the
+    last of up to 4 digits. Integers and the number of tokens are exact
 
 grade() and grade_batch() may be called from any thread.
 """

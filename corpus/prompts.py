@@ -113,7 +113,7 @@ def code_record(prompt, tests):
         raise Drop("tests too large")
     return {"domain": "code", "prompt": without_instruction(prompt), "truth": {
         "kind": "function" if tests.fn_name else "stdio", "fn_name": tests.fn_name, "tests": cases,
-        "checker": "json" if tests.fn_name else "decimal",                     # as LiveCodeBench compares
+        "checker": "json" if tests.fn_name else "decimal",                     # as the usual judges compare
         "time_limit_s": TIME_LIMIT_S, "memory_limit_mb": MEMORY_LIMIT_MB}}
 
 

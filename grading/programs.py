@@ -1,9 +1,9 @@
 """Does a program solve its problem? Its tests, run in the sandbox, and how outputs are compared."""
 
 import json
-import math
 import re
 import signal
+import textwrap
 import time
 from decimal import Decimal
 from typing import NamedTuple
@@ -58,25 +58,53 @@ def _last_line(err):
 
 
 _DECIMAL = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,4})?")
+HUNDREDTH, LEETCODE = Decimal("0.01"), Decimal("1e-5")
 
 
 def _near(got, expected, tolerance):
-    """Two numbers, or Decimals; exactly equal unless there is a tolerance."""
-    if tolerance is None:
+    """Two finite numbers, as Decimals; exactly equal unless there is a tolerance."""
+    return got == expected if tolerance is None else abs(got - expected) <= tolerance * max(1, abs(expected))
+
+
+def _near_rounded(got, expected, loosest=None):
+    """Whether a number is what was expected, which is taken for a rounded one if it has digits behind the
+    point. The usual judges allow 1e-6, absolutely or relative to the expected number (1e-5 where 5 digits are
+    shown, as at LeetCode); here never more than a hundredth, nor than half a unit of the last of 4 digits."""
+    digits = -expected.as_tuple().exponent
+    if digits <= 0 or got == expected:
         return got == expected
-    a, b = float(got), float(expected)
-    if not (math.isfinite(a) and math.isfinite(b)):
-        return a == b == got == expected                  # inf is inf; an overflow is not, nan is nothing
-    return abs(a - b) <= tolerance * max(1.0, abs(b))
+    allowed = (loosest or Decimal(10) ** (-5 if digits == 5 else -6)) * max(1, abs(expected))
+    most = Decimal(5).scaleb(-digits - 1) if digits <= 4 else HUNDREDTH
+    return abs(got - expected) <= min(allowed, most, HUNDREDTH)
+
+
+def _tokens_agree(checker, tolerance, got, expected):
+    if got == expected or checker == "tokens":
+        return got == expected and (checker == "tokens" or got.lower().lstrip("+-") != "nan")
+    if not (_DECIMAL.fullmatch(got) and _DECIMAL.fullmatch(expected)):
+        return False
+    got, expected = Decimal(got), Decimal(expected)
+    return _near_rounded(got, expected) if checker == "decimal" else _near(got, expected, tolerance)
 
 
 def _texts_agree(checker, tolerance, got, expected):
     """Token by token, apart by white space; numbers as numbers unless the checker is "tokens"."""
     got, expected = got.split(), expected.split()
     return len(got) == len(expected) and all(
-        _near(Decimal(a), Decimal(b), tolerance)
-        if checker != "tokens" and _DECIMAL.fullmatch(a) and _DECIMAL.fullmatch(b) else
-        a == b and (checker == "tokens" or a.lower().lstrip("+-") != "nan")
+        _tokens_agree(checker, tolerance, a, b) for a, b in zip(got, expected, strict=True))
+
+
+def _lines_agree(got, expected):
+    """Line by line, but for blanks around the text and each line; a line is the same text or numbers."""
+    got, expected = got.strip().split("\n"), expected.strip().split("\n")
+    return len(got) == len(expected) and all(
+        a.strip() == b.strip() or _numbers_agree(a.split(), b.split())
+        for a, b in zip(got, expected, strict=True))
+
+
+def _numbers_agree(got, expected):
+    return len(got) == len(expected) and all(
+        _DECIMAL.fullmatch(a) and _DECIMAL.fullmatch(b) and Decimal(a) == Decimal(b)
         for a, b in zip(got, expected, strict=True))
 
 
@@ -92,9 +120,24 @@ def _values_agree(checker, tolerance, got, expected):
     if isinstance(expected, bool) or expected is None or isinstance(got, bool):
         return got is expected
     if isinstance(expected, (int, float)):
-        return isinstance(got, (int, float)) and _near(got, expected, tolerance)
+        return isinstance(got, (int, float, Decimal)) and _values_near(checker, tolerance, got, expected)
     return isinstance(got, str) and (
-        got == expected if checker == "json" else _texts_agree(checker, tolerance, got, expected))
+        got == expected if checker in ("json", "exact") else _texts_agree(checker, tolerance, got, expected))
+
+
+def _values_near(checker, tolerance, got, expected):
+    """Numbers of JSON. inf is inf; an overflow is not, nan is nothing."""
+    got, expected = (Decimal(repr(x)) if isinstance(x, float) else Decimal(x) for x in (got, expected))
+    if checker == "exact" or not (got.is_finite() and expected.is_finite()):
+        return got == expected
+    if checker in ("json", "decimal"):                    # a float does not say how many digits were shown
+        return _near_rounded(got, expected, LEETCODE)
+    return _near(got, expected, tolerance)
+
+
+def _integer(digits):
+    """A JSON integer; a long one as a Decimal, which Python reads in no quadratic time."""
+    return int(digits) if len(digits) < 4000 else Decimal(digits)
 
 
 def gradable(truth) -> bool:
@@ -111,7 +154,7 @@ class Task(NamedTuple):
     name: str
     tests: list
     checker: str
-    tolerance: float | None
+    tolerance: Decimal | None
     seconds: float
     memory: int            # bytes
     program: str           # of checker "program", else ""
@@ -130,31 +173,46 @@ class Task(NamedTuple):
                 raise ValueError("truth: a function test has an input, its list of arguments, and an output")
         default = "tokens" if kind == "stdio" else "json"
         checker, _, tolerance = (truth.get("checker") or default).partition(":")
-        if (checker not in ("tokens", "decimal", "float", "json", "program")
-                or (checker == "float") != bool(tolerance)):
-            raise ValueError(f"truth: checker is {truth['checker']!r:.40}; known are: tokens, decimal, "
-                             "float:TOL, json, program")
+        if (checker not in ("tokens", "lines", "decimal", "float", "json", "exact", "program")
+                or (checker == "float") != bool(tolerance) or checker == "lines" and kind != "stdio"):
+            raise ValueError(f"truth: checker is {truth['checker']!r:.40}; known are: tokens, lines (stdio), "
+                             "decimal, float:TOL, json, exact, program")
         program = truth.get("program") if checker == "program" else ""
         if checker == "program" and (kind != "stdio" or not isinstance(program, str) or not program.strip()):
             raise ValueError("truth: checker program is of kind stdio, and has its source as program")
         seconds, memory = float(truth.get("time_limit_s") or 6), int(truth.get("memory_limit_mb") or 1024)
         if not (0 < seconds < 1e6 and 0 < memory < 1e6):
             raise ValueError(f"truth: time_limit_s is {seconds}, memory_limit_mb is {memory}")
-        return cls(kind, truth.get("fn_name") or "", tests, checker, float(tolerance) if tolerance else None,
-                   seconds, memory << 20, program)
+        if tolerance and not 0 <= float(tolerance) < 1e6:
+            raise ValueError(f"truth: the tolerance is {tolerance:.40}")
+        tolerance = Decimal(float(tolerance)) if tolerance else None
+        name = truth.get("fn_name") or ""
+        return cls(kind, name, tests, checker, tolerance, seconds, memory << 20, program)
 
     def agrees(self, stdout, expected):
         """Whether what a program wrote is what was expected. Bytes that are no UTF-8 equal nothing."""
-        if len(stdout) > 4 * len(expected if self.kind == "stdio" else json.dumps(expected)) + (1 << 20):
+        if len(stdout) > 4 * self.size(expected) + (1 << 20):
             return False                                  # cannot be right, and is not worth our memory
         text = stdout.decode("utf-8", "surrogateescape")
-        if self.kind == "stdio" and self.checker != "json":
+        if self.checker == "lines":
+            return _lines_agree(text, expected)
+        if self.kind == "stdio" and self.checker not in ("json", "exact"):
             return _texts_agree(self.checker, self.tolerance, text, expected)
         try:
-            expected = json.loads(expected) if self.kind == "stdio" else expected
-            return _values_agree(self.checker, self.tolerance, json.loads(text), expected)
+            expected = json.loads(expected, parse_int=_integer) if self.kind == "stdio" else expected
+            got = json.loads(text, parse_int=_integer)
+            return _values_agree(self.checker, self.tolerance, got, expected)
         except (ValueError, RecursionError):
             return False
+
+    def size(self, expected):
+        """Characters of an expected output."""
+        if self.kind == "stdio":
+            return len(expected)
+        try:
+            return len(json.dumps(expected))
+        except ValueError:                                # an integer too long for Python to spell
+            return OUTPUT
 
 
 def run_code(code, truth, unsafe_sandbox=False) -> Run:
@@ -168,15 +226,20 @@ def run_code(code, truth, unsafe_sandbox=False) -> Run:
         parenthesis, as evalchemy has it.
     checker, for what is printed, and for texts and numbers in what is returned:
         "tokens"     what stands between white space is the same (default of stdio)
-        "decimal"    the same, and numbers are equal as exact decimals: 1 is 1.0 and 1e0
+        "lines"      line by line: the same text, or numbers that are equal as exact decimals (stdio only)
+        "decimal"    token by token, and numbers are equal: 1 is 1.0 and 1e0; an expected one with digits
+                     behind the point is a rounded one, see _near_rounded()
         "float:TOL"  the same, and numbers differ by TOL at most, absolutely or relative to the expected one
-        "json"       equal JSON values (default of function): 1 is 1.0, true is not 1, a tuple is a list
-        nan equals nothing under these last three.
+        "json"       equal JSON values (default of function): 1 is 1.0, true is not 1, a tuple is a list; an
+                     expected float is a rounded one
+        "exact"      the same, floats to the last bit
+        nan equals nothing under these last four.
         "program"    truth["program"], Python, accepts it (stdio only): run as `checker.py input.txt
             correct_output.txt solution_output.txt` it prints 1 (or 1.0), with exit status 0. Of unknown
             origin itself, it has a sandbox and a process of its own, 10 s and 1 GB, after the program's end.
     time_limit_s: seconds of CPU a test may take (default 6), however loaded the machine; on the clock twice
-        as long and one more. memory_limit_mb: address space beside the interpreter's own (default 1024).
+        as long and one more, waits for a core not counted. memory_limit_mb: data beside the interpreter's own
+        and numpy's (default 1024); the C stack has 256 MB more.
     unsafe_sandbox: run without bubblewrap, with limits only. Say so to whoever owns the machine.
 
     The expected outputs never enter the program's sandbox. A program can reach the harness that calls its
@@ -220,20 +283,119 @@ def run_code(code, truth, unsafe_sandbox=False) -> Run:
     return run("AC", None, f"{len(task.tests)} tests")
 
 
+# -- which block is the program ------------------------------------------------------------------------------
+
+# Behind a fence: python, Python 3.11, py3, pypy3, ipython, python:main.py, {.python}, main.py; not pycon.
+_PYTHON = re.compile(r"[{.\s]*(?:[ic]?python|py|pypy)(?:[ -]?[0-9][0-9.]*)?(?![\w+#-])|[\w/-]+\.py\b|code$")
+_OTHER = re.compile(r"""[{.]*(?:text|txt|plain|plaintext|console|terminal|output|stdout|input|stdin|none|bash
+    |sh|shell|zsh|powershell|cmd|pycon|c|cc|cpp|c\+\+|csharp|c\#|cs|java|javascript|js|typescript|ts|json|yaml|rust
+    |go|golang|kotlin|swift|ruby|php|perl|haskell|scala|lua|pascal|r|julia|sql|html|xml|css|latex|tex|math
+    |markdown|md|diff|makefile|pseudocode|pseudo|algorithm|mermaid)\}?""", re.VERBOSE)
+_LIST_ITEM = re.compile(r"\s*(?:[-*+]|[0-9]{1,3}[.)])\s*")
+_LEXEME = re.compile(r"""\\.|\'\'\'|\"\"\"|['"\#]|`{3,}""")
+_END_MARK = re.compile(r"/?\w{1,40}>|\|[\w ]{1,40}\|>")
+
+
 def code_of(text):
-    """(the last fenced block that is Python or says nothing of its language, or None; why none)."""
-    code, block, python = None, None, False
-    for line in text.split("\n"):
-        fence = re.match(r"\s{0,3}```+\s*([^`\s]*)[^`]*$", line) if len(line) < 200 else None
-        if fence and block is None:
-            block, python = [], fence[1].lower() in ("", "py", "python", "python3")
-        elif fence and not fence[1]:
-            code, block = "\n".join(block) if python else code, None
-        elif block is not None:
-            block.append(line)
-    if block is not None and python:
-        return None, "the last code block is not closed"
-    return code, "no code block"
+    """(the program of a response, "") or (None, why there is none): its last fenced block that is said to be
+    Python, else the last that says nothing of its language; the last one need not be closed.
+
+    A fence is ``` or ~~~ on a line of its own, or behind prose where it names Python or a colon is before it.
+    Strings and comments apart, Python has no ```: wherever one stands, whatever follows, the block ends."""
+    lines = text.replace("\ufeff", "").split("\n")
+    tagged, untagged = [], []
+    row, strings = 0, True
+    while row < len(lines):
+        mark, python, known = _opening(lines[row])
+        row += 1
+        if not mark:
+            continue
+        start, lexed = row, strings and mark == "`" and (python or not known)
+        row, column = _closing(lines, start, mark, lexed)
+        if column is None and lexed:                      # a string to the end of the response is none
+            strings, (row, column) = False, _closing(lines, start, mark, False)
+        if row < len(lines):
+            last, info = lines[row][:column], lines[row][column:].lstrip(mark)
+            code = "\n".join([*lines[start:row], last] if last.strip() else lines[start:row])
+            row += bool(last.strip()) or not _names_language(info)
+        else:
+            code, row = _without_end_marks("\n".join(lines[start:])), len(lines) + 1
+        if code.strip() and python:
+            tagged.append(_dedented(code))
+        elif code.strip() and not known and (row <= len(lines) or not untagged):
+            untagged.append(_dedented(code))
+    codes = tagged or untagged
+    return (codes[-1], "") if codes else (None, "no code block")
+
+
+def _opening(line):
+    """(the character of the fence that a line opens a block with, or ""; whether it is said to be Python;
+    whether it is said what it is)."""
+    for mark in "`", "~":
+        before, fence, info = line.rpartition(3 * mark)
+        before, info = before.rstrip(mark), info.strip().lower()[:200]
+        if not fence or mark == "~" and before.strip():
+            continue
+        alone = not before.strip() or bool(_LIST_ITEM.fullmatch(before[:200]))
+        python = bool(_PYTHON.match(info))
+        if alone or python and len(info.split()) == 1 or not info and before.endswith((":", ": ")):
+            return mark, python, bool(info)
+    return "", False, False
+
+
+def _names_language(info):
+    """Whether what stands behind a fence opens the next block: one word, the name of a language."""
+    word = info.rstrip().lower()[:200]
+    return not re.search(r"\s", word) and bool(_PYTHON.match(word) or _OTHER.fullmatch(word))
+
+
+def _closing(lines, start, mark, lexed):
+    """(row, column) of the fence that ends a block of lines[start:]; (len(lines), 0) if it has none, and None
+    for the column if a string does not end, which may hide one. lexed: read the lines as Python."""
+    quote = ""
+    for row in range(start, len(lines)):
+        line = lines[row]
+        if lexed:
+            column, quote = _lex(line, quote)
+        elif line.lstrip().startswith(3 * mark):
+            column = line.index(mark)
+        else:
+            ends = mark == "`" and line.rstrip().endswith(3 * mark)
+            column = len(line.rstrip().rstrip(mark)) if ends else -1
+        if column >= 0:
+            return row, column
+    return len(lines), None if quote else 0
+
+
+def _lex(line, quote):
+    """(column of a fence outside strings and comments, or -1; the quote of the string that is open behind the
+    line, or ""); quote: that of the line before."""
+    for lexeme in _LEXEME.finditer(line):
+        token = lexeme[0]
+        if quote:
+            quote = "" if token == quote or token[0] == quote else quote
+        elif token[0] == "`":
+            return lexeme.start(), ""
+        elif token == "#":
+            return -1, ""
+        elif token[0] != "\\":
+            quote = token
+    return -1, quote if len(quote) == 3 or line.rstrip("\r").endswith("\\") else ""
+
+
+def _without_end_marks(code):
+    """A block that nothing closed, without what ends a response: </answer>, <|im_end|>."""
+    for _ in range(4):
+        head, _, tail = code.rstrip().rpartition("<")
+        if not _END_MARK.fullmatch(tail):
+            break
+        code = head.rstrip()
+    return code
+
+
+def _dedented(code):
+    """Without the indentation that all lines share, as in a list."""
+    return textwrap.dedent(code) if code.lstrip("\r\n")[:1] in (" ", "\t") else code
 
 
 def grade_code(text, truth, ask):

@@ -2,14 +2,18 @@
 
 import contextlib
 import functools
+import importlib.util
+import json
 import os
 import platform
+import re
 import select
 import shutil
 import signal
 import struct
 import subprocess
 import sys
+import unicodedata
 import warnings
 
 
@@ -22,29 +26,57 @@ class SandboxMissing(RuntimeError):
 OUTPUT = 16 << 20          # bytes a program may write, to stdout or to one file
 SCRATCH = 32 << 20         # bytes of /tmp and of /dev/shm
 PROCESSES = 8              # and threads, of a program
-BASE = 64 << 20            # bytes of address space for the interpreter, beside the program's
+BASE = 32 << 20            # bytes of data of the interpreter itself, beside the program's
+STACK = 256 << 20          # bytes of C stack, as at Codeforces; a recursion through C functions needs it
+LIBRARIES = 64 << 20       # bytes of address space for what is mapped from files
+PATIENCE = 10              # times its clock that a test may take while it waits for a core
 
 # What runs in the sandbox. The first process keeps the clock, as the init of the namespace: when it ends, all
 # do, and it leaves no orphan to the host. Its child is the program, with a few lines before and after, in the
-# same interpreter. argv: kind, function, file descriptor of the program, seconds, bytes of memory, bytes of
-# output, processes (0: no limit).
+# same interpreter. The clock stops while the program waits for a core: the kernel counts that (the second
+# number of schedstat, nanoseconds), but not where processes of the program's own may be what it waits for. A
+# sleeping program has no such wait, and after PATIENCE times the clock all is over. argv: a tuple's text, see
+# _run_once().
 _HARNESS = r"""
-import builtins, os, resource, signal, sys
-kind, name, fd, seconds, *limits = sys.argv[1:]
-fd, seconds, (memory, output, processes) = int(fd), float(seconds), map(int, limits)
+import _thread, builtins, os, resource, signal, sys, time
+kind, name, fd, seconds, patience, data, space, output, processes, names, folder = eval(sys.argv[1])
 sys.argv[:] = ["program.py"]
 child = os.fork()
 if child:
-    signal.signal(signal.SIGALRM, lambda *_: os._exit(124))
-    signal.setitimer(signal.ITIMER_REAL, 2 * seconds + 1)
-    while (ended := os.wait())[0] != child:
+    start, most = time.monotonic(), 2 * seconds + 1
+    def waited():
+        if os.getpid() == 1 and sum(name.isdigit() for name in os.listdir("/proc")) > 2:
+            return 0
+        longest, threads = 0, f"/proc/{child}/task"
+        try:
+            for thread in os.listdir(threads):
+                with open(f"{threads}/{thread}/schedstat") as file:
+                    longest = max(longest, int(file.read().split()[1]))
+        except (OSError, IndexError):
+            pass
+        return longest / 1e9
+    def ring(*_):
+        passed = time.monotonic() - start
+        left = min(most + waited(), most * patience) - passed
+        if left <= 0:
+            os._exit(124)
+        signal.setitimer(signal.ITIMER_REAL, max(left, 0.05))
+    signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, most)
+    while (ended := os.wait4(-1, 0))[0] != child:
         pass
     code = os.waitstatus_to_exitcode(ended[1])
+    if code == -signal.SIGSEGV:
+        stack, used = resource.getrlimit(resource.RLIMIT_STACK)[0], ended[2].ru_maxrss << 10
+        why = f": stack overflow, over {stack >> 20} MB of C stack" if used > 0.9 * stack > 0 else ""
+        os.write(2, f"\nsegmentation fault{why}\n".encode())
+    if code == -signal.SIGKILL and ended[2].ru_utime + ended[2].ru_stime >= seconds:
+        os._exit(124)
     os._exit(code if code >= 0 else 128 - code)
-for what, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, output), (resource.RLIMIT_CORE, 0),
-                   (resource.RLIMIT_NOFILE, 64), (resource.RLIMIT_NPROC, processes)):
-    if what != resource.RLIMIT_NPROC or most:
-        resource.setrlimit(what, (most, most))
+for what, limit in (("DATA", data), ("AS", space), ("FSIZE", output), ("CORE", 0), ("NOFILE", 64),
+                    ("NPROC", processes)):
+    if what != "NPROC" or limit:
+        resource.setrlimit(getattr(resource, f"RLIMIT_{what}"), (limit, limit))
 resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + 1, int(seconds) + 2))
 signal.setitimer(signal.ITIMER_PROF, seconds)
 with open(fd, "rb") as file:
@@ -57,22 +89,36 @@ except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
     print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
     os._exit(121)
 main = sys.modules["__main__"] = type(sys)("__main__")
+main.__file__ = "program.py"
+if folder:
+    class Packages:
+        def find_spec(package, path=None, target=None):
+            if package in ("numpy", "sortedcontainers"):
+                return sys.meta_path[2].find_spec(package, [folder])
+    sys.meta_path.append(Packages)
 try:
+    for known, module in names.items():
+        imported = __import__(module)
+        main.__dict__[known] = imported if known == module else getattr(imported, known)
+    before = dict(main.__dict__)
+    sys.setrecursionlimit(50_000)
+    _thread.stack_size(8 << 20)
     if kind == "stdio":
         exec(program, main.__dict__)
     else:
         import json
         arguments, result = json.loads(sys.stdin.read()), os.dup(1)
         os.dup2(2, 1)
-        if b"Solution" in source:
-            for module in ("typing", "collections", "functools", "itertools", "math", "heapq", "bisect"):
-                exec(f"import {module}\nfrom {module} import *", main.__dict__)
         main.__name__ = "program"
         exec(program, main.__dict__)
-        if name:
-            function = main.__dict__.get(name) or getattr(main.Solution(), name)
+        solution = main.__dict__.get("Solution")
+        if name and hasattr(solution, name):
+            function = getattr(solution(), name)
         else:
-            function = main.__dict__[source.partition(b"(")[0].split()[-1].decode()]
+            word = name or source.partition(b"(")[0].split()[-1].decode()
+            function = main.__dict__[word]
+            if function is before.get(word):
+                raise NameError(f"the program has no {word}")
         def plain(value):
             kind = type(value)
             if kind in (list, tuple):
@@ -164,6 +210,98 @@ def _seccomp():
     return b"".join(struct.pack("HBBI", *line) for line in program)
 
 
+# -- what a judge has in store for a program -----------------------------------------------------------------
+
+# What the runner of LiveCodeBench imports before every program: all names of these modules, a later one's
+# instead of an earlier one's (pow is the builtin, not math's), then the modules themselves (typing is ours).
+STARS = """string re datetime collections heapq bisect copy math random statistics itertools functools
+           operator io sys json builtins typing""".split()
+MODULES = [module for module in STARS if module != "builtins"]
+PACKAGES = ("numpy", "sortedcontainers")
+PACKAGE_BYTES = 96 << 20   # of data beside the program's, where it uses numpy
+# These reach a name without writing it.
+ANY_NAME = {"globals", "locals", "vars", "dir", "eval", "exec", "modules", "import_module", "__dict__",
+            "__globals__", "f_globals"}
+
+_TABLE = f"""
+import json
+known = {{}}
+for module in {STARS}:
+    names = {{}}
+    exec(f"from {{module}} import *", names)
+    known.update(dict.fromkeys(names.keys() - {{"__builtins__"}}, module))
+known.update({{module: module for module in {MODULES}}})
+print(json.dumps({{name: module for name, module in known.items() if module != "builtins"}}))
+"""
+
+
+@functools.cache
+def judge_names(python):
+    """{name: the module it comes from} of all that is imported before a program; the builtins need no import.
+    The Python that runs programs is asked, once: its version decides."""
+    command = [python, *"-I -S -B -X utf8 -c".split(), _TABLE]
+    return json.loads(subprocess.run(command, env={}, capture_output=True, check=True).stdout)
+
+
+@functools.lru_cache(64)
+def used_names(code, python):
+    """judge_names() of the names that stand in a program; all where it may reach one without writing it. So a
+    program is started without the 20 ms that all modules take, and cannot tell. What stands behind a point is
+    an attribute."""
+    text = unicodedata.normalize("NFKC", code.decode("utf-8", "replace"))
+    names = set(re.findall(r"(?<![\w.])[^\W\d]\w*", text))
+    reflects = not ANY_NAME.isdisjoint(re.findall(r"[^\W\d]\w*", text))
+    return {name: module for name, module in judge_names(python).items() if reflects or name in names}
+
+
+def folders_of(package):
+    """Folders of an installed package: its own, and that of the libraries its wheel came with."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.origin:
+        return []
+    folder = os.path.dirname(os.path.realpath(spec.origin))
+    return [folder for folder in (folder, f"{folder}.libs") if os.path.isdir(folder)]
+
+
+@functools.cache
+def packages(unsafe):
+    """{package: (arguments of bubblewrap, the folder it is then in)} of the PACKAGES that Python can
+    import there. Only they are bound, read-only: not the folder that they are in."""
+    found = {}
+    for package in PACKAGES:
+        folders = folders_of(package)
+        if not folders:
+            continue
+        where = os.path.dirname(folders[0]) if unsafe else "/packages"
+        binds = []
+        for folder in () if unsafe else folders:
+            binds += ["--ro-bind", folder, f"{where}/{os.path.basename(folder)}"]
+        box, python = _box(unsafe, binds)
+        program = f"import sys; sys.path.append({where!r}); import {package}"
+        command = [*box, python, *"-I -S -B -c".split(), program]
+        if subprocess.run(command, env=ENVIRONMENT, capture_output=True).returncode == 0:
+            found[package] = binds, where
+    return found
+
+
+def _box(unsafe, binds=()):
+    """(arguments of bubblewrap, with more binds; the Python for programs)."""
+    if unsafe:
+        return [], sys.executable
+    box, python = bubblewrap()[0]
+    at = box.index("--remount-ro")                        # before the root is closed
+    return [*box[:at], *binds, *box[at:]], python
+
+
+# -- a run ---------------------------------------------------------------------------------------------------
+
+ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "MALLOC_ARENA_MAX": "1",
+               "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+# The stack's limit decides where the kernel maps a program, so it is set before Python starts.
+_STACK = f'ulimit -s {STACK >> 10} 2>/dev/null || ulimit -s "$(ulimit -H -s)"; exec "$@"'
+
+
 def _run_once(code, kind, name, stdin, seconds, memory, unsafe):
     """(exit status, stdout, stderr) of a program on one input; bytes. 124: out of time. Its outputs are files
     in memory: nothing to pump, and nothing that fills up."""
@@ -171,27 +309,37 @@ def _run_once(code, kind, name, stdin, seconds, memory, unsafe):
     if unsafe:
         warnings.warn("unsafe_sandbox: programs run with resource limits only; they can read and write your "
                       "files and use the network", stacklevel=4)
+    binds, folder, data = [], "", memory + BASE
+    if any(package.encode() in code for package in PACKAGES):
+        for package, (bind, where) in packages(unsafe).items():
+            if package.encode() in code:
+                binds, folder = binds + bind, where
+                data += PACKAGE_BYTES if package == "numpy" else 0
+    box, python = _box(unsafe, binds)
+    seccomp = b"" if unsafe else _seccomp()
     with contextlib.ExitStack() as stack:
         files = []
-        for content in (stdin, b"", b"", code, b"" if unsafe else _seccomp()):
+        for content in (stdin, b"", b"", code, seccomp):
             files.append(os.memfd_create("file"))
             stack.callback(os.close, files[-1])
             with open(files[-1], "wb", closefd=False) as file:
                 file.write(content)
             os.lseek(files[-1], 0, os.SEEK_SET)
-        box, python = ([], sys.executable) if unsafe else bubblewrap()[0]
-        box = [*box, "--seccomp", str(files[4])] if box and _seccomp() else box
+        if seccomp:
+            box += ["--seccomp", str(files[4])]
+        question = (kind, name, files[3], seconds, PATIENCE, data, data + STACK + LIBRARIES, OUTPUT,
+                    0 if unsafe else PROCESSES, used_names(code, python), folder)
         process = subprocess.Popen(
-            [*box, python, *"-I -S -B -X utf8 -c".split(), _HARNESS, kind, name, str(files[3]), str(seconds),
-             str(memory + BASE), str(OUTPUT), "0" if unsafe else str(PROCESSES)],
+            [*box, "/bin/sh", "-c", _STACK, "sh", python,
+             *"-I -S -B -X utf8 -X int_max_str_digits=0 -c".split(), _HARNESS, repr(question)],
             stdin=files[0], stdout=files[1], stderr=files[2], pass_fds=files[3:], start_new_session=True,
-            env={"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "MALLOC_ARENA_MAX": "1"})
+            env=ENVIRONMENT)
         try:
             pidfd = os.pidfd_open(process.pid)
             stack.callback(os.close, pidfd)
             poll = select.poll()
             poll.register(pidfd, select.POLLIN)
-            late = not poll.poll(1000 * (2 * seconds + 3))               # the first process is stuck too
+            late = not poll.poll(1000 * (PATIENCE * (2 * seconds + 1) + 2))     # its first process is stuck
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)    # not reaped yet, so the number is still its own

@@ -1,4 +1,4 @@
-"""The paper's seven benchmarks: where they are published, a row to its problem, prompts of both protocols."""
+"""The paper's seven benchmarks: where they are published, a row to its problem, prompts of all protocols."""
 
 import base64
 import itertools
@@ -50,7 +50,7 @@ class Task(NamedTuple):
 
 # -- the paper's seven benchmarks ----------------------------------------------------------------------------
 #
-# A reader is one function of (row, protocol). Both protocols are graded by verify.py: evalchemy's extractors
+# A reader is one function of (row, protocol). All protocols are graded by verify.py: evalchemy's extractors
 # (the last letter A to D anywhere, the article "a" included; math as strings) are not reproduced.
 class Benchmark(NamedTuple):
     part: Part | None      # where it is published; None: only as a file of one's own
@@ -160,7 +160,9 @@ STDIO = f"The program reads standard input and writes to standard output. {PROGR
 def livecodebench(row, protocol="strict"):
     """paper, as evalchemy's LiveCodeBenchv5 does: private tests only; of a function neither the starter code
     nor the name is told, and verify.py calls the first one of the program (no fn_name). "tokens" is nearest
-    to its comparison, of texts stripped at both ends: white space within is free here."""
+    to its comparison, of texts stripped at both ends: white space within is free here. livecodebench: the
+    tests, the names and the comparison of its own runner, exact and line by line. strict: the same tests, as
+    the problem's own judge would compare: numbers with a point are rounded ones."""
     day = str(row.get("contest_date"))[:10]               # 2024-08-03T00:00:00
     if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", day):
         raise Drop("contest_date is no date")
@@ -187,9 +189,9 @@ def livecodebench(row, protocol="strict"):
     cases = private if protocol == "paper" else public + private
     tests = [(case["input"], case["output"]) for case in cases]
     if function:
-        tests, checker = called(tests), "json"
+        tests, checker = called(tests), "json" if protocol == "strict" else "exact"
     else:
-        checker = "tokens" if protocol == "paper" else "decimal"
+        checker = {"paper": "tokens", "livecodebench": "lines", "strict": "decimal"}[protocol]
     truth = {"kind": "function" if function else "stdio", "fn_name": name,
              "tests": [{"input": argument, "output": expected} for argument, expected in tests],
              "checker": checker,
@@ -240,7 +242,7 @@ def codeforces(row, protocol="strict"):
     where it has one, else numbers as numbers."""
     if optional(row, "interaction_format"):
         raise Drop("interactive")
-    if protocol == "strict":
+    if protocol != "paper":
         if row.get("input_mode") != "stdio":
             raise Drop("input_mode is not stdio")
         if row.get("official_tests_complete") is not True:
@@ -248,7 +250,7 @@ def codeforces(row, protocol="strict"):
         if not row.get("official_tests"):
             raise Drop("no tests")
     seconds, megabytes = number_of(row, "time_limit"), number_of(row, "memory_limit")
-    program = optional(row, "generated_checker") if protocol == "strict" else ""
+    program = optional(row, "generated_checker") if protocol != "paper" else ""
     if protocol == "paper":
         checker = "tokens"
     else:

@@ -1,4 +1,4 @@
-"""The seven benchmarks: golden prompts and truths under both protocols, graded responses, rows that are not
+"""The seven benchmarks: golden prompts and truths under the protocols, graded responses, rows that are not
 of them, hostile test cases."""
 
 import base64
@@ -94,8 +94,8 @@ GOLDEN = [
     ("livecodebench", "paper", FUNCTION, "3000",
      "Generate an executable Python function generated from the given prompt. Return the function body "
      "without invoking it at the final solution.Add a to the sum of b.",
-     {"kind": "function", "fn_name": None, "tests": [{"input": [5, [3, 4]], "output": 12}], "checker": "json",
-      "time_limit_s": 6, "memory_limit_mb": 1024}, "Add a to the sum of b."),
+     {"kind": "function", "fn_name": None, "tests": [{"input": [5, [3, 4]], "output": 12}],
+      "checker": "exact", "time_limit_s": 6, "memory_limit_mb": 1024}, "Add a to the sum of b."),
     ("livecodebench", "strict", FUNCTION, "3000",
      "Add a to the sum of b.\n\nUse this starter code:\n```python\nclass Solution:\n    def add(self, a: "
      "int, b: List[int]) -> int:\n```\n\nReason step by step, then give the whole program in one ```python "
@@ -207,6 +207,13 @@ def test_responses_in_code():
     check(benchmarks.livecodebench(FUNCTION), block(method.format("sum(b)")), block(method.format("len(b)")))
     show = "n, *x = map(int, open(0).read().split())\nprint(*sorted(x)[{}:])"
     check(benchmarks.codeforces(FORCES), block(show.format(0)), block(show.format(1)))
+
+
+def test_livecodebench_compares_as_its_runner():
+    for row, checker in ((STDIN, "lines"), (FUNCTION, "exact")):
+        strict, runner = (benchmarks.livecodebench(row, protocol) for protocol in ("strict", "livecodebench"))
+        assert runner.prompt == strict.prompt and runner.truth == {**strict.truth, "checker": checker}
+    assert benchmarks.codeforces(FORCES, "livecodebench") == benchmarks.codeforces(FORCES)
 
 
 @needs_sandbox

@@ -15,7 +15,20 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from verify_cases import CODE, LETTERS, MATH, ORDER, RESPONSES, TWO, F, checked
+from verify_cases import (
+    BLOCKS,
+    CODE,
+    FILLED,
+    LETTERS,
+    MATH,
+    ORDER,
+    RESPONSES,
+    STACKED,
+    TWO,
+    F,
+    checked,
+    fenced,
+)
 
 import verify
 from grading import programs, sandbox, sympy_workers
@@ -341,7 +354,7 @@ from grading.programs import run_code
 from verify_cases import CODE
 from concurrent.futures import ThreadPoolExecutor
 def check(verdict, why, program, truth):
-    if "HOST" not in program and "PORT" not in program and verdict != "TLE":
+    if not any(word in program for word in ("HOST", "PORT", "numpy", "sorted")) and verdict != "TLE":
         run = run_code(program, truth)
         if run.verdict != verdict: print(why, run)
 list(ThreadPoolExecutor(2).map(check, *zip(*CODE)))
@@ -366,18 +379,49 @@ def test_grade_code():
     def correct(response):
         return grade("code", response, TWO)
 
-    fence = "```"
-    assert correct(f"<think> hm </think>\n{fence}python\nprint(2)\n{fence}").correct
-    assert correct(f"{fence}py\nprint(2)\n{fence}\nDone.").correct
-    assert correct(f"{fence}\nprint(2)\n{fence}").correct
-    assert correct(f"{fence}python\nprint(3)\n{fence}\nbetter:\n{fence}python\nprint(2)\n{fence}").correct
-    assert not correct(f"{fence}python\nprint(2)\n{fence}\nworse:\n{fence}python\nprint(3)\n{fence}").correct
-    assert correct(f"{fence}python\nprint(2)\n{fence}\nIt prints\n{fence}text\n2\n{fence}").correct
-    assert correct("no code").reason == "no code block"
+    for response, right in ((fenced(), True), (fenced("print(3)"), False), ("```python\nprint(2)", True)):
+        assert correct(f"<think> hm </think>\n{response}").correct == right
     assert correct("print(2)").reason == "no code block"
-    assert correct(f"{fence}python\nprint(2)").reason == "the last code block is not closed"
-    assert correct(f"<think> {fence}python\nprint(2)\n{fence} </think> done").reason == "no code block"
-    assert correct(f"{fence}python\nprint(3)\n{fence}").reason.startswith("WA on test 0")
+    assert correct(f"<think> {fenced()} </think> done").reason == "no code block"
+    assert correct(fenced("print(3)")).reason.startswith("WA on test 0")
+    assert "ended by" in grade("code", "```python\nprint(2)", TWO, "length").reason
+
+
+@pytest.mark.parametrize("why, response, program", BLOCKS)
+def test_which_block_is_the_program(why, response, program):
+    assert programs.code_of(response)[0] == program, why
+
+
+def test_which_block_is_decided_in_time():
+    for junk in (*JUNK, "'''\n```\n" * 30_000, "```python\n'''\n" * 20_000, "```python\n" + "</a>" * 50_000,
+                 "~~~" * 60_000 + "`", "```python\n" + "\\" * N, "```python\n" + "'" * N, "x:```\n" * 50_000):
+        start = time.monotonic()
+        programs.code_of(junk)
+        assert time.monotonic() - start < 2, junk[:20]
+
+
+@needs_sandbox
+def test_a_stack_overflow_is_said():
+    run = run_code(STACKED, FILLED)
+    assert run.verdict == "RE" and "stack overflow, over 256 MB of C stack" in run.detail, run
+    run = run_code("import ctypes\nctypes.string_at(0)", TWO)
+    assert run.detail == "exit status 139: segmentation fault", run
+
+
+@needs_sandbox
+def test_a_program_has_the_names_of_a_judge_whatever_it_says():
+    """Looked up by name, and in full where it may look them up otherwise: the same objects."""
+    stars = "".join(f"from {module} import *\n" for module in sandbox.STARS)
+    whole = stars + "".join(f"import {module}\n" for module in sandbox.MODULES)
+    names = sorted(sandbox.judge_names(sandbox.bubblewrap()[0][1]))
+    assert len(names) > 300 and {"pow", "sum", "open", "print"}.isdisjoint(names)
+    for program in ("\n".join(names), "globals()"):
+        found = sandbox.used_names(program.encode(), sandbox.bubblewrap()[0][1])
+        assert sorted(found) == names
+    assert sandbox.used_names(b"print(a.gcd, 'x'.split())", sandbox.bubblewrap()[0][1]) == {}
+    check = (f"mine, theirs = dict(globals()), {{}}\nexec({whole!r}, theirs)\n"
+             f"print(2 if all(mine[name] is theirs[name] for name in {names!r}) else 3)")
+    assert run_code(check, TWO).verdict == "AC"
 
 
 def test_without_bubblewrap_it_refuses_unless_told(monkeypatch):

@@ -637,6 +637,17 @@ def returns(checker, expected, value):
     return program, function(([], expected), checker=checker)
 
 
+def solution(arguments, value):
+    return f"class Solution:\n    def f(self, {arguments}): return {value}"
+
+
+DEEP = "def g(n): return n and 1 + g(n - 1)\nprint(g({0}) - {0} + 2)"
+STACKED = ("import sys\nsys.setrecursionlimit(10**9)\nclass A:\n"
+           "    def __getattr__(self, name): return getattr(self, name + 'x'[:0])\nA().x")
+NUMPY = stdio(("", "2"), time_limit_s=3)
+FILLED = stdio(("", "2"), memory_limit_mb=1024, time_limit_s=4)
+
+
 # verdict, why, program, truth
 CODE = [
     ("AC", "right", "print(sum(map(int, input().split())))", ADD),
@@ -724,7 +735,8 @@ CODE = [
     ("WA", "tokens: cut otherwise", *outputs("tokens", "12", "1 2")),
     ("AC", "decimal: 1.0 is 1", *outputs("decimal", "1 2.50", "1.0 2.5")),
     ("AC", "decimal: exponents", *outputs("decimal", "1000", "1e3")),
-    ("WA", "decimal: exact to the last digit", *outputs("decimal", "0.3", "0.30000000000000004")),
+    ("AC", "decimal: with a point, it is rounded", *outputs("decimal", "0.3", "0.30000000000000004")),
+    ("WA", "lines: exact to the last digit", *outputs("lines", "0.3", "0.30000000000000004")),
     ("WA", "decimal: nan is nothing", *outputs("decimal", "nan", "nan")),
     ("WA", "decimal: an underscore is no digit", *outputs("decimal", "10", "1_0")),
     ("AC", "float: within an absolute tolerance", *outputs("float:1e-6", "0.1", "0.1000005")),
@@ -799,11 +811,141 @@ CODE = [
     ("WA", "a set has no JSON", *returns("json", [1], "{1}")),
     ("AC", "keys are texts in JSON", *returns("json", {"1": 2}, "{1: 2}")),
     ("WA", "nan is nothing", *returns("json", float("nan"), "nan")),
-    ("WA", "json: exact", *returns("json", 0.3, "0.1 + 0.2")),
+    ("AC", "json: a float is a rounded number", *returns("json", 0.3, "0.1 + 0.2")),
+    ("WA", "exact: to the last digit", *returns("exact", 0.3, "0.1 + 0.2")),
     ("AC", "float: with tolerance, inside lists", *returns("float:1e-9", [0.3], "[0.1 + 0.2]")),
     ("WA", "float: True is no number", *returns("float:1e-9", 1, "True")),
     ("AC", "a large integer", *returns("json", 10**400, "10**400")),
     ("WA", "more than could be right is not read", *returns("json", [1], "[[]] * 10**6")),
+    # what the runner of LiveCodeBench imports, before functions, methods and programs alike
+    ("AC", "pow is the builtin: a modular inverse", solution("x: int", "pow(x, -1, 10**9 + 7) % 2 + x"), F),
+    ("AC", "and a large power", "def f(x): return (pow(10, 18) + 1) % 10 + x", F),
+    ("AC", "before a program too", "print(pow(3, -1, 5))", TWO),
+    ("AC", "sum, min, abs and round are the builtins",
+     "print(sum([1], 2) + min(1, 2) + abs(-1) + round(-2.4))", stdio(("", "3"))),
+    ("AC", "open is the builtin", "print(open(0).read().strip())", stdio(("2", "2"))),
+    ("AC", "string as a module", solution("x", "string.ascii_lowercase.index('b') + x"), F),
+    ("AC", "and its names", solution("x", "ascii_lowercase.index('b') + x"), F),
+    ("AC", "re", solution("x", "len(re.findall('a', 'banana')) - 2 + x"), F),
+    ("AC", "names of re", "def f(x): return len(findall('a', 'banana')) - 2 + x", F),
+    ("AC", "sys.maxsize", solution("x", "min(sys.maxsize, x + 1)"), F),
+    ("AC", "stdin without an import", "print(sum(map(int, stdin.readline().split())))", ADD),
+    ("AC", "sys.stdin without an import", "print(sum(map(int, sys.stdin.read().split())))", ADD),
+    ("AC", "deepcopy", "b = deepcopy([[1]])\nb[0][0] = 9\nprint(b[0][0] - 7)", TWO),
+    ("AC", "copy is the module", "print(copy.copy([2])[0])", TWO),
+    ("AC", "datetime is the module", "print(datetime.date(2020, 1, 2).day)", TWO),
+    ("RE", "and not the class", "print(datetime(2020, 1, 2).day)", TWO),
+    ("AC", "operator", solution("x", "operator.xor(x, 0) + 1"), F),
+    ("AC", "random, statistics, json, io",
+     "random.seed(1)\nprint(len(json.dumps([io.StringIO().read()])) - 4 + statistics.mean([2]))", TWO),
+    ("AC", "defaultdict, Counter, deque", "d = defaultdict(int)\nd[1] += 1\nprint(Counter('a')['a'] + "
+     "len(deque(d)))", TWO),
+    ("AC", "isinstance with a name that typing has too",
+     "print(2 if isinstance(Counter(), Counter) else 3)", TWO),
+    ("AC", "heappush, bisect_left, gcd, lru_cache, accumulate, reduce",
+     "@lru_cache(None)\ndef g(n): return gcd(4, n)\nh = []\nheappush(h, g(2))\n"
+     "print(reduce(max, accumulate(h)) + bisect_left([1], 0))", TWO),
+    ("AC", "type hints of a free function", "def f(x: Optional[int]) -> List[int]: return x + 1", F),
+    ("AC", "cache, inf, comb, permutations", "@cache\ndef f(x): return min(inf, comb(x, 0) * x + "
+     "len(list(permutations([1]))))", F),
+    ("AC", "names behind globals()", "print(globals()['gcd'](4, 2))", TWO),
+    ("AC", "names in eval", "print(eval('g' + 'cd')(4, 2))", TWO),
+    ("AC", "names in an f-string", "print(f'{gcd(4, 6)}')", TWO),
+    ("AC", "math's e, and its pow under its name",
+     "import math\nprint(int(math.pow(2, 1)) if e > 2 else 3)", TWO),
+    ("AC", "the last name counts: sub is operator's", "print(sub(5, 3))", TWO),
+    ("AC", "the program's own names come first", "def gcd(a, b): return 2\nprint(gcd(3, 3))", TWO),
+    ("AC", "its own import too",
+     "from collections import Counter\nprint(2 if type(Counter()) is Counter else 3)", TWO),
+    ("RE", "what no judge imports", "print(os.getpid() and 2)", TWO),
+    ("RE", "a name that nobody has", solution("x", "ascii_lowercases"), F),
+    ("AC", "a method called as an imported function",
+     "class Solution:\n    def search(self, x): return x + 1", {**F, "fn_name": "search"}),
+    ("AC", "and beside a free function of its name",
+     "def f(x): return 9\nclass Solution:\n    def f(self, x): return x + 1", F),
+    ("RE", "an imported function is not the program's", "x = 1", {**F, "fn_name": "factorial"}),
+    ("RE", "nor without a name", "gcd(1, 2)", NAMELESS),
+    ("AC", "__name__ of a function's program", "assert __name__ == 'program'\ndef f(x): return x + 1", F),
+    ("AC", "__file__", "import os\nprint(2 if os.path.basename(__file__) else 3)", TWO),
+    # limits as a judge has them
+    ("AC", "recursion of 5,000 without a word", DEEP.format(5000), TWO),
+    ("AC", "recursion of 45,000", DEEP.format(45_000), TWO),
+    ("RE", "recursion without an end", "def g(n): return g(n + 1)\ng(0)", TWO),
+    ("AC", "recursion of 50,000 through lru_cache, on the C stack",
+     "import sys\nsys.setrecursionlimit(10**6)\n@lru_cache(None)\ndef g(n): return n and 1 + g(n - 1)\n"
+     "print(g(50_000) - 49_998)", stdio(("", "2"), memory_limit_mb=512)),
+    ("RE", "recursion that fills the C stack", STACKED, FILLED),
+    ("AC", "a thread with the usual stack",
+     "import threading\nt = threading.Thread(target=print, args=(2,))\nt.start(); t.join()",
+     stdio(("", "2"), memory_limit_mb=64)),
+    ("AC", "a thread with a stack of 512 MB", "import threading\nthreading.stack_size(2**29)\n"
+     "t = threading.Thread(target=print, args=(2,))\nt.start(); t.join()",
+     stdio(("", "2"), memory_limit_mb=1024)),
+    ("AC", "an integer of 5,000 digits is printed", "print(10**5000)", stdio(("", "1" + 5000 * "0"))),
+    ("WA", "to its last digit", "print(10**5000 + 1)", stdio(("", "1" + 5000 * "0"))),
+    ("AC", "and read", "print(int(input()) % 10)", stdio(("7" * 5000, "7"))),
+    ("AC", "and returned", *returns("json", 10**5000, "10**5000")),
+    ("WA", "another is not", *returns("json", 10**5000, "10**5000 + 1")),
+    ("MLE", "memory, in one piece beside the stack's", "x = bytearray(400 << 20)\nprint(2)", TWO),
+    ("MLE", "memory mapped by the program",
+     "import mmap\nm = []\ntry:\n    while True: m.append(mmap.mmap(-1, 10**8, mmap.MAP_PRIVATE))\n"
+     "except OSError: raise MemoryError", TWO),
+    ("RE", "shared memory has an end too",
+     "import mmap\nm = []\nwhile len(m) < 99: m.append(mmap.mmap(-1, 10**8))", TWO),
+    # packages
+    ("AC", "numpy", "import numpy as np\nprint(np.array([1, 1]).sum())", NUMPY),
+    ("AC", "numpy's linear algebra", "import numpy as np\na = np.ones((200, 200))\n"
+     "print(round(np.linalg.det(np.eye(200)) + (a @ a)[0, 0] - 199))", NUMPY),
+    ("AC", "numpy in a function",
+     "import numpy as np\ndef f(x): return int(np.sum([x, 1]))", {**F, "time_limit_s": 3}),
+    ("WA", "a number of numpy has no JSON", "import numpy as np\ndef f(x): return np.int64(x + 1)",
+     {**F, "time_limit_s": 3}),
+    ("MLE", "numpy's memory counts", "import numpy as np\nx = np.ones(10**8)\nprint(2)", NUMPY),
+    ("AC", "sortedcontainers",
+     "from sortedcontainers import SortedList\nprint(SortedList([3, 2])[0])", TWO),
+    ("RE", "no other package", "import numpy\nimport torch\nprint(2)", NUMPY),
+    ("RE", "and none that stands beside them", "import sortedcontainers\nimport pip\nprint(2)", TWO),
+    ("RE", "no package can be written to",
+     "import os, sortedcontainers as s\nopen(os.path.join(os.path.dirname(s.__file__), 'x'), 'w')", TWO),
+    ("AC", "nothing else of their folder is there",
+     "import os, sortedcontainers as s\nfolder = os.path.dirname(os.path.dirname(s.__file__))\n"
+     "print(2 if os.listdir(folder) == ['sortedcontainers'] else 3)", TWO),
+    # expected numbers with a point are rounded ones
+    ("AC", "decimal: more digits than expected",
+     *outputs("decimal", "0.333333333333", "0.3333333333333333")),
+    ("AC", "decimal: %.6f", *outputs("decimal", "0.333333333333", "0.333333")),
+    ("AC", "decimal: an exponent", *outputs("decimal", "0.000000012", "1.2e-08")),
+    ("AC", "decimal: relative to a large one", *outputs("decimal", "2345.678901234", "2345.6790")),
+    ("AC", "decimal: five digits, as LeetCode shows", *outputs("decimal", "1.33333", "1.3333333333333333")),
+    ("AC", "decimal: an integer is near too", *outputs("decimal", "3.000000", "3")),
+    ("AC", "decimal: each number by itself", *outputs("decimal", "2 0.5 YES", "2 0.50000000001 YES")),
+    ("WA", "decimal: an integer is exact", *outputs("decimal", "3", "3.0000000001")),
+    ("WA", "decimal: beside a rounded one too", *outputs("decimal", "1000000000 0.5", "1000000001 0.5")),
+    ("WA", "decimal: beyond 1e-6", *outputs("decimal", "0.333333333333", "0.33333")),
+    ("WA", "decimal: two digits are no six", *outputs("decimal", "0.333333", "0.33")),
+    ("WA", "decimal: two digits were asked", *outputs("decimal", "0.33", "0.3333333333")),
+    ("WA", "decimal: a large one, off by one", *outputs("decimal", "1000000.5", "1000001.5")),
+    ("WA", "decimal: however many digits", *outputs("decimal", "12345678.000000", "12345679.000000")),
+    ("WA", "decimal: the last of two digits", *outputs("decimal", "1000000.50", "1000000.51")),
+    ("WA", "decimal: the sign", *outputs("decimal", "0.5", "-0.5")),
+    ("WA", "decimal: one number less", *outputs("decimal", "0.5 0.5", "0.5")),
+    ("WA", "decimal: inf", *outputs("decimal", "0.5", "inf")),
+    ("WA", "decimal: a comma is no point", *outputs("decimal", "0.5", "0,5")),
+    ("AC", "json: five digits", *returns("json", 1.33333, "4 / 3")),
+    ("AC", "json: rounded to five digits", *returns("json", [4 / 3], "[round(4 / 3, 5)]")),
+    ("AC", "json: a whole float", *returns("json", 3.0, "2.9999999999")),
+    ("WA", "json: an integer is exact", *returns("json", 3, "2.9999999999")),
+    ("WA", "json: beyond 1e-5", *returns("json", 1.33333, "1.3334")),
+    ("WA", "json: a large one, off by one", *returns("json", 1e6 + 0.5, "1e6 + 1.5")),
+    ("WA", "json: inf", *returns("json", 0.5, "inf")),
+    ("WA", "exact: a float of another value", *returns("exact", 1.33333, "4 / 3")),
+    ("AC", "exact: 1 is 1.0", *returns("exact", 1, "1.0")),
+    ("AC", "lines: 1.0 is 1, blanks at both ends", *outputs("lines", "1 2.50\n3", " 1.0 2.5 \n3\n\n")),
+    ("AC", "lines: blanks between numbers", *outputs("lines", "1 2", "1  2")),
+    ("WA", "lines: blanks between words", *outputs("lines", "a b", "a  b")),
+    ("WA", "lines: another line break", *outputs("lines", "1 2", "1\n2")),
+    ("WA", "lines: a blank line within", *outputs("lines", "1\n2", "1\n\n2")),
+    ("WA", "lines: words and numbers", *outputs("lines", "a 1.0", "a 1")),
     # forgeries
     ("WA", "an object equal to everything",
      "class E:\n    def __eq__(self, other): return True\ndef f(x): return E()", F),
@@ -824,4 +966,77 @@ CODE = [
     ("WA", "replaces the harness's function",
      "import sys\nframe = sys._getframe(1)\nframe.f_globals['plain'] = lambda v: True\n"
      "def f(x): return 0", F),
+]
+
+
+# -- which block is the program ------------------------------------------------------------------------------
+
+TICKS = "```"
+PRINT = "print(2)"
+
+
+def fenced(code=PRINT, tag="python", fence=TICKS, indent=""):
+    return "\n".join(indent + line for line in (f"{fence}{tag}", *code.split("\n"), fence))
+
+
+LOOP = "for i in (2,):\n    print(i)"
+DOCSTRING = f'def f():\n    """\n    {TICKS}python\n    f()\n    {TICKS}\n    """\nprint(2)'
+
+# why, response, the program or None
+BLOCKS = [
+    ("nothing behind it", fenced(), PRINT),
+    ("the last of two", fenced("print(3)") + "\nbetter:\n" + fenced(), PRINT),
+    ("no word on its language", fenced(tag=""), PRINT),
+    ("what it prints, without a tag", fenced() + "\nIt prints\n" + fenced("5", ""), PRINT),
+    ("what it prints, with one", fenced() + fenced("5", "\ntext"), PRINT),
+    ("what it prints, in C++'s words", fenced() + "\n" + fenced("int main() {}", "cpp"), PRINT),
+    ("a summary without a tag, open at the end", fenced() + f"\n{TICKS}\nO(n)", PRINT),
+    ("a block without a tag, then a stray fence", fenced(tag="") + f"\n{TICKS}\nDone.", PRINT),
+    ("an empty one behind it", fenced() + "\n" + fenced(""), PRINT),
+    ("an example before it, without a tag", fenced("5", "") + "\n" + fenced(), PRINT),
+    ("an apostrophe in an example before it", fenced("It's '" + "''", "") + "\n" + fenced(), PRINT),
+    ("three blanks, in a list", "1. So:\n\n" + fenced(LOOP, indent="   "), LOOP),
+    ("four blanks, in a list", "10. So:\n\n" + fenced(LOOP, indent="    "), LOOP),
+    ("a tab, in a list", "- So:\n\n" + fenced(LOOP, indent="\t"), LOOP),
+    ("behind a list's number", f"1. {TICKS}python\n   print(2)\n   {TICKS}", PRINT),
+    ("behind a list's dash, without a tag", f"- {TICKS}\n  print(2)\n  {TICKS}", PRINT),
+    ("a blank line in a list", f"   {TICKS}python\n   a = 2\n\n   print(a)\n   {TICKS}", "a = 2\n\nprint(a)"),
+    ("all lines indented alike", f"{TICKS}python\n    for i in (2,):\n        print(i)\n{TICKS}", LOOP),
+    ("a tag behind the closing fence", f"<answer>\n{fenced()}</answer>", PRINT),
+    ("and before the opening one", f"<answer>{fenced()}</answer>", PRINT),
+    ("a token behind the closing fence", fenced() + "<|im_end|>", PRINT),
+    ("prose behind the closing fence", fenced() + " That is it.\nIt's O(n).", PRINT),
+    ("prose that begins like a tag", fenced() + " Code explanation:\nIt's O(n).", PRINT),
+    ("a closing fence glued to the code", f"{TICKS}python\nprint(2){TICKS}", PRINT),
+    ("and prose behind that", f"{TICKS}python\nprint(2){TICKS} Done.\nIndeed.", PRINT),
+    ("a stray last fence", fenced() + f"\nDone.\n{TICKS}", PRINT),
+    ("two closing fences", fenced() + f"\n{TICKS}", PRINT),
+    ("on a line of prose", f"Here: {fenced()}", PRINT),
+    ("on a line of prose, without a tag", f"Here: {fenced(tag='')}", PRINT),
+    ("inline fences in prose", f"Use {TICKS}x{TICKS} twice.\n" + fenced() + f"\nNot {TICKS}y{TICKS}.", PRINT),
+    ("tildes", fenced(fence="~~~"), PRINT),
+    ("tildes without a tag", fenced(tag="", fence="~~~"), PRINT),
+    ("tildes around backticks", fenced(f"s = 2\n#\n{PRINT}", fence="~~~~"), f"s = 2\n#\n{PRINT}"),
+    ("not closed", f"{TICKS}python\nprint(2)", PRINT),
+    ("not closed, but for the response's end", f"{TICKS}python\nprint(2)\n</answer><|im_end|>", PRINT),
+    ("not closed before the next one", f"{TICKS}python\nprint(3)\n{fenced()}", PRINT),
+    ("in a block of Markdown", fenced(fenced(), "markdown"), PRINT),
+    ("four backticks", fenced(fence=TICKS + "`"), PRINT),
+    ("fences in a docstring", fenced(DOCSTRING) + "\nDone.", DOCSTRING),
+    ("at its very left", fenced(f'"""\n{TICKS}\n"""\nprint(2)'), f'"""\n{TICKS}\n"""\nprint(2)'),
+    ("fences in a string", fenced(f"s = '{TICKS}'\nprint(2)"), f"s = '{TICKS}'\nprint(2)"),
+    ("fences in a comment", fenced(f"# {TICKS}\nprint(2)"), f"# {TICKS}\nprint(2)"),
+    ("an apostrophe in a comment", fenced("# don't\nprint(2)") + "\nDon't.", "# don't\nprint(2)"),
+    ("a byte order mark", "\ufeff" + fenced(), PRINT),
+    ("line ends of another system", fenced().replace("\n", "\r\n"), PRINT + "\r"),
+    ("no block", "print(2)", None),
+    ("an empty block", fenced(""), None),
+    ("inline fences only", f"Use {TICKS}print(2){TICKS}.", None),
+    *((f"tag {tag}", fenced(tag=tag), PRINT) for tag in (
+        "Python", "PYTHON", "py", "py3", "python3", "python3.10", "python3.11", "Python 3", "pypy", "pypy3",
+        "python:main.py", "main.py", "ipython", "ipython3", "{.python}", "{python}", "{.python .numberLines}",
+        "code", " python", 'python title="main.py"')),
+    *((f"tag {tag}", fenced(tag=tag), None) for tag in (
+        "cpp", "c++", "c", "java", "javascript", "go", "text", "console", "output", "bash", "json", "pycon",
+        "python-repl", "pyx", "jython", "pythonic", "codeblock")),
 ]
