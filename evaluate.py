@@ -62,7 +62,7 @@ from suite import ruler
 from suite.benchmarks import DEVIATIONS, FLAWS, Problem, Task
 from suite.intervals import NORMAL, Score, aligned, combined, interval, number, pass_at_k, percent
 from suite.tasks import BOARDS, averages, make_task, task_names
-from verify import grade_batch, timed_out, transient
+from verify import grade_batch, timed_out, transient, usable_cores
 
 # -- config --------------------------------------------------------------------------------------------------
 
@@ -352,7 +352,8 @@ def judge(answers, cfg, progress):
         if problem.domain != "recall":
             finish = "stop" if cfg.protocol == "paper" else sample["finish"]
             items.append((problem.domain, sample["text"], problem.truth, finish))
-    verdicts = iter(grade_batch(items, unsafe_sandbox=cfg.unsafe_sandbox, progress=progress))
+    cores = usable_cores(ranks=1)                         # rank 0 grades alone
+    verdicts = iter(grade_batch(items, cores, progress, cfg.unsafe_sandbox))
     lines = []
     for answer in answers:
         if answer.problem.domain == "recall":

@@ -38,14 +38,15 @@ import concurrent.futures
 import numpy as np
 
 from grading import Undecided, Verdict, sympy_workers
+from grading.cores import CORES, usable_cores
 from grading.letters import grade_science, letter_of
 from grading.math_answers import grade_math
 from grading.programs import Run, gradable, grade_code, run_code
 from grading.sandbox import SandboxMissing, check_sandbox
-from grading.sympy_workers import CORES
 
 __all__ = ["Run", "SandboxMissing", "Verdict", "check_sandbox", "gradable", "grade", "grade_batch",
-           "letter_of", "repetition", "run_code", "stop_penalty", "think_format", "timed_out", "transient"]
+           "letter_of", "repetition", "run_code", "stop_penalty", "think_format", "timed_out", "transient",
+           "usable_cores"]
 
 
 def grade(domain, response, truth, finish_reason="stop", unsafe_sandbox=False) -> Verdict:
@@ -62,13 +63,15 @@ def grade(domain, response, truth, finish_reason="stop", unsafe_sandbox=False) -
 def grade_batch(items, workers=None, progress=None, unsafe_sandbox=False) -> list[Verdict]:
     """grade() of many, in their order: items are (domain, response, truth) or (..., finish_reason).
 
-    workers: how many at a time (None: one a core); progress(done, total) is called after each, in the
+    workers: how many at a time (None: one a core, of the cores that usable_cores() finds for this rank);
+        progress(done, total) is called after each, in the
         caller's thread.
     """
     def later(*_):
         raise Undecided
 
     items, verdicts, done = list(items), {}, 0
+    sympy_workers.workers.cores = max(CORES, workers or 0)
     threads = concurrent.futures.ThreadPoolExecutor(workers or CORES)
     try:
         for i, (domain, response, truth, *reason) in enumerate(items):

@@ -39,7 +39,7 @@ PATIENCE = 10              # times its clock that a test may take while it waits
 # _run_once().
 _HARNESS = r"""
 import _thread, builtins, os, resource, signal, sys, time
-kind, name, fd, seconds, patience, data, space, output, processes, names, folder = eval(sys.argv[1])
+kind, name, fd, seconds, patience, data, space, output, processes, names, reflects, folder = eval(sys.argv[1])
 sys.argv[:] = ["program.py"]
 child = os.fork()
 if child:
@@ -96,10 +96,18 @@ if folder:
             if package in ("numpy", "sortedcontainers"):
                 return sys.meta_path[2].find_spec(package, [folder])
     sys.meta_path.append(Packages)
+def names_of(code):
+    names = set(code.co_names)
+    for value in code.co_consts:
+        if type(value) is type(code):
+            names |= names_of(value)
+    return names
 try:
+    used = names if reflects else names_of(program)
     for known, module in names.items():
-        imported = __import__(module)
-        main.__dict__[known] = imported if known == module else getattr(imported, known)
+        if known in used:
+            imported = __import__(module)
+            main.__dict__[known] = imported if known == module else getattr(imported, known)
     before = dict(main.__dict__)
     sys.setrecursionlimit(50_000)
     _thread.stack_size(8 << 20)
@@ -221,7 +229,8 @@ PACKAGES = ("numpy", "sortedcontainers")
 PACKAGE_BYTES = 96 << 20   # of data beside the program's, where it uses numpy
 # These reach a name without writing it.
 ANY_NAME = {"globals", "locals", "vars", "dir", "eval", "exec", "modules", "import_module", "__dict__",
-            "__globals__", "f_globals"}
+            "__globals__", "f_globals", "get_type_hints"}
+IMPORT = re.compile(r"(?:from [\w.]+ )?import ([\w, ]+)$")
 
 _TABLE = f"""
 import json
@@ -245,13 +254,28 @@ def judge_names(python):
 
 @functools.lru_cache(64)
 def used_names(code, python):
-    """judge_names() of the names that stand in a program; all where it may reach one without writing it. So a
-    program is started without the 20 ms that all modules take, and cannot tell. What stands behind a point is
-    an attribute."""
+    """(judge_names() of what a program may use, whether it may reach names without writing them: then all).
+    So a program is started without the 20 ms that all modules take, and cannot tell. What stands behind a
+    point is an attribute, and what the program itself imports at first is its own; the harness leaves out
+    what only comments and local variables are called."""
     text = unicodedata.normalize("NFKC", code.decode("utf-8", "replace"))
-    names = set(re.findall(r"(?<![\w.])[^\W\d]\w*", text))
-    reflects = not ANY_NAME.isdisjoint(re.findall(r"[^\W\d]\w*", text))
-    return {name: module for name, module in judge_names(python).items() if reflects or name in names}
+    known = judge_names(python)
+    if not ANY_NAME.isdisjoint(re.findall(r"[^\W\d]\w*", text)):
+        return known, True
+    names = dict.fromkeys(re.findall(r"(?<![\w.])[^\W\d]\w*", text))
+    return {name: known[name] for name in names if name in known and name not in _imported(text)}, False
+
+
+def _imported(text):
+    """Names that a program imports, at the left, before it says them or a text of several lines."""
+    names, said = set(), set()
+    for line in re.split("\"\"\"|'''", text, maxsplit=1)[0].split("\n"):
+        words = set(re.findall(r"[^\W\d]\w*", line))
+        statement = IMPORT.match(line)
+        if statement and "as" not in words:
+            names |= {name.strip() for name in statement[1].split(",")} - said
+        said |= words
+    return names
 
 
 def folders_of(package):
@@ -328,7 +352,7 @@ def _run_once(code, kind, name, stdin, seconds, memory, unsafe):
         if seccomp:
             box += ["--seccomp", str(files[4])]
         question = (kind, name, files[3], seconds, PATIENCE, data, data + STACK + LIBRARIES, OUTPUT,
-                    0 if unsafe else PROCESSES, used_names(code, python), folder)
+                    0 if unsafe else PROCESSES, *used_names(code, python), folder)
         process = subprocess.Popen(
             [*box, "/bin/sh", "-c", _STACK, "sh", python,
              *"-I -S -B -X utf8 -X int_max_str_digits=0 -c".split(), _HARNESS, repr(question)],

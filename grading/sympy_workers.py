@@ -17,6 +17,7 @@ import time
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
+from grading.cores import CORES
 from grading.math_answers import readable, same
 
 
@@ -79,7 +80,6 @@ ANSWER_SECONDS = 5.5       # that an answer may take, with the wait for a worker
 PATIENCE_SECONDS = 0.2     # that all workers may be busy before one more than the cores need is started
 MOST_WORKERS = 32
 WORKER_BYTES = 2 << 30     # of a worker's address space
-CORES = os.cpu_count() or 1
 
 # What the server is started with: this module by its name, wherever the caller stands.
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -103,6 +103,7 @@ class Pool:
 
     def __init__(self):
         self.free = threading.Condition()                 # held to change what follows
+        self.cores = CORES                                # workers that are kept
         self.idle = []                                    # Workers without a question
         self.count = 0                                    # of all workers, busy ones too
         self.server = None                                # (process, our end of its socket)
@@ -127,7 +128,7 @@ class Pool:
                     if len(self.known) > 20_000:
                         self.known.clear()
                     self.known[key] = equal
-                    if self.count <= CORES:
+                    if self.count <= self.cores:
                         self.idle.append(worker)
                         self.free.notify()
                         return equal
@@ -150,7 +151,7 @@ class Pool:
         """An idle worker, by preference one that knows the gold, or a new one; None if there is no time."""
         with self.free:
             patience = min(end, time.monotonic() + PATIENCE_SECONDS)
-            while not self.idle and self.count >= CORES:
+            while not self.idle and self.count >= self.cores:
                 now = time.monotonic()
                 if now >= end:
                     return None

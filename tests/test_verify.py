@@ -32,6 +32,7 @@ from verify_cases import (
 
 import verify
 from grading import programs, sandbox, sympy_workers
+from grading.cores import quota, usable_cores
 from grading.programs import run_code
 from verify import grade, grade_batch, repetition, stop_penalty, think_format
 
@@ -177,6 +178,47 @@ def test_what_is_no_text_or_truth_gets_a_reason():
                 assert not programs.gradable(truth)
     assert grade("math", r"\boxed{5}", 5).correct                               # AIME: a number for a truth
     assert "ended by" in grade("math", r"\boxed{5}", "5", "length").reason
+
+
+# -- the cores -----------------------------------------------------------------------------------------------
+
+def test_cores_are_those_that_the_cgroups_grant(tmp_path):
+    """The files of both versions, as the kernel writes them."""
+    member = tmp_path / "cgroup"
+    for lines, files, cores in (
+            ("0::/a/b\n", {"a/b/cpu.max": "150000 100000\n", "a/cpu.max": "max 100000\n"}, 1.5),
+            ("0::/a/b\n", {"a/b/cpu.max": "max 100000\n", "a/cpu.max": "400000 100000\n"}, 4),
+            ("0::/elsewhere\n", {"cpu.max": "200000 100000\n"}, 2),
+            ("0::/\n", {}, float("inf")),
+            ("1:name=systemd:/\n4:cpu,cpuacct:/docker/x\n3:cpuset:/\n",
+             {"cpu,cpuacct/cpu.cfs_quota_us": "250000\n", "cpu,cpuacct/cpu.cfs_period_us": "100000\n"}, 2.5),
+            ("1:cpu:/\n0::/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"},
+             float("inf"))):
+        member.write_text(lines)
+        mounts = tmp_path / str(len(os.listdir(tmp_path)))
+        mounts.mkdir()
+        for name, text in files.items():
+            path = mounts / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        assert quota(str(member), str(mounts)) == cores, lines
+
+
+def test_cores_are_shared_by_the_ranks_of_a_machine(monkeypatch):
+    affinity = os.sched_getaffinity(0)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    whole = usable_cores()
+    assert 1 <= whole <= len(affinity)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert usable_cores() == max(1, whole // 2) and usable_cores(ranks=1) == whole
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
+    assert usable_cores() == 1
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    os.sched_setaffinity(0, [min(affinity)])
+    try:
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, affinity)
 
 
 # -- the workers ---------------------------------------------------------------------------------------------
@@ -350,6 +392,7 @@ def test_code_as_an_ordinary_user():
         os.chmod(folder, 0o755)
         program = f"""
 import sys; sys.path[:0] = [{folder!r}]
+from grading.cores import quota, usable_cores
 from grading.programs import run_code
 from verify_cases import CODE
 from concurrent.futures import ThreadPoolExecutor
@@ -362,6 +405,56 @@ list(ThreadPoolExecutor(2).map(check, *zip(*CODE)))
         done = subprocess.run(["/usr/bin/python3", "-c", program], user=65533, group=65533, extra_groups=[],
                               cwd="/", capture_output=True, text=True, env={}, timeout=120)
     assert done.returncode == 0 and done.stdout == "", done.stdout + done.stderr
+
+
+# Right programs, eight at a time, on one core: each waits seven times as long as it runs.
+EIGHT = """
+import os, sys
+sys.path[:0] = [{root!r}]
+os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+from concurrent.futures import ThreadPoolExecutor
+from grading.cores import quota, usable_cores
+from grading.programs import run_code
+program = "import time\\nwhile time.process_time() < {seconds}: pass\\nprint(2)"
+truth = {{"kind": "stdio", "tests": [{{"input": "", "output": "2"}}], "time_limit_s": {limit}}}
+with ThreadPoolExecutor(8) as pool:
+    print(*sorted({{run.verdict for run in pool.map(lambda _: run_code(program, truth), range(8))}}))
+"""
+
+
+def eight_on_a_core(seconds, limit, ranks):
+    """What each of some processes found, all at once and on the same core."""
+    program = EIGHT.format(root=ROOT, seconds=seconds, limit=limit)
+    pipes = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+             for _ in range(ranks)]
+    return [process.communicate(timeout=300)[0] for process in pipes]
+
+
+@needs_sandbox
+def test_a_clock_stands_while_a_program_waits_for_a_core():
+    assert eight_on_a_core(0.5, 0.6, 1) == ["AC\n"]
+
+
+@needs_sandbox
+@pytest.mark.slow
+def test_eight_programs_on_a_core_on_two_ranks():
+    assert eight_on_a_core(2, 3, 1) == ["AC\n"]
+    assert eight_on_a_core(2, 3, 2) == ["AC\n"] * 2
+
+
+@needs_sandbox
+def test_a_sleeper_is_late_however_loaded_the_core():
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, [min(cores)])                 # what is started here inherits it
+    load = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        start = time.monotonic()
+        assert run_code("import time\ntime.sleep(60)", {**TWO, "time_limit_s": 0.5}).verdict == "TLE"
+        assert time.monotonic() - start < 4
+    finally:
+        os.sched_setaffinity(0, cores)
+        load.kill()
+        load.wait()
 
 
 @needs_sandbox
@@ -413,12 +506,16 @@ def test_a_program_has_the_names_of_a_judge_whatever_it_says():
     """Looked up by name, and in full where it may look them up otherwise: the same objects."""
     stars = "".join(f"from {module} import *\n" for module in sandbox.STARS)
     whole = stars + "".join(f"import {module}\n" for module in sandbox.MODULES)
-    names = sorted(sandbox.judge_names(sandbox.bubblewrap()[0][1]))
+    python = sandbox.bubblewrap()[0][1]
+    names = sorted(sandbox.judge_names(python))
     assert len(names) > 300 and {"pow", "sum", "open", "print"}.isdisjoint(names)
     for program in ("\n".join(names), "globals()"):
-        found = sandbox.used_names(program.encode(), sandbox.bubblewrap()[0][1])
-        assert sorted(found) == names
-    assert sandbox.used_names(b"print(a.gcd, 'x'.split())", sandbox.bubblewrap()[0][1]) == {}
+        assert sorted(sandbox.used_names(program.encode(), python)[0]) == names
+    for program in ("print(a.gcd, 'x'.split())", "import re, math\nre"):
+        assert sandbox.used_names(program.encode(), python) == ({}, False)
+    own = "from math import gcd\n"
+    for program in (f"gcd\n{own}", f"'''\n{own}'''\ngcd", f"if 0:\n    {own}gcd", "import x as gcd\ngcd"):
+        assert sandbox.used_names(program.encode(), python) == ({"gcd": "math"}, False)
     check = (f"mine, theirs = dict(globals()), {{}}\nexec({whole!r}, theirs)\n"
              f"print(2 if all(mine[name] is theirs[name] for name in {names!r}) else 3)")
     assert run_code(check, TWO).verdict == "AC"
