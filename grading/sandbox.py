@@ -1,8 +1,8 @@
 """Where programs of unknown origin run: bubblewrap, a clock, limits, a filter of system calls."""
 
+import atexit
 import contextlib
 import functools
-import importlib.util
 import json
 import os
 import platform
@@ -13,6 +13,8 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
+import threading
 import unicodedata
 import warnings
 
@@ -39,7 +41,8 @@ PATIENCE = 10              # times its clock that a test may take while it waits
 # _run_once().
 _HARNESS = r"""
 import _thread, builtins, os, resource, signal, sys, time
-kind, name, fd, seconds, patience, data, space, output, processes, names, reflects, folder = eval(sys.argv[1])
+(kind, name, fd, seconds, patience, data, space, output, processes, names, reflects,
+ folders) = eval(sys.argv[1])
 sys.argv[:] = ["program.py"]
 child = os.fork()
 if child:
@@ -90,12 +93,11 @@ except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
     os._exit(121)
 main = sys.modules["__main__"] = type(sys)("__main__")
 main.__file__ = "program.py"
-if folder:
-    class Packages:
-        def find_spec(package, path=None, target=None):
-            if package in ("numpy", "sortedcontainers"):
-                return sys.meta_path[2].find_spec(package, [folder])
-    sys.meta_path.append(Packages)
+class Packages:
+    def find_spec(package, path=None, target=None):
+        if package in folders:
+            return sys.meta_path[2].find_spec(package, [folders[package]])
+sys.meta_path.append(Packages)
 def names_of(code):
     names = set(code.co_names)
     for value in code.co_consts:
@@ -226,6 +228,7 @@ STARS = """string re datetime collections heapq bisect copy math random statisti
            operator io sys json builtins typing""".split()
 MODULES = [module for module in STARS if module != "builtins"]
 PACKAGES = ("numpy", "sortedcontainers")
+_LOCK = threading.Lock()
 PACKAGE_BYTES = 96 << 20   # of data beside the program's, where it uses numpy
 # These reach a name without writing it.
 ANY_NAME = {"globals", "locals", "vars", "dir", "eval", "exec", "modules", "import_module", "__dict__",
@@ -278,34 +281,64 @@ def _imported(text):
     return names
 
 
-def folders_of(package):
+# Where a Python has a package, as a program for it.
+_ORIGIN = "import importlib.util, sys; print(importlib.util.find_spec(sys.argv[1]).origin)"
+
+
+def folders_of(package, python):
     """Folders of an installed package: its own, and that of the libraries its wheel came with."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.origin:
+    done = subprocess.run([python, "-I", "-c", _ORIGIN, package], capture_output=True, text=True)
+    if done.returncode or not os.path.exists(done.stdout.strip()):
         return []
-    folder = os.path.dirname(os.path.realpath(spec.origin))
+    folder = os.path.dirname(os.path.realpath(done.stdout.strip()))
     return [folder for folder in (folder, f"{folder}.libs") if os.path.isdir(folder)]
 
 
 @functools.cache
 def packages(unsafe):
-    """{package: (arguments of bubblewrap, the folder it is then in)} of the PACKAGES that Python can
-    import there. Only they are bound, read-only: not the folder that they are in."""
+    """{package: (arguments of bubblewrap, the folder it is then in)} of the PACKAGES that Python can import
+    there. Only they are bound, read-only: not the folder that they are in."""
     found = {}
     for package in PACKAGES:
-        folders = folders_of(package)
-        if not folders:
-            continue
-        where = os.path.dirname(folders[0]) if unsafe else "/packages"
-        binds = []
-        for folder in () if unsafe else folders:
-            binds += ["--ro-bind", folder, f"{where}/{os.path.basename(folder)}"]
-        box, python = _box(unsafe, binds)
-        program = f"import sys; sys.path.append({where!r}); import {package}"
-        command = [*box, python, *"-I -S -B -c".split(), program]
-        if subprocess.run(command, env=ENVIRONMENT, capture_output=True).returncode == 0:
-            found[package] = binds, where
+        for binds, where in _places(package, unsafe):
+            box, python = _box(unsafe, binds)
+            program = f"import sys; sys.path.append({where!r}); import {package}"
+            command = [*box, python, *"-I -S -B -c".split(), program]
+            if subprocess.run(command, env=ENVIRONMENT, capture_output=True).returncode == 0:
+                found[package] = binds, where
+                break
     return found
+
+
+def _places(package, unsafe):
+    """Ways to have a package in the sandbox, as in packages(), best first: bound, where it is (in a folder
+    that the sandbox has), a copy (nobody may not be let in there). The grader's own, then the system's."""
+    for python in dict.fromkeys((sys.executable, _box(unsafe)[1])):
+        folders = folders_of(package, python)
+        if folders and not unsafe:
+            yield _binds(folders), "/packages"
+        if folders:
+            yield [], os.path.dirname(folders[0])
+        if folders and not unsafe:
+            yield _binds(_copied(folders)), "/packages"
+
+
+def _binds(folders):
+    binds = []
+    for folder in folders:
+        binds += ["--ro-bind", folder, f"/packages/{os.path.basename(folder)}"]
+    return binds
+
+
+def _copied(folders):
+    """Copies of folders that everybody may read, for the life of this process."""
+    room, owner = tempfile.mkdtemp(prefix="packages"), os.getpid()
+    atexit.register(lambda: os.getpid() == owner and shutil.rmtree(room, ignore_errors=True))
+    os.chmod(room, 0o755)
+    copies = [os.path.join(room, os.path.basename(folder)) for folder in folders]
+    for folder, copy in zip(folders, copies, strict=True):
+        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("tests"))
+    return copies
 
 
 def _box(unsafe, binds=()):
@@ -333,12 +366,15 @@ def _run_once(code, kind, name, stdin, seconds, memory, unsafe):
     if unsafe:
         warnings.warn("unsafe_sandbox: programs run with resource limits only; they can read and write your "
                       "files and use the network", stacklevel=4)
-    binds, folder, data = [], "", memory + BASE
-    if any(package.encode() in code for package in PACKAGES):
-        for package, (bind, where) in packages(unsafe).items():
-            if package.encode() in code:
-                binds, folder = binds + bind, where
-                data += PACKAGE_BYTES if package == "numpy" else 0
+    binds, folders, data = [], {}, memory + BASE
+    named = [package for package in PACKAGES if package.encode() in code]
+    if named:
+        with _LOCK:                                       # threads wait for the first one's search
+            found = packages(unsafe)
+        for package in found.keys() & named:
+            binds += found[package][0]
+            folders[package] = found[package][1]
+        data += PACKAGE_BYTES if "numpy" in folders else 0
     box, python = _box(unsafe, binds)
     seccomp = b"" if unsafe else _seccomp()
     with contextlib.ExitStack() as stack:
@@ -352,7 +388,7 @@ def _run_once(code, kind, name, stdin, seconds, memory, unsafe):
         if seccomp:
             box += ["--seccomp", str(files[4])]
         question = (kind, name, files[3], seconds, PATIENCE, data, data + STACK + LIBRARIES, OUTPUT,
-                    0 if unsafe else PROCESSES, *used_names(code, python), folder)
+                    0 if unsafe else PROCESSES, *used_names(code, python), folders)
         process = subprocess.Popen(
             [*box, "/bin/sh", "-c", _STACK, "sh", python,
              *"-I -S -B -X utf8 -X int_max_str_digits=0 -c".split(), _HARNESS, repr(question)],

@@ -494,6 +494,24 @@ def test_which_block_is_decided_in_time():
 
 
 @needs_sandbox
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has a folder that nobody is not let into")
+def test_packages_that_nobody_may_read_are_copied(tmp_path, monkeypatch):
+    import sortedcontainers
+    folder = os.path.dirname(sortedcontainers.__file__)
+    shutil.copytree(folder, tmp_path / "private" / "sortedcontainers")
+    (tmp_path / "private").chmod(0o700)
+    monkeypatch.setattr(sandbox, "folders_of", lambda package, python: [
+        str(tmp_path / "private" / package)] if package == "sortedcontainers" else [])
+    sandbox.packages.cache_clear()
+    try:
+        program = "import sortedcontainers\nprint(sortedcontainers.SortedList([2])[0])"
+        assert run_code(program, TWO).verdict == "AC"
+        assert run_code("import numpy\nprint(2)", TWO).verdict == "RE"
+    finally:
+        sandbox.packages.cache_clear()
+
+
+@needs_sandbox
 def test_a_stack_overflow_is_said():
     run = run_code(STACKED, FILLED)
     assert run.verdict == "RE" and "stack overflow, over 256 MB of C stack" in run.detail, run
