@@ -37,8 +37,8 @@ PATIENCE = 10              # times its clock that a test may take while it waits
 # do, and it leaves no orphan to the host. Its child is the program, with a few lines before and after, in the
 # same interpreter. The clock stops while the program waits for a core: the kernel counts that (the second
 # number of schedstat, nanoseconds), but not where processes of the program's own may be what it waits for. A
-# sleeping program has no such wait, and after PATIENCE times the clock all is over. argv: a tuple's text, see
-# _run_once().
+# sleeping program has no such wait, and after PATIENCE times the clock all is over. When it rings, a program
+# that has turned its own timer off is over too. argv: a tuple's text, see _run_once().
 _HARNESS = r"""
 import _thread, builtins, os, resource, signal, sys, time
 (kind, name, fd, seconds, patience, data, space, output, processes, names, reflects,
@@ -47,21 +47,23 @@ sys.argv[:] = ["program.py"]
 child = os.fork()
 if child:
     start, most = time.monotonic(), 2 * seconds + 1
-    def waited():
-        if os.getpid() == 1 and sum(name.isdigit() for name in os.listdir("/proc")) > 2:
-            return 0
-        longest, threads = 0, f"/proc/{child}/task"
+    def ran_and_waited():
+        ran, waited, threads = 0, 0, f"/proc/{child}/task"
         try:
             for thread in os.listdir(threads):
                 with open(f"{threads}/{thread}/schedstat") as file:
-                    longest = max(longest, int(file.read().split()[1]))
-        except (OSError, IndexError):
+                    running, waiting, _ = map(int, file.read().split())
+                ran, waited = ran + running, max(waited, waiting)
+        except (OSError, ValueError):
             pass
-        return longest / 1e9
+        if os.getpid() == 1 and sum(name.isdigit() for name in os.listdir("/proc")) > 2:
+            waited = 0
+        return ran / 1e9, waited / 1e9
     def ring(*_):
         passed = time.monotonic() - start
-        left = min(most + waited(), most * patience) - passed
-        if left <= 0:
+        ran, waited = ran_and_waited()
+        left = min(most + waited, most * patience) - passed
+        if left <= 0 or ran > seconds + 0.25:
             os._exit(124)
         signal.setitimer(signal.ITIMER_REAL, max(left, 0.05))
     signal.signal(signal.SIGALRM, ring)
