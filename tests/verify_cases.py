@@ -816,7 +816,7 @@ CODE = [
     ("AC", "float: with tolerance, inside lists", *returns("float:1e-9", [0.3], "[0.1 + 0.2]")),
     ("WA", "float: True is no number", *returns("float:1e-9", 1, "True")),
     ("AC", "a large integer", *returns("json", 10**400, "10**400")),
-    ("WA", "more than could be right is not read", *returns("json", [1], "[[]] * 10**6")),
+    ("WA", "more than could be right is not read", *returns("json", [1], "[[]] * 4 * 10**5")),
     # what the runner of LiveCodeBench imports, before functions, methods and programs alike
     ("AC", "pow is the builtin: a modular inverse", solution("x: int", "pow(x, -1, 10**9 + 7) % 2 + x"), F),
     ("AC", "and a large power", "def f(x): return (pow(10, 18) + 1) % 10 + x", F),
