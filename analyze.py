@@ -865,24 +865,13 @@ def pass_rates(engine, init, records, cfg, ranks):
     for record, record_samples in zip(local, samples, strict=True):
         for sample in record_samples:
             answers.append((record["domain"], sample.text, record["truth"], sample.finish_reason))
-    verdicts = graded(answers, cfg.unsafe_sandbox)
+    verdicts = grade_batch(answers, unsafe_sandbox=cfg.unsafe_sandbox, again=1)
     right = np.reshape([verdict.correct for verdict in verdicts], (-1, cfg.samples))
     shares = np.zeros(len(records))
     shares[ranks.rank::ranks.world] = right.mean(1)
     ungraded = sum(transient(verdict.reason) for verdict in verdicts)
     *shares, ungraded = ranks.sum(*shares, ungraded)
     return shares, int(ungraded)
-
-
-def graded(answers, unsafe_sandbox):
-    """Verdicts of (domain, response, truth, finish reason). What the machine was too busy to decide is asked
-    once more, one at a time."""
-    verdicts = grade_batch(answers, unsafe_sandbox=unsafe_sandbox)
-    undecided = [i for i, verdict in enumerate(verdicts) if transient(verdict.reason)]
-    again = grade_batch([answers[i] for i in undecided], 1, unsafe_sandbox=unsafe_sandbox)
-    for i, verdict in zip(undecided, again, strict=True):
-        verdicts[i] = verdict
-    return verdicts
 
 
 # -- the trajectory of RL ------------------------------------------------------------------------------------

@@ -314,7 +314,7 @@ def with_readable_truth(records):
         if record["domain"] != "code":
             answer = truth.get("letter", "") if isinstance(truth, dict) else truth
             answers.append((record["domain"], f"\\boxed{{{answer}}}", truth))
-    verdicts = iter(grade_batch(answers))
+    verdicts = iter(grade_batch(answers, again=1))
     kept = []
     for record in records:
         is_code = record["domain"] == "code"

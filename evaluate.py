@@ -353,7 +353,8 @@ def judge(answers, cfg, progress):
             finish = "stop" if cfg.protocol == "paper" else sample["finish"]
             items.append((problem.domain, sample["text"], problem.truth, finish))
     cores = usable_cores(ranks=1)                         # rank 0 grades alone
-    verdicts = iter(grade_batch(items, workers=cores, progress=progress, unsafe_sandbox=cfg.unsafe_sandbox))
+    verdicts = iter(grade_batch(items, workers=cores, progress=progress, again=1,
+                                unsafe_sandbox=cfg.unsafe_sandbox))
     lines = []
     for answer in answers:
         if answer.problem.domain == "recall":

@@ -54,7 +54,7 @@ from model import Init, Model, choose_kernels, kernels_in_use, preset, save
 from planning.rollouts import plan, refuse_memory
 from runtime import Run, grad_norm, join_ranks, reduce_vectors, reshard, scale_gradients, shard
 from suite.intervals import pass_at_k
-from verify import grade_batch, repetition, stop_penalty, think_format, timed_out
+from verify import grade_batch, repetition, stop_penalty, think_format, timed_out, transient
 
 # -- config --------------------------------------------------------------------------------------------------
 
@@ -200,23 +200,30 @@ def check(cfg, world_size):
 
 # -- rewards to advantages ---------------------------------------------------------------------------------
 
-def advantages(rewards: torch.Tensor, eta: float = 1e-4, mode: str = "std") -> torch.Tensor:
+def advantages(rewards: torch.Tensor, eta: float = 1e-4, mode: str = "std",
+               graded: torch.Tensor | None = None) -> torch.Tensor:
     """rewards (P, G) to advantages (P, G) fp32. "std": (r - mean) / (std + eta), paper; "mean": r - mean
     (dr-GRPO: dividing favours prompts that are nearly always, or nearly never, solved).
 
     The standard deviation is the population's, as in open-instruct, with which the paper trained: 0 / 1
     rewards at pass rate q give sqrt((1 - q) / q) and -sqrt(q / (1 - q)), whatever G. The paper names no eta;
     1e-4 is ours, too small to matter beside 0 / 1 rewards. All G responses count here, also those whose
-    tokens the loss leaves out. A group of equal rewards gets exactly 0."""
-    r = rewards.double()
-    centred = r - r.mean(1, keepdim=True)
+    tokens the loss leaves out, but those that are not `graded` (P, G; None = all are), whose advantage is 0.
+    A group of equal rewards gets exactly 0."""
+    if graded is None:
+        graded = torch.ones_like(rewards, dtype=torch.bool)
+    r = torch.where(graded, rewards.double(), 0.0)
+    n = graded.sum(1, keepdim=True).clamp(min=1)
+    centred = torch.where(graded, r - r.sum(1, keepdim=True) / n, 0.0)
     if mode == "std":
-        std = centred.square().mean(1, keepdim=True).sqrt()
+        std = (centred.square().sum(1, keepdim=True) / n).sqrt()
         centred = centred / (std + eta)
     elif mode != "mean":
         raise InputError(f"advantages: mode {mode!r} is not one of std, mean")
     # The mean of equal rewards may be rounded off them.
-    equal = r.amax(1, keepdim=True) == r.amin(1, keepdim=True)
+    highest = torch.where(graded, r, -math.inf).amax(1, keepdim=True)
+    lowest = torch.where(graded, r, math.inf).amin(1, keepdim=True)
+    equal = highest <= lowest                             # also where none is graded
     return torch.where(equal, 0.0, centred).float()
 
 
@@ -445,9 +452,11 @@ def make_rows(responses, cfg, ranks) -> list[Row]:
 
 
 def counted_tokens(response, cfg):
-    """How many tokens of a response count in the loss: none of a truncated one under --mask_truncated."""
+    """How many tokens of a response count in the loss: none of one that could not be graded, or of a
+    truncated one under --mask_truncated."""
     truncated = response.finish != "stop"
-    return 0 if truncated and cfg.mask_truncated else len(response.tokens)
+    masked = not response.graded or truncated and cfg.mask_truncated
+    return 0 if masked else len(response.tokens)
 
 
 # -- the reference -----------------------------------------------------------------------------------------
@@ -545,6 +554,11 @@ class Response:
     reward: float = 0.0                  # sum of the terms
     logp: np.ndarray = None              # the trainer's log-probs, where it was trained on
 
+    @property
+    def graded(self):
+        """Whether it has a verdict: not where the machine failed the grader, even when asked again."""
+        return not transient(self.verdict)
+
 
 class Rollouts(NamedTuple):
     """What was sampled for a step, the same on every rank. A group is a list of cfg.group responses to one
@@ -558,12 +572,12 @@ class Rollouts(NamedTuple):
 def judge(responses, records, cfg):
     """Fills in verdicts and rewards, term by term. correct: 1 or 0, what groups are filtered on. format:
     takes it back where the form is not kept. stop and repetition: penalties, 0 or less. Their sum is the
-    reward."""
+    reward, which says nothing of a response that is not `graded`."""
     answers = []
     for r in responses:
         record = records[r.prompt]
         answers.append((record["domain"], r.text, record["truth"], r.finish))
-    verdicts = grade_batch(answers, unsafe_sandbox=cfg.unsafe_sandbox)
+    verdicts = grade_batch(answers, unsafe_sandbox=cfg.unsafe_sandbox, again=1)
     for r, verdict in zip(responses, verdicts, strict=True):
         r.correct = verdict.correct
         r.verdict = verdict.reason
@@ -618,7 +632,8 @@ class Timer:
 def has_signal(group):
     """Whether a group can teach something: some of it is right, some wrong. Correctness decides, for shaping
     terms would keep groups that teach form alone."""
-    return 0 < sum(r.correct for r in group) < len(group)
+    verdicts = [r.correct for r in group if r.graded]
+    return 0 < sum(verdicts) < len(verdicts)
 
 
 def sample_step(step, cursor, engine, records, cfg, ranks) -> Rollouts:
@@ -868,12 +883,13 @@ def mean(values):
 def evaluate(step, engine, held, progress, cfg, ranks):
     """Pass rates on held-out prompts by domain, unbiased pass@k, and the solvability frontier: of the prompts
     that no response solved before the first step, how many some response solves now, and their pass
-    rate."""
+    rate. Responses that could not be graded count as wrong; "ungraded" is their number."""
     n = cfg.eval_samples
     keys = [("eval", step)] * len(held)
     responses = sample(engine, held, range(len(held)), keys, n, cfg, ranks)
     responses = judge(responses, held, cfg)
     lengths = all_gather([len(r.tokens) for r in responses], ranks)
+    graded = all_gather([r.graded for r in responses], ranks)
     solved = Counter(all_gather([r.prompt for r in responses if r.correct], ranks))
 
     # Pass rates of each domain's prompts.
@@ -891,6 +907,7 @@ def evaluate(step, engine, held, progress, cfg, ranks):
                           "pass": sum(counts) / (n * max(1, len(counts)))}
     result["pass"] = solved.total() / (n * len(held))
     result["length"] = mean(lengths)
+    result["ungraded"] = graded.count(False)
     return result
 
 
@@ -924,13 +941,20 @@ def judged_before(path):
 
 
 def append_verdicts(path, responses, records):
-    """A line a prompt: which of its responses are right."""
+    """A line a prompt: which of its responses are right. Returns how many prompts got no line, as responses
+    to them could not be graded."""
     verdicts = defaultdict(list)
+    ungraded = set()
     for r in responses:
-        verdicts[records[r.prompt]["id"]].append(bool(r.correct))
+        name = records[r.prompt]["id"]
+        verdicts[name].append(bool(r.correct))
+        if not r.graded:
+            ungraded.add(name)
     with open(path, "a") as f:
         for name, values in verdicts.items():
-            f.write(json.dumps({"id": name, "verdicts": values}) + "\n")
+            if name not in ungraded:
+                f.write(json.dumps({"id": name, "verdicts": values}) + "\n")
+    return len(ungraded)
 
 
 def write_mixes(path, records, cfg):
@@ -970,6 +994,7 @@ def difficulty(cfg):
         engine = make_engine(cfg.init or cfg.model, cfg, ranks)
 
         # A batch at a time is sampled, judged and written.
+        ungraded = 0
         with tqdm(total=len(records), initial=len(records) - len(pending), unit="prompt",
                   disable=None if ranks.rank == 0 else True) as bar:
             for start in range(0, len(pending), cfg.batch):
@@ -978,9 +1003,12 @@ def difficulty(cfg):
                 responses = sample(engine, records, indices, keys, cfg.group, cfg, ranks)
                 responses = all_gather(judge(responses, records, cfg), ranks)
                 if ranks.rank == 0:
-                    append_verdicts(path, responses, records)
+                    ungraded += append_verdicts(path, responses, records)
                 bar.update(len(indices))
         engine.close()
+        if ungraded:
+            print(f"{ungraded} prompts have no verdicts: the machine had no room or time to grade responses "
+                  f"to them; the same command judges them")
         written = write_mixes(path, records, cfg) if ranks.rank == 0 else None
         return ranks.agree(written)
 
@@ -1051,22 +1079,29 @@ def write_samples(samples, run, step, sampled, records, progress, ranks):
 
 
 def rollout_metrics(rollouts, records, cfg):
-    """What a step's responses say of the policy: means over all that were sampled, trained on or not."""
+    """What a step's responses say of the policy: means over all that were sampled, trained on or not. Of
+    rewards and verdicts they are over those that could be graded; "ungraded" counts the others."""
     responses = [r for group in rollouts.sampled for r in group]
-    solved = [sum(r.correct for r in group) for group in rollouts.sampled]
-    m = {"reward": mean(r.reward for r in responses),
-         "pass_rate": mean(r.correct for r in responses),
-         "solve_none": mean(count == 0 for count in solved),
-         "solve_all": mean(count == cfg.group for count in solved),
+    graded = [r for r in responses if r.graded]
+    solved = []
+    for group in rollouts.sampled:
+        verdicts = [r.correct for r in group if r.graded]
+        if verdicts:
+            solved.append(sum(verdicts) / len(verdicts))
+    m = {"reward": mean(r.reward for r in graded),
+         "pass_rate": mean(r.correct for r in graded),
+         "solve_none": mean(share == 0 for share in solved),
+         "solve_all": mean(share == 1 for share in solved),
          "groups": len(rollouts.groups),
          "responses": len(responses),
          "length": mean(len(r.tokens) for r in responses),
          "truncated": mean(r.finish != "stop" for r in responses),
-         "timeouts": sum(timed_out(r.verdict) for r in responses)}
+         "timeouts": sum(timed_out(r.verdict) for r in responses),
+         "ungraded": len(responses) - len(graded)}
     for term in responses[0].terms if responses else ():
-        m[f"reward_{term}"] = mean(r.terms.get(term, 0) for r in responses)
+        m[f"reward_{term}"] = mean(r.terms.get(term, 0) for r in graded)
     by_domain = defaultdict(list)
-    for r in responses:
+    for r in graded:
         by_domain[records[r.prompt]["domain"]].append(r)
     for domain, members in by_domain.items():
         m[f"pass_{domain}"] = mean(r.correct for r in members)
@@ -1107,9 +1142,10 @@ def start_line(model, records, left_out, start, cfg, ranks):
 
 def step_line(step, m, cfg):
     kl = f"kl {m['k3']:.4f}" if "k3" in m else "nothing to learn from: no group differs"
+    ungraded = f" | {m['ungraded']} not graded" if m["ungraded"] else ""
     return (f"step {step:4d}/{cfg.steps} | reward {m['reward']:.3f} | pass {m['pass_rate']:.3f} | {kl} | "
             f"len {m['length']:.0f} | cut {m['truncated']:.0%} | {human(m['tok_s'])} tok/s | "
-            f"{m.get('wait_s', 0):.1f} s gen + {m['score_s'] + m['train_s']:.1f} s train")
+            f"{m.get('wait_s', 0):.1f} s gen + {m['score_s'] + m['train_s']:.1f} s train{ungraded}")
 
 
 def evaluation_line(step, result):
@@ -1120,6 +1156,8 @@ def evaluation_line(step, result):
     frontier = result["frontier"]
     parts.append(f"solved {frontier['solved']} of {frontier['unsolved']} unsolved at first")
     parts.append(f"len {result['length']:.0f}")
+    if result.get("ungraded"):                            # runs from before lack it
+        parts.append(f"{result['ungraded']} not graded")
     return " | ".join(parts)
 
 
@@ -1234,7 +1272,8 @@ def main(cfg):
 
             # Each response has an advantage over its group, and its tokens have a weight in the loss.
             rewards = torch.tensor([r.reward for r in responses])
-            advantage = advantages(rewards.view(-1, cfg.group), cfg.eta, cfg.advantage)
+            graded = torch.tensor([r.graded for r in responses], dtype=torch.bool).view(-1, cfg.group)
+            advantage = advantages(rewards.view(-1, cfg.group), cfg.eta, cfg.advantage, graded)
             advantage = advantage.flatten().to(ranks.device)
             lengths = torch.tensor([counted_tokens(r, cfg) for r in responses])
             weight = token_weights(lengths, cfg.loss, cfg.context).to(ranks.device)

@@ -60,12 +60,13 @@ def grade(domain, response, truth, finish_reason="stop", unsafe_sandbox=False) -
         sympy_workers.ask(*question) if kind == "math" else run_code(*question, unsafe_sandbox)))
 
 
-def grade_batch(items, workers=None, progress=None, unsafe_sandbox=False) -> list[Verdict]:
+def grade_batch(items, workers=None, progress=None, unsafe_sandbox=False, again=0) -> list[Verdict]:
     """grade() of many, in their order: items are (domain, response, truth) or (..., finish_reason).
 
     workers: how many at a time (None: one a core, of the cores that usable_cores() finds for this rank);
-        progress(done, total) is called after each, in the
-        caller's thread.
+        progress(done, total) is called after each, in the caller's thread.
+    again: how often those whose verdict is transient() are asked again, half as many at a time. What then
+        still is transient has no verdict: the caller masks it, counts it or comes back.
     """
     def later(*_):
         raise Undecided
@@ -90,7 +91,14 @@ def grade_batch(items, workers=None, progress=None, unsafe_sandbox=False) -> lis
                 progress(done, len(items))
     finally:
         threads.shutdown(cancel_futures=True)
-    return [v.result() if isinstance(v, concurrent.futures.Future) else v for v in verdicts.values()]
+    verdicts = [v.result() if isinstance(v, concurrent.futures.Future) else v for v in verdicts.values()]
+    undecided = [i for i, verdict in enumerate(verdicts) if transient(verdict.reason)]
+    if again and undecided:
+        fewer = max(1, (workers or CORES) // 2)
+        retried = grade_batch([items[i] for i in undecided], fewer, None, unsafe_sandbox, again - 1)
+        for i, verdict in zip(undecided, retried, strict=True):
+            verdicts[i] = verdict
+    return verdicts
 
 
 def _grade(domain, response, truth, finish_reason, ask):

@@ -145,7 +145,7 @@ def test_a_killed_landscape_goes_on(stages, lottery, tmp_path, monkeypatch):
     lottery.clear()
 
     def killed(items, *_, **__):
-        if len(lottery) == 6:                             # in the fourth point; each asks twice
+        if len(lottery) == 3:                             # in the fourth point
             raise KeyboardInterrupt
         return grade(items)
 
@@ -158,7 +158,7 @@ def test_a_killed_landscape_goes_on(stages, lottery, tmp_path, monkeypatch):
         f.write('{"key": "abc", "alpha')                  # the kill was in the middle of a line
     monkeypatch.setattr(analyze, "grade_batch", grade)
     lottery.clear()
-    assert landscape_scores(*three, folder, **SMALL) == whole and lottery == [18, 0] * 6
+    assert landscape_scores(*three, folder, **SMALL) == whole and lottery == [18] * 6
     keys = [line["key"] for line in read_lines(file)]
     assert len(keys) == len(set(keys)) == 9
     monkeypatch.setattr(analyze, "make_engine", None)    # nothing is missing: no engine
@@ -174,16 +174,21 @@ def test_a_killed_landscape_goes_on(stages, lottery, tmp_path, monkeypatch):
         landscape_scores(*three, folder, **SMALL)
 
 
-def test_grading_is_asked_again(stages, tmp_path, monkeypatch):
-    """A verdict that the machine owes is asked for once more; if it does not come the point is not kept."""
-    told = iter([[Verdict(True, "", ""), Verdict(False, None, "not decided: no memory")] * 2,
-                 [Verdict(True, "", ""), Verdict(False, None, "not decided: no memory")]])
-    monkeypatch.setattr(analyze, "grade_batch", lambda *_, **__: next(told))
+def test_a_point_that_was_not_graded_is_not_kept(stages, tmp_path, monkeypatch):
+    """Samples that have no verdict, asked for again though they were, are counted."""
+    calls = []
+
+    def half(items, **flags):
+        calls.append(flags["again"])
+        return [Verdict(True, "", ""), Verdict(False, None, "not decided: no memory")] * (len(items) // 2)
+
+    monkeypatch.setattr(analyze, "grade_batch", half)
     cfg = analyze.Landscape("", "", "", "", **SMALL | dict(samples=2))
     me = SimpleNamespace(rank=0, world=1, sum=lambda *numbers: list(numbers))
     records = [{"id": str(i), "domain": "math", "truth": "1", "ids": [i + 1]} for i in range(2)]
     door = engine(load(stages["mt"]))
-    assert analyze.pass_rates(door, Init(stages["mt"]), records, cfg, me) == ([1.0, 0.5], 1)
+    rates = analyze.pass_rates(door, Init(stages["mt"]), records, cfg, me)
+    assert rates == ([0.5, 0.5], 2) and calls == [1]
     monkeypatch.setattr(analyze, "grade_batch",
                         lambda items, *_, **__: [Verdict(False, None, "not decided: no memory")] * len(items))
     three = [stages[name] for name in ("base", "mt", "rl")]

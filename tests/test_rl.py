@@ -26,6 +26,7 @@ from cli import InputError, parse
 from corpus.prompts import toy_prompts
 from engines.contract import EngineError, Sample
 from engines.embedded import TorchEngine
+from grading import sympy_workers
 from model import load, save
 from rl import Response, pack, row_logprobs, row_tensors
 from runtime import join_ranks
@@ -335,6 +336,53 @@ def test_rewards_term_by_term():
     assert r.reward == 1.0
 
 
+def starved(monkeypatch, fails):
+    """Mathematics that needs sympy finds no memory, fails[letter in gold] times; then it is what it was."""
+    ask, left = sympy_workers.ask, Counter(fails)
+
+    def first_fails(gold, *answers):
+        [letter] = set(gold) & set(fails)
+        left[letter] -= 1
+        if left[letter] >= 0:
+            raise MemoryError("no room")
+        return ask(gold, *answers)
+
+    monkeypatch.setattr(sympy_workers, "ask", first_fails)
+    sympy_workers.workers.known.clear()
+
+
+def test_what_the_machine_could_not_grade_is_asked_again_or_masked(monkeypatch, tmp_path):
+    records = [{"id": x, "domain": "math", "truth": f"\\sin(2{x})"} for x in "xy"]
+    starved(monkeypatch, {"x": 1, "y": 8})
+    texts = ["<think> a </think> \\boxed{2\\sin(x)\\cos(x)}", "<think> b </think> \\boxed{2\\sin(y)\\cos(y)}",
+             "<think> c </think> none", "<think> d </think> \\boxed{1}"]
+    groups = []
+    for prompt in range(2):
+        group = [made(text) for text in texts]
+        for r in group:
+            r.prompt = prompt
+        groups.append(group)
+    cfg = rl.Config(group=4)
+    responses = rl.judge([r for group in groups for r in group], records, cfg)
+    ungraded = [r for r in responses if not r.graded]
+    assert ungraded and all(r.prompt == 1 and r.verdict.startswith("cannot be graded: MemoryError")
+                            for r in ungraded)
+    assert responses[0].correct and not responses[2].correct and responses[2].graded
+    assert [rl.counted_tokens(r, cfg) for r in responses] == [3 if r.graded else 0 for r in responses]
+    rollouts = rl.Rollouts(groups, groups, {}, 0)
+    assert rl.has_signal(groups[0]) and not rl.has_signal(groups[1])
+    metrics = rl.rollout_metrics(rollouts, records, cfg)
+    graded = [r for r in responses if r.graded]
+    assert metrics["ungraded"] == len(ungraded) and metrics["responses"] == 8
+    assert metrics["pass_rate"] == metrics["pass_math"] == 1 / len(graded)
+    assert metrics["solve_none"] == 0.5 and metrics["solve_all"] == 0
+    line = rl.step_line(1, metrics | dict(tok_s=1, score_s=0, train_s=0), cfg)
+    assert line.endswith(f" | {len(ungraded)} not graded")
+    # The filter leaves such a prompt for the next call.
+    assert rl.append_verdicts(tmp_path / "verdicts.jsonl", responses, records) == 1
+    assert lines(tmp_path, "verdicts.jsonl") == [{"id": "x", "verdicts": [True, False, False, False]}]
+
+
 def test_prompts_come_all_before_any_comes_again():
     drawn, cursor = [], 0
     for _ in range(4):
@@ -407,10 +455,12 @@ def test_evaluation_by_hand():
     assert progress["unsolved"] == ["m1", "m2", "s4"]
     assert first == {"math": {"pass@1": pytest.approx(2 / 12), "pass@4": pytest.approx(1 / 3)},
                      "science": {"pass@1": pytest.approx(1 / 8), "pass@4": 0.5},
-                     "frontier": {"unsolved": 3, "solved": 0, "pass": 0}, "pass": 3 / 20, "length": 3}
+                     "frontier": {"unsolved": 3, "solved": 0, "pass": 0}, "pass": 3 / 20, "length": 3,
+                     "ungraded": 0}
     assert last == {"math": {"pass@1": pytest.approx(5 / 12), "pass@4": pytest.approx(2 / 3)},
                     "science": {"pass@1": pytest.approx(2 / 8), "pass@4": 0.5},
-                    "frontier": {"unsolved": 3, "solved": 2, "pass": 0.5}, "pass": 7 / 20, "length": 3}
+                    "frontier": {"unsolved": 3, "solved": 2, "pass": 0.5}, "pass": 7 / 20, "length": 3,
+                    "ungraded": 0}
     assert rl.evaluation_line(50, last) == (
         "held-out    50 | pass 0.350 | math pass@1 0.417 pass@4 0.667 | science pass@1 0.250 pass@4 0.500 | "
         "solved 2 of 3 unsolved at first | len 3")

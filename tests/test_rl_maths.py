@@ -289,6 +289,22 @@ def test_advantages_are_the_loops(mode):
         assert ours == pytest.approx([(r - mean) / by for r in row], rel=1e-6, abs=1e-7)
 
 
+@pytest.mark.parametrize("mode", ["std", "mean"])
+def test_advantages_without_those_that_could_not_be_graded(mode):
+    """A group's advantages are those of its graded responses alone; the others' are 0."""
+    rewards = torch.rand(40, 6).round(decimals=1)
+    graded = torch.rand(40, 6) < 0.7
+    graded[0] = False
+    graded[1] = True
+    ours = advantages(rewards, 0.0, mode, graded)
+    for row, kept, advantage in zip(rewards, graded, ours, strict=True):
+        assert (advantage[~kept] == 0).all() and torch.isfinite(advantage).all()
+        if kept.any():
+            assert torch.allclose(advantage[kept], advantages(row[kept][None], 0.0, mode)[0], rtol=1e-6)
+    everyone = torch.ones_like(graded)
+    assert torch.equal(advantages(rewards, 0.1, mode, everyone), advantages(rewards, 0.1, mode))
+
+
 def test_advantages_of_equal_rewards_are_exactly_zero():
     """0.1 seven times, summed and divided by seven, is not 0.1: without care the advantage would be noise."""
     for value in (0.0, 1.0, 0.1, -0.7, 1e-30, 1e30):

@@ -87,7 +87,8 @@ def main(cfg):
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A tiny model, four prompts, two steps of four responses to each: random tokens, one in four cut off,
-    log-probs that are the model's with an error, random rewards; a group that is all right."""
+    log-probs that are the model's with an error, random rewards; a group that is all right; in three groups a
+    response that the machine could not grade."""
     from checkpoints import ROOMY, make, write_tokenizer  # loads transformers, which the two ranks do without
     folder = tmp_path_factory.mktemp("steps")
     make("llama-tied", folder / "model", shards=1, initializer_range=0.05, **ROOMY)
@@ -103,8 +104,9 @@ def files(tmp_path_factory):
                 own = log_probs(model, dict(model.named_parameters()), ids, tokens, 1.0)
             gen = own.double().numpy() + 0.4 * rng.standard_normal(len(tokens)) + 0.3 * rng.standard_normal()
             correct = i == 2 or j < 2
+            verdict = "not decided in time" if i != 1 and j == 3 else ""
             lines.append(dict(step=step, group=i, id=str(i), tokens=tokens, gen=gen.tolist(), text="",
-                              finish="length" if j % 3 == 1 else "stop", correct=correct, verdict="",
+                              finish="length" if j % 3 == 1 else "stop", correct=correct, verdict=verdict,
                               terms={}, reward=1.0 if i == 2 else float(correct - rng.integers(4) / 8)))
     for name, content in (("prompts", prompts), ("samples", lines)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in content))
@@ -153,13 +155,14 @@ def loop_loss(model, new, old, reference, lines, cfg):
     """Minus J of the step, response after response, token after token."""
     groups = [[r for r in lines if r["group"] == i] for i in range(4)]
     groups = [g for g in groups if len({r["correct"] for r in g}) == 2]
-    lengths = [[0 if cfg.mask_truncated and r["finish"] == "length" else len(r["tokens"]) for r in g]
-               for g in groups]
+    lengths = [[0 if r["verdict"] or cfg.mask_truncated and r["finish"] == "length" else len(r["tokens"])
+                for r in g] for g in groups]
     n = [length for own in lengths for length in own]
     loss = torch.zeros((), dtype=torch.float64)
     for g, own in zip(groups, lengths, strict=True):
-        mean = sum(r["reward"] for r in g) / 4
-        std = math.sqrt(sum((r["reward"] - mean) ** 2 for r in g) / 4)
+        rewards = [r["reward"] for r in g if not r["verdict"]]
+        mean = sum(rewards) / len(rewards)
+        std = math.sqrt(sum((reward - mean) ** 2 for reward in rewards) / len(rewards))
         for r, length in zip(g, own, strict=True):
             A = (r["reward"] - mean) / (std + cfg.eta if cfg.advantage == "std" else 1)
             with torch.no_grad():

@@ -164,6 +164,31 @@ def test_ten_thousand_mutations():
     fuzz(10_000, 1)
 
 
+@pytest.mark.parametrize("again", [0, 1, 2])
+def test_what_the_machine_failed_is_asked_again(again, monkeypatch):
+    """As often as asked for, and nothing else is: sympy finds no memory the first times."""
+    ask = sympy_workers.ask
+    fails = {"a": 0, "b": 1, "d": 2, "k": 3}
+    asked = dict.fromkeys(fails, 0)
+
+    def short_of_memory(gold, *answers):
+        [name] = set(gold) & set(fails)
+        asked[name] += 1
+        if asked[name] <= fails[name]:
+            raise MemoryError("no room")
+        return ask(gold, *answers)
+
+    monkeypatch.setattr(sympy_workers, "ask", short_of_memory)
+    sympy_workers.workers.known.clear()
+    items = [("math", rf"\boxed{{2\sin({name})\cos({name})}}", rf"\sin(2{name})") for name in fails]
+    verdicts = grade_batch([*items, ("math", "no box", "5")], again=again)
+    for name, verdict in zip(fails, verdicts, strict=False):
+        assert verdict.correct == (fails[name] <= again)
+        assert verify.transient(verdict.reason) != verdict.correct
+        assert asked[name] == min(fails[name], again) + 1
+    assert not verdicts[-1].correct and not verify.transient(verdicts[-1].reason)
+
+
 def test_what_is_no_text_or_truth_gets_a_reason():
     for domain in ("math", "code", "science", "poetry", None, []):
         for response in (None, 5, b"x", r"\boxed{5}", "```\nprint(2)\n```", "\ud800", r"\boxed{\ud800}"):
