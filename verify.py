@@ -19,9 +19,10 @@ expressions, by sympy through math-verify in worker processes with a deadline. P
   - numbers are exact: 0.5 is 1/2, but 0.33 is not 1/3 and 1.414 is not \sqrt{2}, whichever of them is gold
   - 1,000 is a number, (1,000) too, (1,234) a pair; 1\frac{1}{2} and 1 1/2 are 3/2
   - words are compared as words (case aside), never as products of letters
-Science: a letter from a box, "Answer: C", "the answer is (C)", a bold or a lone letter, or an option's text
-where the options are given; the last of them wins. truth is the letter, or {"letter": "C", "options": [...]};
-with the letter alone A to J are taken for options.
+Science: a letter from a box, else from what is stated ("Answer: C", "the answer is (C)", <answer>C</answer>),
+else one in bold or in a line of its own, else an option's text where the options are given; the last of the
+first kind there is. What is denied and two letters in one place choose nothing (grading/letters.py has the
+rules). truth is the letter, or {"letter": "C", "options": [...]}; with the letter alone A to J are options.
 Code: the last fenced block that is said to be Python, else the last that says nothing (code_of() in
 grading/programs.py); every test must pass. See run_code(). Policies:
   - a program has what LiveCodeBench's runner gives it, functions and programs alike: its imports, the

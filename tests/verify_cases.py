@@ -507,6 +507,200 @@ RESPONSES = [
 
 OPTIONS = {"letter": "C", "options": ["5 N", "10 N", "12 N", "50 N"]}
 
+EV = {"letter": "B", "options": ["1.1 eV", "3.2 eV", "5.4 eV", "7.9 eV"]}
+WORDS = {"letter": "C", "options": ["decreases", "stays the same", "increases", "A proton"]}
+SYMBOLS = {"letter": "D", "options": ["H", "He", "C", "N"]}
+
+# why -> responses that choose B, a line each; responses that choose nothing
+LETTER_LINES = {
+    "fonts and sizes in a box": (r"""
+        \boxed{\boldsymbol{B}}
+        \boxed{\bm{B}}
+        \boxed{\textsf{B}}
+        \boxed{\texttt{B}}
+        \boxed{\textbf{\textit{B}}}
+        \boxed{\underline{B}}
+        \boxed{\mathbf B}
+        \boxed{\large B}
+        \boxed{\Large{B}}
+        \boxed{{\bf B}}
+        \boxed{{B}}
+        \boxed{\color{red}{B}}
+        \boxed{\left(B\right)}
+        \boxed{\,B\,}
+        \boxed{"B"}
+        \boxed{\(B\)}
+        \\boxed{B}
+        $\\boxed{\\text{(B)}}$
+        """, r"""
+        \boxed{\vec{B}}
+        \boxed{\mathbb{B}}
+        \boxed{\ce{B}}
+        """),
+    "a letter and more in a box": (r"""
+        \boxed{B - 3.2 eV}
+        \boxed{\text{B – 3.2 eV}}
+        \boxed{B \quad 3.2\text{ eV}}
+        \boxed{\text{B}\ (3.2\,\text{eV})}
+        \boxed{\textbf{(B)}\ 3.2\ \mathrm{eV}}
+        \boxed{\text{The answer is B}}
+        \boxed{\text{Option (B)}}
+        \boxed{\text{B is correct}}
+        \boxed{\text{B. A proton moves}}
+        """, r"""
+        \boxed{A - B}
+        \boxed{B - 5 = 2}
+        \boxed{B = 2\text{ T}}
+        \boxed{B(r)}
+        \boxed{B_2}
+        \boxed{B'}
+        \boxed{B + O_2}
+        \boxed{B \times C}
+        \boxed{Boron}
+        \boxed{\text{not B}}
+        \boxed{\text{B is wrong}}
+        \boxed{\text{B}, \text{C}}
+        \boxed{B \quad C}
+        \boxed{B \& C}
+        \boxed{\text{B (or C)}}
+        \boxed{\text{B) 5 N and C) 12 N}}
+        \boxed{\text{Both A and B}}
+        """),
+    "the answer is": (r"""
+        The answer must be B.
+        The answer should be B
+        The answer would be B.
+        The answer has to be B.
+        The answer is clearly B.
+        The answer is therefore **B**.
+        The answer, therefore, is B.
+        The answer must therefore be B.
+        The answer to the question is B.
+        The correct one is B.
+        The best answer is B.
+        The answer is \(B\).
+        The answer is $\mathbf{B}$.
+        The answer is (b) because
+        The answer is B because A is wrong.
+        The answer is B, and A is wrong.
+        The answer is B, I think.
+        My choice is B.
+        I choose option B.
+        I would pick B.
+        I'd go with (B).
+        We choose option B.
+        Therefore, B.
+        So it is B.
+        This corresponds to option B.
+        """, r"""
+        The answer is a sum.
+        The answer is A sum.
+        The answer is hardly B
+        The answer is either A or B
+        The answer could be B.
+        Is the answer B?
+        I would not pick B.
+        I chose B as the field
+        We choose B = 5
+        This does not match option B.
+        I think that is it.
+        Answer: I think so
+        A careful analysis is needed.
+        **A careful analysis** is needed
+        """),
+    "a label": (r"""
+        Ans: B
+        Ans. B
+        ANSWER: B
+        Choice: B
+        Option: B
+        Option B
+        Option B.
+        **Option B**
+        Answer - B
+        Answer → B
+        Answer => B
+        Answer (B)
+        Answer B
+        Answer: "B"
+        Answer: `B`
+        Answer: {B}
+        Answer: \(B\)
+        Answer: __B__
+        Answer: Option B
+        Answer: I think B
+        Answer：B
+        <answer>B</answer>
+        <answer> (B) 3.2 eV </answer>
+        {"answer": "B"}
+        {'final_answer': 'B'}
+        {"answer": "B", "confidence": "A"}
+        """, r"""
+        Answer: B, C
+        Answer: (B) (C)
+        Answer: B & C
+        Answer: B and C are right
+        <answer>B, C</answer>
+        {"answer": ["B", "C"]}
+        Answer: B-14
+        Answer: B_2
+        Answer: BN
+        Answer: \ce{B}
+        Answer: 25 B
+        The answer is B = 5
+        </answer>B major
+        Confidence: **B**
+        Vitamin **B**
+        """),
+    "alone": (r"""
+        B) 3.2 eV
+        (B) 3.2 eV
+        B. 3.2 eV
+        B: 3.2 eV
+        - B
+        > B
+        *B*
+        __B__
+        `B`
+        "B"
+        $B$
+        \(B\)
+        $\boldsymbol{B}$
+        """, r"""
+        B or C
+        B, C
+        A B C
+        25 °B
+        B is an element
+        """),
+    "what is denied is not chosen": (r"""
+        The answer is not A but B.
+        The answer isn't A, but B.
+        The answer is not A; it is B.
+        The answer is B, not A.
+        Answer: B (not A)
+        Option A is wrong. Option B is correct.
+        Answer: A is wrong; B is correct.
+        The answer can't be A, so it is B.
+        """, r"""
+        Answer: not B
+        The answer cannot be B.
+        The answer isn't B
+        Option B is wrong.
+        Answer (B) is wrong
+        **B)** wrong
+        B is not correct.
+        A or B is correct.
+        Neither A nor B is correct
+        If the answer is B, then x = 3.
+        I do not think the answer is B.
+        I don't think that B is correct
+        Whether B is correct is unclear
+        B is right of C
+        B is the correct symbol for boron
+        """),
+}
+
 # the letter found (None: no answer), response, truth, why
 LETTERS = [
     ("C", "c", "C", "nothing but a small letter"),
@@ -562,8 +756,8 @@ LETTERS = [
     ("C", "(C) is the correct one", "C", "a sentence the other way round"),
     ("C", "Answer: A\nWait.\nAnswer: C", "C", "the last one wins"),
     ("A", "Answer: C\nWait.\nAnswer: A", "C", "the last one wins"),
-    ("A", r"\boxed{C} Hmm. Answer: A", "C", "the last one wins, whatever its form"),
-    ("C", r"Answer: A. Hmm. \boxed{C}", "C", "the last one wins, whatever its form"),
+    ("C", r"\boxed{C} Hmm. Answer: A", "C", "a box outranks what is stated, wherever it stands"),
+    ("C", r"Answer: A. Hmm. \boxed{C}", "C", "a box outranks what is stated, wherever it stands"),
     ("C", "**C**", "C", "bold"),
     ("C", "It must be **(C)**.", "C", "bold"),
     ("C", "**C) 12 N**", "C", "bold, with text"),
@@ -596,7 +790,60 @@ LETTERS = [
     (None, r"\boxed{5}", {"letter": "A", "options": ["5", "5"]}, "a text that two options have"),
     ("C", r"\boxed{C}", "(C)", "a truth in parentheses"),
     ("C", r"\boxed{C}", "c", "a truth in small letters"),
+    ("B", "\\boxed{B}\n\n**Why not the others**\n- **A)** small\n- **D)** no", "B", "bold behind"),
+    ("B", "**Answer: B**\n\n**A.** wrong\n**C.** wrong\n**D.** wrong", "B", "the others in bold behind"),
+    ("B", "The answer is B.\n\n- **A)** too small\n- **C)** too large", "B", "the others in bold behind"),
+    ("B", "\\boxed{B}\n\nD", "B", "a stray line behind a box"),
+    ("B", "Answer: B\n\nD", "B", "a stray line behind a statement"),
+    ("B", "Answer: B\n\nConfidence: **A**", "B", "a grade in bold"),
+    ("B", "**B**\n\nConfidence: **A**", "B", "a grade in bold, behind a letter in bold"),
+    ("B", "Answer: B\n\nNote: vitamin **C** helps.", "B", "a vitamin in bold"),
+    ("B", "**A**\nAnswer: B\n**C**", "B", "a statement outranks bold"),
+    ("B", "<answer>B</answer>\n\n**A** is too small", "B", "a tag outranks bold"),
+    ("C", "Answer: A\n\nAnswer: C\n\n**B**", "C", "the last statement"),
+    ("D", "Answer: D\n\n\\boxed{x = 3}", "D", "a box without a letter says nothing"),
+    ("D", "\\boxed{x = 3}\n\nAnswer: D", "D", "a box without a letter says nothing"),
+    ("D", r"\boxed{D}, for x is \boxed{x = 3}", "D", "a box without a letter says nothing"),
+    ("B", r"Answer: B, as \boxed{v} is small", EV, "a symbol is no option"),
+    (None, "\\boxed{A, C}\nAnswer: A", "A", "two letters in a box"),
+    (None, r"\boxed{A} or \boxed{C}", "C", "two letters in two boxes"),
+    ("B", r"\boxed{3.2\text{ eV}} Answer: A", EV, "an option's text in a box outranks too"),
+    ("B", "Answer:\n\n(B) 3.2 eV", "B", "on the next line"),
+    ("B", "## Final answer\n\n**B**", "B", "a heading before"),
+    ("B", "```json\n{\"reason\": \"A is small\", \"answer\": \"B\"}\n```", "B", "JSON"),
+    ("B", "We compute.\n\nB) 3.2 eV", "B", "the last line"),
+    ("B", "We compute.\n\n(B) 3.2 eV", EV, "the last line"),
+    ("B", "We compute.\n\nB. 3.2 eV", "B", "the last line"),
+    ("B", "We compute.\n\n- B", "B", "a bullet"),
+    ("B", "**B** and vitamin **K**", EV, "a vitamin beyond the options"),
+    (None, "A) 1\nB) 2\nC) 3\nD) 4", "D", "the options, one by one"),
+    (None, "(A) 1 eV\n(B) 2 eV", "B", "the options, one by one"),
+    (None, "- A\n- B\n- C\n- D", "D", "the options, one by one"),
+    (None, "Options:\nA) 1\nB) 2", "A", "the options, one by one"),
+    (None, "A: 3.2 eV", EV, "the letter of one option, the text of another"),
+    ("B", r"\boxed{3.2\,\mathrm{eV}}", EV, "the text of an option"),
+    ("B", r"\boxed{3.2\ \text{eV}}", EV, "the text of an option"),
+    ("B", r"\boxed{3.2~\textbf{eV}}", EV, "the text of an option"),
+    ("B", r"\boxed{\mathbf{3.2\;eV}}", EV, "the text of an option"),
+    ("B", "So:\n\n**3.2 eV**", EV, "the text of an option on the last line"),
+    ("B", '{"answer": "3.2 eV"}', EV, "the text of an option in JSON"),
+    ("B", r"<answer>$3.2\,\text{eV}$</answer>", EV, "the text of an option in a tag"),
+    (None, r"\boxed{32\text{ eV}}", EV, "the point counts"),
+    (None, r"\boxed{3.2\text{ EV}}", EV, "capitals of a unit count"),
+    ("D", "The answer is A proton.", WORDS, "an article that begins the text of an option"),
+    ("C", r"\boxed{\text{Increases}}", WORDS, "capitals of a word do not count"),
+    ("C", r"\boxed{C\ \text{increases}}", WORDS, "a letter and its own text"),
+    (None, "**E**", EV, "beyond the four options"),
+    ("C", r"\boxed{C. No change}", "C", "a text that begins like a denial"),
+    ("C", "Answer: C) Not enough information", "C", "a text that begins like a denial"),
+    ("B", "**B) Too small**", "B", "a text that begins like a denial"),
+    ("D", "Answer: D) N", SYMBOLS, "an option that is a letter itself"),
+    ("C", r"\boxed{C. C}", SYMBOLS, "an option that is a letter itself"),
+    ("B", "The answer is B.\nHowever, A is also correct.", "B", "an afterthought"),
 ]
+for why, (chosen, refused) in LETTER_LINES.items():
+    for letter, block in (("B", chosen), (None, refused)):
+        LETTERS += [(letter, line.strip(), "B", why) for line in block.splitlines() if line.strip()]
 
 # -- code ----------------------------------------------------------------------------------------------------
 
