@@ -96,9 +96,10 @@ except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
 main = sys.modules["__main__"] = type(sys)("__main__")
 main.__file__ = "program.py"
 class Packages:
+    finder = sys.meta_path[2]
     def find_spec(package, path=None, target=None):
         if package in folders:
-            return sys.meta_path[2].find_spec(package, [folders[package]])
+            return Packages.finder.find_spec(package, [folders[package]])
 sys.meta_path.append(Packages)
 def names_of(code):
     names = set(code.co_names)
@@ -357,8 +358,9 @@ def _box(unsafe, binds=()):
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "LANG": "C.UTF-8", "MALLOC_ARENA_MAX": "1",
                "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
-# The stack's limit decides where the kernel maps a program, so it is set before Python starts.
-_STACK = f'ulimit -s {STACK >> 10} 2>/dev/null || ulimit -s "$(ulimit -H -s)"; exec "$@"'
+# The stack's limit decides where the kernel maps a program, so it is set before Python starts. The hard one
+# is left alone, as programs raise their limit themselves.
+_STACK = f'ulimit -S -s {STACK >> 10} 2>/dev/null || ulimit -S -s "$(ulimit -H -s)"; exec "$@"'
 
 
 def _run_once(code, kind, name, stdin, seconds, memory, unsafe):
@@ -377,6 +379,8 @@ def _run_once(code, kind, name, stdin, seconds, memory, unsafe):
             binds += found[package][0]
             folders[package] = found[package][1]
         data += PACKAGE_BYTES if "numpy" in folders else 0
+    if b"stack_size" in code:                             # a thread's stack is data to the kernel
+        data += STACK
     box, python = _box(unsafe, binds)
     seccomp = b"" if unsafe else _seccomp()
     with contextlib.ExitStack() as stack:

@@ -1135,6 +1135,13 @@ CODE = [
     ("AC", "a thread with a stack of 512 MB", "import threading\nthreading.stack_size(2**29)\n"
      "t = threading.Thread(target=print, args=(2,))\nt.start(); t.join()",
      stdio(("", "2"), memory_limit_mb=1024)),
+    ("AC", "a thread with a stack of 256 MB, where memory is as large",
+     "import sys, threading\nthreading.stack_size(2**28)\nsys.setrecursionlimit(10**6)\n"
+     "def g(n): return n and 1 + g(n - 1)\ndef main(): print(g(10**5) - 10**5 + 2)\n"
+     "t = threading.Thread(target=main); t.start(); t.join()", TWO),
+    ("AC", "a program that raises its limit of stack itself",
+     "import resource\nlimits = 2**28, resource.getrlimit(resource.RLIMIT_STACK)[1]\n"
+     "resource.setrlimit(resource.RLIMIT_STACK, limits)\nprint(2)", TWO),
     ("AC", "an integer of 5,000 digits is printed", "print(10**5000)", stdio(("", "1" + 5000 * "0"))),
     ("WA", "to its last digit", "print(10**5000 + 1)", stdio(("", "1" + 5000 * "0"))),
     ("AC", "and read", "print(int(input()) % 10)", stdio(("7" * 5000, "7"))),
@@ -1150,6 +1157,9 @@ CODE = [
     ("AC", "numpy", "import numpy as np\nprint(np.array([1, 1]).sum())", NUMPY),
     ("AC", "numpy's linear algebra", "import numpy as np\na = np.ones((200, 200))\n"
      "print(round(np.linalg.det(np.eye(200)) + (a @ a)[0, 0] - 199))", NUMPY),
+    ("AC", "numpy's random numbers and transforms", "import numpy as np\n"
+     "x = np.random.default_rng(0).permutation(8)\ny = np.fft.ifft(np.fft.fft(x)).real\n"
+     "print(2 if np.allclose(x, y) and len(np.roots([1, 0, -1])) == 2 else 3)", NUMPY),
     ("AC", "numpy in a function",
      "import numpy as np\ndef f(x): return int(np.sum([x, 1]))", {**F, "time_limit_s": 3}),
     ("WA", "a number of numpy has no JSON", "import numpy as np\ndef f(x): return np.int64(x + 1)",
