@@ -60,12 +60,17 @@ if child:
             waited = 0
         return ran / 1e9, waited / 1e9
     def ring(*_):
+        try:
+            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                return
+        except ChildProcessError:
+            return
         passed = time.monotonic() - start
         ran, waited = ran_and_waited()
         left = min(most + waited, most * patience) - passed
         if left <= 0 or ran > seconds + 0.25:
             os._exit(124)
-        signal.setitimer(signal.ITIMER_REAL, max(left, 0.05))
+        signal.setitimer(signal.ITIMER_REAL, min(max(left, 0.05), 0.25))
     signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, most)
     while (ended := os.wait4(-1, 0))[0] != child:

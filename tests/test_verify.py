@@ -450,7 +450,7 @@ def eight_on_a_core(seconds, limit, ranks):
 
 @needs_sandbox
 def test_a_clock_stands_while_a_program_waits_for_a_core():
-    assert eight_on_a_core(0.5, 0.6, 1) == ["AC\n"]
+    assert eight_on_a_core(0.6, 1, 1) == ["AC\n"]
 
 
 @needs_sandbox
