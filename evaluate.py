@@ -52,7 +52,20 @@ from corpus.overlap import seen_in_training, training_sources
 from corpus.rules import code_of
 from engines.contract import context_of
 from generate import make_engine
-from grading import VERDICTS, letters, math_answers, programs, sandbox, sympy_workers
+from grading import (
+    VERDICTS,
+    brackets,
+    latex,
+    letters,
+    math_answers,
+    matrices,
+    programs,
+    regions,
+    sandbox,
+    scalars,
+    sympy_workers,
+    units,
+)
 from grading.sandbox import SandboxMissing, check_sandbox
 from model import Init, load, preset
 from reporting.comparison import compare
@@ -291,7 +304,8 @@ class Answer(NamedTuple):
 def grader_versions(cfg):
     """{domain: what decides a verdict besides sample and problem}: versions, and the graders' code without
     comments, docstrings and reasons. A changed rule grades again, an edited comment does not."""
-    rules = code_of(verify, letters, math_answers, programs, sandbox, sympy_workers)
+    rules = code_of(verify, brackets, latex, letters, math_answers, matrices, programs, regions, sandbox,
+                    scalars, sympy_workers, units)
     graders = digest(VERDICTS, rules, package_versions(GRADERS), cfg.unsafe_sandbox, cfg.protocol)
     recall = digest("ruler", ruler.SCORES, code_of(ruler.score))
     return {"math": graders, "code": graders, "science": graders, "recall": recall}

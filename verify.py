@@ -8,17 +8,11 @@ not end by itself (finish_reason other than "stop"), has no answer; one without 
 response, however hostile, makes grade() raise or take longer than its limits. It raises for a broken
 installation only: ModuleNotFoundError without math-verify, SandboxMissing without bubblewrap.
 
-Math: the last \boxed or \fbox; no box, no answer. The structure of an answer (lists, sets, tuples, intervals,
-unions, matrices, equations, units) is compared here, numbers as exact fractions, and what is left, scalar
-expressions, by sympy through math-verify in worker processes with a deadline. Policies:
-  - a bare list ("1, 2", "1 or 2", "\pm 1", "\{1, 2\}") is unordered and of equal length; what stands in
-    brackets is ordered and the brackets must agree, so (1, 2) is not [1, 2) nor the list 1, 2
-  - an inequality in one name is its interval; x = 5 is 5, but not y = 5; 10/2 = 5 is 5, as every part is
-  - a unit, percent or degree sign, or currency is left out when the number agrees. Of an answer only known
-    units and one-word plurals are: "5 apples" is 5, "5 million" is not
-  - numbers are exact: 0.5 is 1/2, but 0.33 is not 1/3 and 1.414 is not \sqrt{2}, whichever of them is gold
-  - 1,000 is a number, (1,000) too, (1,234) a pair; 1\frac{1}{2} and 1 1/2 are 3/2
-  - words are compared as words (case aside), never as products of letters
+Math: the last \boxed or \fbox; no box, no answer. What a mathematician who reads the box would say decides,
+and numbers are exact; the policies stand on top of grading/math_answers.py and, for what stands behind a
+number, of grading/units.py. The structure of an answer (lists, sets, tuples, intervals, matrices,
+equations, units) is compared there, and what is left, scalar expressions, by sympy through math-verify in
+worker processes with a deadline.
 Science: a letter from a box, else from what is stated ("Answer: C", "the answer is (C)", <answer>C</answer>),
 else one in bold or in a line of its own, else an option's text where the options are given; the last of the
 first kind there is. What is denied and two letters in one place choose nothing (grading/letters.py has the
@@ -35,6 +29,7 @@ grade() and grade_batch() may be called from any thread.
 """
 
 import concurrent.futures
+import re
 
 import numpy as np
 
@@ -122,10 +117,21 @@ def final_text(response, finish_reason="stop"):
         return None, f"the response is a {type(response).__name__}, not a text"
     if finish_reason != "stop":
         return None, f"no answer: ended by {finish_reason!r:.40}, not by itself"
-    text = response.rpartition("</think>")[2]
-    if "<think>" in text:
+    closed = [tag.end() for tag in _CLOSING.finditer(response)]
+    text = response[closed[-1] :] if closed else response
+    if _OPENING.search(text):
         return None, "no answer: <think> was not closed"
     return text, ""
+
+
+# Tags, but not where a text speaks of them: "I used no <think> tags", `</think>`.
+_SPOKEN = r" (?:tags?|tokens?|blocks?|sections?|elements?|above|below|was|were|is|are)\b"
+_BEFORE = """the a an no any my in use used using with without of outside inside after before see tag token
+             called named word""".split()
+_UNSPOKEN = "".join(rf"(?<!{word} )" for word in _BEFORE)
+_OPENING = re.compile(rf"^\s*<think>|{_UNSPOKEN}"
+                      rf"(?<![`\"'(])<think>(?![`\"',)]|{_SPOKEN})", re.M)
+_CLOSING = re.compile(rf"(?<![`\"'])</think>(?![`\"']|{_SPOKEN})")
 
 
 def timed_out(reason) -> bool:

@@ -1,6 +1,12 @@
 """What decides whether an answer is right. verify.py is the way in; nothing here loads torch.
 
-    math_answers    the answer of a response, and its structure, compared with the gold one
+    latex           the box of a response; one spelling for LaTeX
+    math_answers    structure: lists, equations, values, compared with the gold answer
+    brackets        what stands inside which brackets
+    regions         sets of real numbers
+    matrices        tuples, vectors, matrices
+    units           words behind a number
+    scalars         numbers without sympy
     sympy_workers   scalars that need algebra, in processes with a deadline
     letters         multiple choice
     programs        a program's verdict on a problem's tests

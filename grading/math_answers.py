@@ -1,252 +1,90 @@
-"""Math: from a response to one line of LaTeX, its structure, and whether it equals the gold answer's."""
+r"""Math: whether the answer of a response equals the gold one.
+
+What a mathematician who reads the box would say decides, and where that is in doubt the answer is wrong:
+  - a bare list ("1, 2", "1 or 2", "\pm 1") is unordered and of equal length; a set \{1, 2\} too, and it
+    counts no item twice; what stands in brackets is ordered and the brackets must agree, so (1, 2) is not
+    [1, 2) nor the list
+  - sets of real numbers are equal as sets: x\ne 2, \mathbb{R}\setminus\{2\} and (-\infty,2)\cup(2,\infty)
+  - x=1, y=2 is (1, 2) in the order of the names; x = 5 is 5, but not y = 5
+  - a quantity's name goes before its value (P(A) = 1/6, a+b+c = 7, f^{-1}(x) = x/2); every other side of an
+    equation must be right: 10/2 = 5 is 5, 4 = 5 is not. Where the gold is an equation, its value alone is
+    right only if the other side names a quantity: |AB| = 7 is 7, 2x+3y = 6 is not 6. Two identities are
+    equal only if both say the same
+  - numbers are exact: 0.5 is 1/2, 0.33 is not 1/3. \sqrt{2} \approx 1.414 is \sqrt{2} (if it is about that),
+    and 1.414 where the gold is that; \approx 1.414 alone is 1.414
+  - a unit, percent or degree sign, or currency is left out when the number agrees, and is not compared;
+    units.py says which words are units
+  - matrices and vectors are compared entry by entry, a factor multiplied in; a determinant is its value
+  - 3:5 is 6:10, and 3/5; (B) 7 is 7, and B where letters are asked for
+  - words are compared as words (case and articles aside), never as products of letters
+"""
 
 import functools
-import math
 import re
-import unicodedata
-from fractions import Fraction
 
 from grading import Undecided, Verdict
-
-# -- from a response to one line of LaTeX ----------------------------------------------------------------
+from grading.brackets import cut, inside, unparenthesised
+from grading.latex import boxes_of, tidy, unboxed
+from grading.matrices import determinant, ordered
+from grading.regions import is_plain, region
+from grading.scalars import estimate, names_of, number, readable, value_of
+from grading.units import factor, is_unit
 
 LONGEST = 1000             # characters of an answer; a longer one must be the gold, letter by letter
 ITEMS = 64                 # of a list, likewise
-_TEX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.S)
 TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 
-
-def boxes_of(text):
-    r"""[(start, inside)] of the outermost \boxed and \fbox, in order; inside is None where one is not closed.
-    Linear in the text."""
-    spans, open_ = [], []
-    for match in _TEX.finditer(text):
-        if match[0] == "}":
-            if open_ and (box := open_.pop()):
-                spans.append((*box, match.start()))
-        elif match[0][-1] == "{" and match[0] != r"\{":
-            open_.append((match.start(), match.end()) if match[0] != "{" else None)
-    boxes, end = [], 0
-    for start, inside, stop in sorted(spans + [(*box, None) for box in open_ if box]):
-        if start >= end:                                  # else it lies within the one before
-            boxes.append((start, None if stop is None else text[inside:stop]))
-            end = stop or 0                               # one never closed holds nothing
-    return boxes
-
-
-END = "(?![A-Za-z])"       # behind a command's name: it ends there
-
-
-def _rules(*pairs):
-    """Substitutions, one after the other: [(compiled pattern, what stands in its place)]."""
-    return [(re.compile(pattern), to) for pattern, to in pairs]
-
-
-_SYMBOLS = str.maketrans(
-    dict(zip("−–—÷⁄∕′’£€¥\xa0\0", [*"---///''", "", "", "", " ", "?"], strict=True))
-    | {symbol: rf"\{name} " for symbol, name in zip(
-        "×·⋅∗π∞±≤≥⩽⩾≠∪∈∅∨⟨⟩αβγδθλμσφω",
-        """times cdot cdot cdot pi infty pm le ge le ge ne cup in emptyset lor langle rangle
-        alpha beta gamma delta theta lambda mu sigma phi omega""".split(), strict=True)}
-    | {"°": r"^\circ ", "ℝ": r"\mathbb{R}", "\u2009": r"\,", "\u202f": r"\,", "½": r"\frac{1}{2}",
-       "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"})
-
-
-_RAISED = re.compile("([⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+)|([₀₁₂₃₄₅₆₇₈₉]+)|√ *([0-9]*)")
-_SPELLING = _rules(
-    (r"\\\$", ""),
-    (r"\\%", "%"),
-    (r"\\(?:text)?color\s*\{[^{}]*\}|\\(?:bf|rm|it)" + END, ""),
-    (r"\\[dtc]frac" + END, r"\\frac"),
-    (r"\\(?:text[a-z]{2,6}|math(?:rm|bf|it|sf)|mbox|operatorname)\s*\{|\\text\s+\{", r"\\text{"),
-    (r"\\(?:left|right|[bB]igg?[lr]?)" + END + r"\.?|\\(?:display|text)style" + END + r"|\\limits" + END, ""),
-    (r"(\\\\)|\$|\\[()\[\]]|\\q?quad" + END, lambda m: m[1] or " "),
-    (r"\\l(?:eq|e|eqslant)" + END + r"|<=", r"\\le "),
-    (r"\\g(?:eq|e|eqslant)" + END + r"|>=", r"\\ge "),
-    (r"\\neq" + END, r"\\ne "),
-    (r"\\lt" + END, "<"),
-    (r"\\gt" + END, ">"),
-    (r"\\lbrace" + END, r"\\{"),
-    (r"\\rbrace" + END, r"\\}"),
-    (r"\\[lr]?vert" + END + r"|\\mid" + END, "|"),
-    (r"\\lor" + END, r"\\text{or}"),
-    (r"\\varnothing" + END + r"|\\\{\s*\\\}", r"\\emptyset "),
-    (r"\\R" + END, r"\\mathbb{R}"),
-    (r"(?<=[)\]])\s*U\s*(?=[(\[])", r"\\cup "),
-    (r"\\degree" + END + r"|\^\s*\{?\s*\\circ\s*\}?(?:\s*[CF](?![A-Za-z]))?", r"^\\circ "),
-    (r"\*\*", "^"),
-    (r"\*", r"\\cdot "),
-    (r"\\bar\s*\{", r"\\overline{"),
-    (r"\\log[_]\{?e\}?(?![a-z])", r"\\ln "),
-    # m/s
-    (r"\\frac\s*\{\\text\{([^{}]*)\}\}\s*\{\\text\{([^{}]*)\}[\^{}0-9]*\}", r"\\text{\1/\2}"),
-    (r"\\text\{([^{}]*)\}", lambda m: m[0] if _prose(m[1]) else m[1]),
-    # 10\,000
-    (r"(?<![0-9.])[0-9]{1,3}(?:(?:\{,\}|\\!,|,\\!|\\[,;:! ]|~|\s)[0-9]{3})+(?![0-9])",
-     lambda m: re.sub("[^0-9]", "", m[0])),
-    (r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9]|,[0-9])", lambda m: _thousands(m)),
-    (r"\{,\}", ","),
-    (r"(\\\\)|\\[,;:! ]|~", lambda m: m[1] or " "),
-    # 1 1/2
-    (r"(?<![0-9.])([0-9]+)\s+([0-9]+)\s*/\s*([0-9]+)", r"\1\\frac{\2}{\3}"),
-    (r"([_^])\s*([0-9])\s+(?=[0-9])", r"\1{\2}"),
-    # "1 2" is not 12
-    (r"(?<=[0-9])\s+(?=[0-9])", "?"))
-
-
-_OUTSIDE_TEXT = _rules(
-    (r"(?:(?<=\s)|(?<=[0-9]))(or|and)(?=\s|$)", r"\\text{\1}"),
-    # 5 cm, 5 km/h
-    (r"(?<=[0-9)}])\s*([A-Za-z]+(?:(?:\s+|/|\^\{?[0-9]\}?)[A-Za-z]*)*)",
-     lambda m: r"\text{" + "\0".join(m[1].split()) + "}" if _BARE.match(m[1]) and _is_unit(m[1]) else m[0]),
-    (r"(?<![\\A-Za-z])((?:arc)?(?:sin|cos|tan)|sqrt|log|ln|exp|pi|infty|infinity)" + END,
-     lambda m: "\\" + m[1].replace("infinity", "infty") + " "),
-    (r"(\\[A-Za-z]+)\s+(?=[A-Za-z])", "\\1\0"),
-    (r"\s+", ""),
-    ("\0", " "))
-
-
-_BRACES = _rules(
-    (r"\\(frac|sqrt) ?([0-9A-Za-z])", r"\\\1{\2}"),
-    (r"(\\frac\{(?:[^{}]|\{[^{}]*\})*\})([0-9A-Za-z])", r"\1{\2}"),
-    (r"\\sqrt\(([^()]*)\)", r"\\sqrt{\1}"),
-    (r"([\^_])\{([0-9A-Za-z])\}(?![0-9])", r"\1\2"),
-    (r"([\^_])(-?[0-9]{2,}|-[0-9])", r"\1{\2}"),
-    (r"(?<![A-Za-z])\\text\{([A-Za-z])\}(?=[-+=^_])", r"\1"),
-    (r"(^|[-+/=(,|])\{([0-9.]+)\}", r"\1\2"),
-    (r"(?<![0-9.])(?=\.[0-9])", "0"),
-    (r"\+(?=\\infty)", ""),
-    (r"^[.,;:]+|[.,;:]+$", ""))
-
-
-_UNITS = frozenset("""
-    m cm mm km nm in ft mi yd g kg mg lb lbs oz t s ms h hr hrs min sec l ml n j kj w kw v a k c f pa kpa
-    mol hz ev mph inch inches foot feet yard mile meter metre centimeter centimetre millimeter kilometer
-    kilometre gram kilogram milligram pound ounce ton tonne second minute hour day week month year liter
-    litre gallon quart pint cup newton joule watt volt ampere amp kelvin celsius fahrenheit pascal mole
-    hertz radian rad degree deg percent dollar cent buck usd euro rupee yuan square sq cubic unit units per
-    point way people person children men women""".split())
-
-# without \text, where mg is m times g
-_BARE = re.compile(r"[a-z]{3}|(?:cm|mm|km|kg|ft|in|lb|hr)(?![a-z])|m/s")
-
-# what turns a number into another one, or into none, and so is never a unit
-_NO_UNITS = frozenset("""
-    or and not no to than more less least most about around approximately plus minus over under between from
-    mod base hundred thousand million billion trillion dozen half third quarter fourth fifth tenth double
-    twice if when only else except without times perhaps sometimes guess maybe always others is are even odd
-    for any all every some""".split())
-
-
-def _is_unit(phrase, gold=False):
-    """Whether the words behind a number leave it what it is. A gold is trusted to mean a unit by any word."""
-    words = [(w, w[:-1] if w.endswith("s") and len(w) > 2 else w)
-             for w in re.findall("[a-z]+", phrase.lower())]
-    return not any(_NO_UNITS.intersection(w) for w in words) and (
-        gold or all(_UNITS.intersection(w) for w in words) or len(words) == 1 and words[0][0] != words[0][1]
-        and len(words[0][0]) > 3)
-
-
-def _prose(s):
-    """Whether the inside of a \\text is text, and not a number, or letters in parentheses or a list."""
-    return re.search("[A-Za-z]", s) and not re.search("[0-9]", s) and (
-        re.search("[A-Za-z]{2}", s) or not re.search("[(,]", s))
-
-
-@functools.lru_cache(8192)
-def tidy(latex):
-    """One spelling for what is written in many: no spaces nor sizes, unicode as LaTeX, braces where TeX
-    implies them, thousands joined."""
-    def raised(match):                                    # x², x₁, √12: all of the digits
-        up, down, under = (part and unicodedata.normalize("NFKC", part) for part in match.groups())
-        return (f"^{{{up}}}" if up else f"_{{{down}}}" if down else rf"\sqrt{{{under}}}" if under else
-                r"\sqrt ")
-
-    s = unicodedata.normalize("NFKC", _RAISED.sub(raised, latex).translate(_SYMBOLS))
-    for pattern, to in _SPELLING:
-        s = pattern.sub(to, s)
-    parts = re.split(r"\\text\{([^{}]*)\}", s)
-    for i, part in enumerate(parts):
-        for pattern, to in _OUTSIDE_TEXT if i % 2 == 0 else ():
-            part = pattern.sub(to, part)
-        parts[i] = part if i % 2 == 0 else rf"\text{{{' '.join(part.split())}}}"
-    s = "".join(parts)
-    for pattern, to in _BRACES:
-        s = pattern.sub(to, s)
-    return _unparenthesised(s)
-
-
-def _thousands(match):
-    """1,000 as 1000; in brackets only where no item could begin so: (1,000), but not (1,234)."""
-    before = match.string[: match.start()]
-    inside = len(re.findall(r"[(\[]|\\\{", before)) > len(re.findall(r"[)\]]|\\\}", before))
-    return match[0].replace(",", "") if not inside or ",0" in match[0] else match[0]
-
-
-# -- the structure of an answer --------------------------------------------------------------------------
-
-_BRACKET = r"\\[{}]|\\(?:begin|end|[lr]angle)(?![a-z])|[()\[\]{}]"
-_OPEN = ("(", "[", "{", r"\{", r"\begin", r"\langle")
-_NAME = (r"(?:\\(?:angle|triangle)\s?)?(?:[A-Za-z]{1,3}|\\text\{[^{}]*\}|\\[a-z]+|\([A-Za-z](?:,[A-Za-z])+\))"
-         r"(?:_\{?[A-Za-z0-9]+\}?)?'*(?:\([A-Za-z0-9,]*\))?")
-
+# -- lists, sets, names --------------------------------------------------------------------------------------
 
 _LIST = r",|;|\\cup(?![a-z])|\\text\{(?:or|and)\}"
-
-
-def _cut(s, separators):
-    """s cut at the separators (a pattern) that stand outside all brackets: parts and separators in turn."""
-    parts, depth, start = [], 0, 0
-    for match in re.finditer(rf"(?P<cut>{separators})|{_BRACKET}", s):
-        if match["cut"] is None:
-            depth += 1 if match[0] in _OPEN else -1
-        elif depth == 0:
-            parts += [s[start : match.start()], match[0]]
-            start = match.end()
-    return [*parts, s[start:]]
-
-
-def _inside(s, opening, closing):
-    """What stands between an opening bracket and a closing one that ends s and belongs to it, or None."""
-    if not (s.startswith(opening) and s.endswith(closing) and len(s) >= len(opening) + len(closing)):
-        return None
-    inside, depth = s[len(opening) : len(s) - len(closing)], 0
-    for match in re.finditer(_BRACKET, inside):
-        depth += 1 if match[0] in _OPEN else -1
-        if depth < 0:
-            return None
-    return inside if depth == 0 else None
-
-
-def _unparenthesised(s):
-    while (inside := _inside(s, "(", ")") or _inside(s, "{", "}")) and len(_cut(inside, ",")) == 1:
-        s = inside
-    return s
+_NAME = (r"(?:\\(?:angle|triangle)\s?)?(?:[A-Za-z]{1,3}|\\text\{[^{}]*\}|\\[a-z]+|\([A-Za-z](?:,[A-Za-z])+\))"
+         r"(?:_\{?[A-Za-z0-9]+\}?)?'*(?:\([A-Za-z0-9,]*\))?")
+# a side that says which quantity the other is: \frac{dy}{dx}, f^{-1}(x), \lim.., P(A), |AB|, AB:CD, \sin A
+_QUANTITY = re.compile(
+    rf"{_NAME}|\\(?:lim|int|iint|oint|sum|prod|det|nabla|max|min|sup|inf|gcd|arg|dim|Pr)(?![a-z]).*"
+    r"|\\frac\{(?:d(?:\^?[0-9n])?[A-Za-z]?|\\partial.*)\}\{(?:d|\\partial ?)[A-Za-z].*\}.*|m?\\angle.*"
+    r"|[A-Za-z](?:'+|\^\{?-?[0-9(n)]+\}?)?(?:_[0-9a-z])?\(.*\)"
+    r"|(?:\\mathbb\{[PE]\}|\\text\{[A-Za-z ]+\}|[A-Z][a-z]+)(?:[(\[].*[)\]])"
+    r"|\([a-z]\\circ ?[a-z]\)\([a-z0-9]\)|\\(?:overline|overrightarrow|vec|hat|bar)\{[A-Za-z]+\}"
+    r"|\|\|?(?:[A-Z]{2}|[zw])\|\|?(?:\^2)?|[A-Z]{2,4}(?:\^2|:[A-Z]{2})?"
+    r"|\[[A-Z]{3,}\]|\\frac\{\|?[A-Z]{2,3}\|?\}\{\|?[A-Z]{2,3}\|?\}"
+    r"|\\(?:sin|cos|tan|cot|sec|csc)(?:\^2)? ?(?:[A-Z]+|\\angle ?[A-Z]+|\\(?:alpha|beta|gamma|theta))")
 
 
 def _items(s):
-    """(kind, items) of an unordered list, set or union; kind is "union" or "list"."""
+    """(kind, items) of an unordered list, set or union; kind is "union", "set" or "list"."""
     builder = re.fullmatch(r"\\\{([a-z])(?:\\in\s?\\mathbb\{R\})?[|:](.*)\\\}", s)            # \{x | x > 3\}
-    s = builder[2] if builder else re.sub(r"^[A-Za-z]\\in(?![a-z])\s?", "", s)
+    s = builder[2] if builder else re.sub(r"^(?:[A-Za-z]|\([a-z](?:,[a-z])+\))\\in(?![a-z])\s?", "", s)
     named = re.fullmatch(rf"{_NAME}=([^=]*)", s)          # x = 1, 2 and S = \{1, 2\}
-    if named and (_inside(named[1], r"\{", r"\}") or _ordered(named[1])
-                  or len(_cut(named[1], _LIST + r"|\\pm")) > 1):
+    if named and (inside(named[1], r"\{", r"\}") or ordered(named[1])
+                  or len(cut(named[1], _LIST + r"|\\pm(?![a-z])")) > 1):
         s = named[1]
-    if s in (r"\mathbb{R}", r"\text{all real numbers}", "allrealnumbers"):
-        s = r"(-\infty,\infty)"
-    inside = _inside(s, r"\{", r"\}")
-    parts = _cut(s if inside is None else inside, _LIST)
+    content = inside(s, r"\{", r"\}")
+    parts = cut(s if content is None else content, _LIST)
     items = [p for p in parts[::2] if p] + [""] * (len(parts) > 1 and not (parts[0] and parts[-1]))   # "5 or"
-    union = r"\cup" in parts[1::2] or r"\text{or}" in parts[1::2] and all(_interval(p) for p in items)
-    both = [re.sub(r"(^|[=(,{])\+", r"\1", item.replace(r"\pm", plus).replace(r"\mp", minus))
-            for item in items
-            for plus, minus in (("+", "-"), ("-", "+"))[: 2 if r"\pm" in item or r"\mp" in item else 1]]
-    return "union" if union else "list", both
+    union = r"\cup" in parts[1::2] or r"\text{or}" in parts[1::2] and all(_range(p) for p in items)
+    both = [signed for item in items for signed in _both_signs(item)]
+    if content is None:
+        return "union" if union else "list", both
+    return "set", list({number(item) or item: item for item in both}.values())     # no item twice
 
 
-def _interval(s):
-    r"""(name, the interval it is in) of x<3, 3>x, 1<x\le2; None of anything else."""
-    terms, signs = (parts := _cut(s, r"<|>|\\[lg]e(?![a-z])\s?"))[::2], [p.strip() for p in parts[1::2]]
+_SIGNS = re.compile(r"\\(pm|mp)(?![a-z])")
+
+
+def _both_signs(item):
+    r"""[3+x, 3-x] of 3\pm x, and [item] of an item without."""
+    if not _SIGNS.search(item):
+        return [item]
+    upper, lower = (_SIGNS.sub(lambda m, signs=signs: signs[m[1]], item)
+                    for signs in ({"pm": "+", "mp": "-"}, {"pm": "-", "mp": "+"}))
+    return [re.sub(r"(^|[=(,{])\+", r"\1", signed) for signed in (upper, lower)]
+
+
+def _range(s):
+    r"""(name, the interval it is in) of x<a, a>x, 1<x\le b; None of anything else."""
+    parts = cut(s, r"<|>|\\[lg]e(?![a-z])\s?")
+    terms, signs = parts[::2], [sign.strip() for sign in parts[1::2]]
     if len(terms) not in (2, 3) or not all(terms) or len({sign in (">", r"\ge") for sign in signs}) > 1:
         return None
     if signs[0] in (">", r"\ge"):                         # larger on the left: turn round
@@ -261,28 +99,63 @@ def _interval(s):
     return (terms[1], rf"{low[shut[0]]}{terms[0]},\infty)") if named[1] else None
 
 
-def _ordered(s):
-    """(brackets, rows of items) of a tuple, an interval, a vector, a matrix; None of anything else."""
-    matrix = re.fullmatch(r"\\begin\{([pbvVB]?)(matrix|array)\}(?:\{[^{}]*\})?(.*?)(?:\\\\)?\\end\{\1\2\}", s)
-    if matrix:
-        return matrix[1] if matrix[1] in ("v", "V") else "", [r.split("&") for r in matrix[3].split(r"\\")]
-    for opening, closing in (("(", ")"), ("[", "]"), ("(", "]"), ("[", ")"), (r"\langle", r"\rangle")):
-        inside = _inside(s, opening, closing)
-        parts = _cut(inside.strip(), ",")[::2] if inside else ()
-        if len(parts) > 1:
-            return opening + closing, [parts]
-    return None
+@functools.lru_cache(4096)
+def _assignments(s):
+    r"""[{name: value}] of x=1, y=2 or of (x,y)=(1,2), several of them by "or"; () of anything else."""
+    groups = []
+    for part in cut(s, r"\\text\{or\}|;")[::2]:
+        groups.append({})
+        for item in filter(None, cut(part, r",|\\text\{and\}")[::2]):
+            name, _, value = item.partition("=")
+            if "=" in value or not value or not re.fullmatch(_NAME, name):
+                return ()
+            names, values = [name], [value]
+            if name[0] == "(":
+                content = inside(value, "(", ")")
+                names, values = name[1:-1].split(","), cut(content, "[,;]")[::2] if content else []
+            if len(names) != len(values):
+                return ()
+            if groups[-1].keys() & set(names):            # the next solution
+                groups.append({})
+            groups[-1] |= dict(zip(names, values, strict=True))
+    groups = [group for group in groups if group]
+    alike = {tuple(sorted(group)) for group in groups}
+    return groups if len(alike) == 1 and len(groups[0]) > 1 else ()
+
+
+def _tuple(group):
+    """(1,2) of {"x": 1, "y": 2}; None where the order of the names is anyone's guess."""
+    names, rising = list(group), sorted(group)
+    letters = "".join(rising)
+    if names != rising and (letters not in "abcdefghijklmnopqrstuvwxyz" or len(letters) != len(names)):
+        return None
+    return f"({','.join(group[name] for name in rising)})"
+
+
+# -- equality ------------------------------------------------------------------------------------------------
+
+def equal(gold, answer, leaf):
+    """Whether two tidy answers mean the same. leaf(gold, answer) is asked of scalars that are neither equal
+    as text nor both numbers."""
+    return same(gold, answer, leaf) or _same_choice(gold, answer, leaf)
 
 
 def same(gold, answer, leaf):
-    """Whether two tidy answers mean the same. leaf(gold, answer) is asked of scalars that are neither equal
-    as text nor both numbers."""
+    """equal(), but for the letters of options."""
     text = r"\text" in gold + answer
     if gold == answer or _words(gold, text) == _words(answer, text) != "":
         return gold != ""
+    for decide in (_same_region, _same_assignments):
+        decided = decide(gold, answer, leaf)
+        if decided is not None:
+            return decided
     (gold_kind, golds), (kind, answers) = _items(gold), _items(answer)
-    if len(golds) != len(answers) or not 0 < len(golds) <= ITEMS or len(golds) > 1 and gold_kind != kind:
+    if len(golds) != len(answers) or not 0 < len(golds) <= ITEMS:
         return False
+    if len(golds) > 1 and "union" in (gold_kind, kind) and gold_kind != kind:
+        return False
+    if "set" in (gold_kind, kind) and gold_kind != kind and r"\begin" in gold + answer:
+        return False                                      # a brace about a matrix is none of its brackets
     for item in golds:
         match = next((a for a in answers if _same_item(item, a, leaf)), None)
         if match is None:
@@ -291,218 +164,329 @@ def same(gold, answer, leaf):
     return True
 
 
+_CHOICE = re.compile(r"(?:\\text\{\(?([A-E])[).:]*\}|\(([A-E])\)|([A-E])\))[:.]?"
+                     r"([^-+*/^_=,;:)<>|].*|-[^-+].*)")
+_LETTER = re.compile(r"(?:\\text\{)?\(?([A-E])\)?\}?")
+
+
+def _same_choice(gold, answer, leaf):
+    """An option with its letter, (B) 7: as B where the gold is a letter, as 7 where it is none."""
+    gold_letter, gold_value = _choice(gold)
+    letter, value = _choice(answer)
+    if gold_letter and letter:
+        return gold_letter == letter and (None in (gold_value, value) or same(gold_value, value, leaf))
+    if gold_value is None or value is None or not (gold_letter or letter):
+        return False
+    return same(gold_value, value, leaf)
+
+
+def _choice(s):
+    """(letter or None, value or None)."""
+    if letter := _LETTER.fullmatch(s):
+        return letter[1], None
+    found = _CHOICE.fullmatch(s)
+    if not found or re.search(r"\([A-E]\)|\\text\{[A-E]\}", found[4]):
+        return None, s                                    # (A), (C) and (A)(C) are no option with its value
+    return found[1] or found[2] or found[3], found[4]
+
+
+def _same_region(gold, answer, leaf):
+    """Sets of reals; None where one is none, or where both may be points."""
+    if is_plain(gold) and is_plain(answer):
+        return None
+    golds, answers = region(gold), region(answer)
+    if golds is None or answers is None:
+        return None
+    (gold_name, golds), (name, answers) = golds, answers
+    if gold_name and name and gold_name != name or len(golds) != len(answers):
+        return False
+    ends = []
+    for a, b in zip(golds, answers, strict=True):
+        if (a.open_low, a.open_high) != (b.open_low, b.open_high):
+            return False
+        ends += [(a.low, b.low, a.texts[0], b.texts[0]), (a.high, b.high, a.texts[1], b.texts[1])]
+    near = all(a == b or abs(a - b) <= 1e-6 * abs(a) for a, b, _, _ in ends)
+    return near and all(a == b or _same_item(text, other, leaf) for a, b, text, other in ends)
+
+
+def _same_assignments(gold, answer, leaf):
+    """x=1, y=2 beside the same, or beside tuples or a list in the order of the names; else None."""
+    golds, answers = _assignments(gold), _assignments(answer)
+    if golds and answers:
+        left = list(answers)
+        for group in golds:
+            match = next((a for a in left if a.keys() == group.keys()
+                          and all(same(group[name], a[name], leaf) for name in group)), None)
+            if match is None:
+                return False
+            left.remove(match)
+        return not left
+    if not golds and not answers:
+        return None
+    tuples, other = [_tuple(group) for group in golds or answers], answer if golds else gold
+    if None in tuples:
+        return False
+    items = cut(other, r",|\\text\{and\}")[::2]
+    bare = not inside(other, r"\{", r"\}") and "(" not in gold and "=" not in other
+    if golds and len(tuples) == 1 and len(items) == len(golds[0]) and bare:
+        other = f"({','.join(filter(None, items))})"      # a bare list is in their order
+    if not all(ordered(item) for item in _items(other)[1]):
+        return False if golds else None
+    return same(",".join(tuples), other, leaf) if golds else same(other, ",".join(tuples), leaf)
+
+
+_MODULUS = re.compile(r"(.*?)\\pmod\{([^{}]*)\}")
+
+
 def _same_item(gold, answer, leaf):
-    """Whether two items of a list are the same: intervals, then what is ordered in brackets, then the sides
-    of equations, then scalars."""
-    gold, answer = _unparenthesised(gold), _unparenthesised(answer)
+    """Whether two items of a list are the same: ranges, then the sides of equations, then values."""
+    gold, answer = unparenthesised(gold), unparenthesised(answer)
     if gold == answer:
         return gold != ""
-    gold_name, gold_range = _interval(gold) or ("", gold)
-    name, range_ = _interval(answer) or ("", answer)
-    if gold_name and name and gold_name != name:
-        return False
-    gold_ordered, ordered = _ordered(gold_range), _ordered(range_)
-    if gold_ordered and ordered:
-        return _same_rows(gold_ordered, ordered, leaf)
-    if gold_ordered or ordered:
-        return False
+    gold_modulus, modulus = _MODULUS.fullmatch(gold), _MODULUS.fullmatch(answer)
+    if gold_modulus or modulus:
+        return _same_residue(gold, answer, gold_modulus, modulus, leaf)
+    gold_name, gold_range = _range(gold) or ("", gold)
+    name, range_ = _range(answer) or ("", answer)
+    if gold_name or name:
+        if gold_name and name and gold_name != name:
+            return False
+        return _same_value(gold_range, range_, leaf) if ordered(gold_range) and ordered(range_) else (
+            bool(gold_name and name) and leaf(gold, answer))
     gold_sides, sides = _sides(gold), _sides(answer)
     if len(gold_sides) == len(sides) == 1:
-        return _same_scalar(gold, answer, leaf)
-    gold_named, named = _named(gold_sides), _named(sides)
-    is_value = gold_named and len(gold_sides) == 2        # the gold is x = 5: 5 will do, and x = 5, not y = 5
-    if len(gold_sides) == 1 or is_value and (len(sides) == 1 or named and sides[0] == gold_sides[0]):
-        return all(same(gold_sides[-1], side, leaf) for side in (sides[1:] if named else sides))
-    return len(sides) > 1 and leaf(gold, answer)
-
-
-def _same_rows(gold, answer, leaf):
-    """Whether two results of _ordered have the same brackets, shape and items."""
-    gold_brackets, gold_rows = gold
-    brackets, rows = answer
-    if gold_brackets != brackets or [len(row) for row in gold_rows] != [len(row) for row in rows]:
-        return False
-    golds = [item for row in gold_rows for item in row]
-    answers = [item for row in rows for item in row]
-    return all(same(tidy(a), tidy(b), leaf) for a, b in zip(golds, answers, strict=True))
+        return _same_value(gold, answer, leaf)
+    value = gold_sides[-1]
+    numeric = _is_numeric(value)
+    of_quantity = len(gold_sides) == 2 and (_QUANTITY.fullmatch(gold_sides[0]) or ordered(value))
+    if len(gold_sides) > 1 and not of_quantity and not all(map(_is_numeric, gold_sides)):
+        return len(sides) > 1 and leaf(gold, answer)      # an equation, no value
+    if len(gold_sides) > 1 and len(sides) > 1 and not all(map(_is_numeric, gold_sides)):
+        sides = _renamed(gold_sides[0], sides)
+        if sides[0] != gold_sides[0]:                     # x = 5 is not y = 5, but 2y = 10 is y = 5
+            return leaf(gold, answer)
+        sides = sides[1:]
+    if numeric and number(value) == 0 and len(sides) > 1 and not _QUANTITY.fullmatch(sides[0]):
+        return leaf(gold, answer) if len(gold_sides) > 1 else False          # 2x-y = 0 is no 0
+    if numeric and len(sides) == 2 and _is_equation(sides[0]):
+        return False                                      # 2x+1 = 7 says that x is 3
+    if numeric:                                           # the other sides say of what it is the value
+        values = [side for side in sides if _is_numeric(side)]
+    else:
+        values = sides[1:] if len(sides) > 1 and _QUANTITY.fullmatch(sides[0]) else sides
+    return bool(values) and all(same(value, side, leaf) for side in values)
 
 
 def _sides(s):
     """The sides of an equation, or [s]; the name first, also of 5 = x."""
-    sides = _cut(s, "=")[::2]
+    sides = cut(s, r"=|\\equiv(?![a-z])\s?")[::2]
     turned = len(sides) == 2 and re.fullmatch("[A-Za-z]", sides[1]) and not re.fullmatch(_NAME, sides[0])
     return sides[::-1] if turned else sides
 
 
-def _named(sides):
-    return len(sides) > 1 and re.fullmatch(_NAME, sides[0]) is not None
+def _is_numeric(side):
+    """Whether a side names nothing and so has a value."""
+    value = side
+    for part in cut(side, r"\\approx(?![a-z])\s?")[::2]:
+        value, _, _ = _without_unit(part, True, "")
+    value = re.sub(r"\\(?:begin|end)\{[^{}]*\}|\\text\{[^{}]*\}", "", value)
+    return not names_of(value) and bool(re.search(r"[0-9ei]|\\pi|\\infty", value))
 
 
-_TAIL = re.compile(r"(?:\\text\{[^{}]*\}(?:\^\{?-?[0-9]\}?)?(?:/|\\cdot)?|\^\\circ|%)+$")
+def _is_equation(side):
+    """Whether a side beside a number is one of an equation for the one letter in it."""
+    letters = set(re.findall(r"[A-Za-z](?:_(?:\{[^{}]*\}|[0-9A-Za-z]))?", side))
+    return len(letters) == 1 and not _QUANTITY.fullmatch(side) and "\\" not in side
+
+
+def _renamed(gold_name, sides):
+    """sides with the name in f(t) as the gold's f(x) has it."""
+    pattern = r"(.*)\(([A-Za-z](?:,[A-Za-z])*)\)"
+    gold_call, call = (re.fullmatch(pattern, name) for name in (gold_name, sides[0]))
+    if not gold_call or not call or gold_call[1] != call[1] or len(gold_call[2]) != len(call[2]):
+        return sides
+    renamed = dict(zip(call[2].split(","), gold_call[2].split(","), strict=True))
+    body = "=".join(sides[1:])
+    free = names_of(body) - renamed.keys()
+    if r"\text" in body or free & set(renamed.values()) or len(set(renamed.values())) < len(renamed):
+        return sides
+    body = re.sub(r"\\[A-Za-z]+|[A-Za-z]", lambda m: renamed.get(m[0], m[0]), body)
+    return [gold_name, *body.split("=")]
+
+
+def _same_residue(gold, answer, gold_modulus, modulus, leaf):
+    r"""10\pmod{13} beside 10, 23\pmod{13} and x\equiv 10: of two moduli, they must agree."""
+    gold, answer = (m[1] if m else s for m, s in ((gold_modulus, gold), (modulus, answer)))
+    if not (gold_modulus and modulus):
+        return _same_item(gold, answer, leaf)
+    if gold_modulus[2] != modulus[2]:
+        return False
+    a, b, n = (number(s) for s in (_sides(gold)[-1], _sides(answer)[-1], modulus[2]))
+    named = {sides[0] for sides in (_sides(gold), _sides(answer)) if len(sides) > 1}
+    return None not in (a, b, n) and n > 0 and (a - b) % n == 0 and len(named) < 2
+
+
+def _same_value(gold, answer, leaf):
+    """Whether two sides without equation signs have the same value."""
+    golds, answers = (cut(s, r"\\approx(?![a-z])\s?")[::2] for s in (gold, answer))
+    if len(golds) > 1 or len(answers) > 1:
+        return _same_about(golds, answers, leaf)
+    gold_rows, rows = ordered(gold), ordered(answer)
+    if gold_rows and rows:
+        return _same_rows(gold_rows, rows, leaf)
+    if not gold_rows and not rows:
+        return _same_scalar(gold, answer, leaf)
+    found = gold_rows or rows
+    value = determinant(found.rows) if found.brackets == "determinant" else None
+    if value is None:
+        return False
+    return _same_scalar(str(value), answer, leaf) if gold_rows else _same_scalar(gold, str(value), leaf)
+
+
+def _same_about(golds, answers, leaf):
+    r"""exact \approx decimal: the exact value where the decimal is about that, or the decimal where it is the
+    gold and the exact one rounds to it."""
+    def meant(parts):
+        named = parts[0] == "" or re.fullmatch(_NAME, parts[0]) and len(parts) > 1
+        return parts[1:] if named else parts
+
+    golds, answers = meant(golds), meant(answers)
+    exact, *decimals = answers
+    if not _consistent(exact, decimals):
+        return False
+    if any(same(gold, exact, leaf) for gold in golds):
+        return True
+    decimal = decimals[-1] if decimals else ""
+    rounds = decimal and _rounds_to(exact, decimal) and not (_is_decimal(exact) and "." not in decimal)
+    return bool(rounds) and any(same(gold, decimal, leaf) for gold in golds)
+
+
+def _consistent(exact, decimals):
+    """Whether decimals are about the value before them, as far as it has one."""
+    value = _plain_value(exact)
+    others = [_plain_value(decimal) for decimal in decimals]
+    if None in others:
+        return False
+    return value is None or all(abs(value - other) <= 0.02 * abs(value) for other in others)
+
+
+def _rounds_to(exact, decimal):
+    value, digits = _plain_value(exact), len(decimal.partition(".")[2])
+    rounded = number(_without_unit(decimal, True, "")[0])
+    return value is not None and rounded is not None and abs(value - rounded) <= 0.501 * 10.0 ** -digits
+
+
+def _plain_value(s):
+    value, _, times = _without_unit(s, True, "")
+    found = value_of(value)
+    return None if found is None else found * times
+
+
+def _is_decimal(s):
+    return re.fullmatch(r"-?[0-9]*\.[0-9]+", s) is not None
+
+
+def _same_rows(gold, answer, leaf):
+    """Whether two results of ordered() have the same brackets, shape and items; of cases in any order."""
+    if gold.brackets != answer.brackets or list(map(len, gold.rows)) != list(map(len, answer.rows)):
+        return False
+    if gold.brackets == "determinant":
+        a, b = determinant(gold.rows), determinant(answer.rows)
+        if a is not None and b is not None:
+            return a == b
+    rows = list(answer.rows)
+    if gold.brackets == "cases":
+        for row in gold.rows:
+            match = next((r for r in rows if all(same(tidy(a), tidy(b), leaf)
+                                                 for a, b in zip(row, r, strict=True))), None)
+            if match is None:
+                return False
+            rows.remove(match)
+        return True
+    golds = [item for row in gold.rows for item in row]
+    answers = [item for row in rows for item in row]
+    return all(same(tidy(a), tidy(b), leaf) for a, b in zip(golds, answers, strict=True))
+
+
+# -- scalars, with what stands behind them -------------------------------------------------------------------
+
+_TAIL = re.compile(r"(?:\\text\{[^{}]*\}(?:\^\{?-?[0-9]\}?)?(?:/|\\cdot ?)?|\^\\circ ?|%)+$")
+_BARE = re.compile(r"(.*[0-9}])([A-Za-z]{1,3}(?:/[a-z](?:\^[23])?)?)")
+
+
+def _without_unit(s, gold, trusted):
+    """(the value, whether in percent, what a word like million multiplies it by) of a scalar with a unit
+    behind it; (s, False, 1) where it is none. gold: any word may be a unit; trusted: those of this may."""
+    tail = _TAIL.search(s)
+    if not tail or not tail.start():
+        return s, False, 1
+    value = s[: tail.start()]
+    phrases = re.findall(r"\{([^{}]*[A-Za-z][^{}]*)\}", tail[0])
+    times, words = 1, phrases[0].split() if phrases else []
+    while words and (by := factor(words[0])):
+        times, words = times * by, words[1:]
+    phrases = [" ".join(words), *phrases[1:]] if words else phrases[1:]
+    if times != 1 and number(value) is None:
+        return s, False, 1
+    good = (re.search(r"[0-9]|\\pi", value) and not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", value)
+            and all(is_unit(phrase, gold) or rf"\text{{{phrase}}}" in trusted for phrase in phrases))
+    return (unparenthesised(value), "%" in tail[0], times) if good else (s, False, 1)
 
 
 def _same_scalar(gold, answer, leaf):
     """Scalars, with units left out of both."""
-    values = []
-    for s in (gold, answer):
-        tail = _TAIL.search(s)
-        value = s[: tail.start()] if tail else ""
-        words = re.findall(r"\{([^{}]*[A-Za-z][^{}]*)\}", tail[0]) if tail else []
-        unit = (re.search(r"[0-9]|\\pi", value) and not re.search(r"\\(?:sin|cos|tan|cot|sec|csc)", value)
-                and all(_is_unit(word, s is gold) or rf"\text{{{word}}}" in gold for word in words))
-        values.append((_unparenthesised(value), "%" in tail[0]) if unit else (s, False))
-    (gold, gold_percent), (answer, percent) = values
-    if gold == answer:
-        return gold != ""
-    a, b = number(gold), number(answer)
-    if a is not None and b is None:                       # 5m is 5, but not where the gold has letters too
-        bare = re.fullmatch(r"(.*[0-9}])([A-Za-z]{1,2})", answer)
-        b = number(bare[1]) if bare and _is_unit(bare[2]) else None
+    gold_value, gold_percent, gold_times = _without_unit(gold, True, gold)
+    value, percent, times = _without_unit(answer, False, gold)
+    if gold_value == value and gold_times == times:
+        return value != ""
+    ratio, other = _ratio(gold), _ratio(value)
+    if ratio:
+        return other == ratio or len(ratio) == 2 and number(value) == ratio[0]
+    a, b = number(gold_value), number(value)
+    if a is not None and b is None and gold_value != gold:       # the gold has a unit: 5m may have one
+        bare = _BARE.fullmatch(value)
+        b = number(bare[1]) if bare and all(is_unit(word) for word in bare[2].split("/")) else None
     if a is None or b is None:
-        return leaf(gold, answer)
+        return gold_times == times == 1 and leaf(gold_value, value)
+    a, b = a * gold_times, b * times
     hundredths = [x / 100 if is_percent else x for x, is_percent in ((a, gold_percent), (b, percent))]
     return a == b or gold_percent != percent and hundredths[0] == hundredths[1]       # 50% is 50, and is 0.5
 
 
+def _ratio(s):
+    """The terms of 3:5, or of 3 to 5, over the last one; None of others, as of a time."""
+    terms = cut(s, r":|\\text\{to\}")[::2]
+    values = [number(term) for term in terms]
+    if len(terms) < 2 or not all(values) or any(re.match("0[0-9]", term) for term in terms):
+        return None
+    return [value / values[-1] for value in values[:-1]] + [1]
+
+
+_SAME_WORDS = {
+    "doesnotexist": "dne", "thelimitdoesnotexist": "dne", "limitdoesnotexist": "dne",
+    "nosolutions": "nosolution",
+    "therearenosolutions": "nosolution", "thereisnosolution": "nosolution", "nosolutionsexist": "nosolution",
+    "nosolutionexists": "nosolution", "norealsolutions": "norealsolution", "noneoftheabove": "noneofthese"}
+
+
 def _words(s, fold):
-    """An answer without \\text and spaces; where it is words, without punctuation and (fold) case."""
-    plain = re.sub(r"\s", "", TEXT.sub(r"\1", s))
+    """An answer without \\text and spaces; words also without punctuation, articles and (fold) case."""
+    bare = TEXT.sub(r"\1", s)
+    plain = re.sub(r"\s", "", bare)
     if (not fold and not re.search("[A-Za-z]{4}", plain) or not re.fullmatch("[A-Za-z().,'-]+", plain)
-            or len(_cut(s, _LIST)) > 1):
+            or len(cut(s, _LIST)) > 1):
         return plain
+    plain = re.sub(r"\s", "", re.sub(r"^\s*(?:an?|the)\s+(?=[A-Za-z]{3})", "", bare, flags=re.I))
     plain = re.sub("[().,']", "", plain)
-    return plain.casefold() if len(plain) > 1 else plain
-
-
-_DIGITS = r"[0-9]+(?:\.[0-9]*)?"
-_DECIMALS, _MIXED, _REPEATING, _POWER = (re.compile(rf"([-+]?){pattern}") for pattern in (
-    rf"({_DIGITS})(?:/({_DIGITS}))?", rf"([0-9]*)\\frac\{{([-+]?{_DIGITS})\}}\{{([-+]?{_DIGITS})\}}",
-    r"([0-9]*)\.([0-9]*)\\overline\{([0-9]+)\}",
-    rf"(?:({_DIGITS})(?:\\times|\\cdot|(?=e)))?(?:10\^|(?<=[0-9.])e)\{{?([-+]?[0-9]{{1,3}})\}}?"))
-
-
-def number(s):
-    """The exact value, a Fraction, of a tidy decimal, fraction, mixed number, repeating decimal or power of
-    ten; None of anything else."""
-    def exact(digits):
-        return Fraction(digits.rstrip("."))
-
-    if m := _DECIMALS.fullmatch(s):
-        value, under = exact(m[2]), exact(m[3] or "1")
-    elif m := _MIXED.fullmatch(s):
-        value, under = exact(m[3]), exact(m[4])
-        if m[2] and not (0 <= value < under):             # 2\frac{3}{2} is anyone's guess
-            return None
-        value += int(m[2] or 0) * under
-    elif m := _REPEATING.fullmatch(s):
-        value = Fraction(int(m[2] + m[3] + m[4]) - int(m[2] + m[3] or 0))
-        under = Fraction(10 ** len(m[3]) * (10 ** len(m[4]) - 1))
-    elif m := _POWER.fullmatch(s):
-        value, under = exact(m[2] or "1") * Fraction(10) ** int(m[3]), Fraction(1)
-    else:
-        return None
-    return (-value if m[1] == "-" else value) / under if under else None
-
-
-# -- scalars, by sympy -----------------------------------------------------------------------------------
-
-SILENT = """frac sqrt pi cdot times div sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln
-    exp binom infty circ lfloor rfloor lceil rceil le ge""".split()
-
-
-_GREEK = "alpha beta gamma delta epsilon theta lambda mu rho sigma tau phi omega".split()
-_READABLE = re.compile(rf"(?:\\(?:{'|'.join(SILENT + _GREEK)})(?![A-Za-z])|"
-                       r"[-0-9A-Za-z+*/^_{}()\[\]|!.=<> ])*")
-
-
-_UNREADABLE = re.compile(                                 # words, x2, 12_5, (x)2; 10^{99999}, 9^{9^9}; 9!!
-    r"(?<![\\A-Za-z])(?:[A-Za-z]{4}|[A-Za-z][0-9])|[0-9]_|\)[0-9]|(?<!_)\{[^{}]*\}[0-9]"
-    r"|[0-9]{150}|\^\{?[-+]?[0-9]{5}|\^(?!\{[1-4]\^[1-4]\})\{?\(?[0-9.]+\^"
-    r"|[0-9]{4}\)*!|!\)*!|\}\)?!|\\binom\{?[0-9]{5}")
-
-
-def readable(gold, answer):
-    """Whether sympy is to look at two scalars: both can be read to the last character, the answer names
-    nothing that the gold does not, and there is no number too large to look at."""
-    a, b = (set(re.findall(r"\\[a-z]+|[A-Za-z]", s)) - {"e", "i", *(f"\\{c}" for c in SILENT)}
-            for s in (gold, answer))
-    return b <= a and all(_READABLE.fullmatch(s) and not _UNREADABLE.search(s)
-                          and all(s.count(x) == s.count(y) for x, y in ("()", "{}")) for s in (gold, answer))
-
-
-def _estimate(s):
-    """A float, perhaps complex, for a scalar of short numbers, names (each has a value of its own),
-    fractions, roots, powers and products; None for others, and where a reader hesitates: 1/2x."""
-    tokens, at = [*re.findall(r"\\[a-z]+|[0-9]+(?:\.[0-9]+)?|[^ ]", s), ""], 0
-
-    def take(*known):
-        nonlocal at
-        if known and tokens[at] not in known:
-            raise ValueError
-        at += 1
-        return tokens[at - 1]
-
-    def total(end):
-        value = 0.0
-        while True:
-            sign = -1 if tokens[at] in ("+", "-") and take() == "-" else 1
-            value += sign * product()
-            if tokens[at] not in ("+", "-"):
-                take(end)
-                return value
-
-    def product():
-        value, last = power(), tokens[at - 1]
-        while tokens[at] not in ("+", "-", ")", "}", "]", ""):
-            if tokens[at] == "/":
-                take()
-                value /= power()
-                if tokens[at] not in ("+", "-", ")", "}", "]", ""):
-                    raise ValueError
-            else:
-                if tokens[at] in (r"\cdot", r"\times"):
-                    take()
-                elif last[-1].isdigit() and (tokens[at] == r"\frac" or tokens[at].isdigit()):
-                    raise ValueError
-                value *= power()
-            last = tokens[at - 1]
-        return value
-
-    def power():
-        value = atom()
-        return value ** atom() if tokens[at] == "^" and take() else value
-
-    def atom():
-        token = take()
-        if token in ("(", "{"):
-            return total(")" if token == "(" else "}")
-        if token == r"\frac":
-            take("{")
-            value = total("}")
-            take("{")
-            return value / total("}")
-        if token == r"\sqrt":
-            degree = total("]") if tokens[at] == "[" and take() else 2.0
-            take("{")
-            return total("}") ** (1 / degree)
-        if token[:1].isdigit() and len(token) < 7:
-            return float(token)
-        if token in (r"\pi", "e", "i") or len(token) == 1 and token.isalpha():
-            return {r"\pi": math.pi, "e": math.e, "i": 1j}.get(token) or math.sqrt(ord(token)) - 7
-        raise ValueError
-
-    try:
-        value = total("")
-        return value if 1e-4 < abs(value) < 1e6 else None
-    except (ArithmeticError, IndexError, RecursionError, ValueError):
-        return None
+    plain = plain.casefold() if len(plain) > 1 else plain
+    return _SAME_WORDS.get(plain, plain)
 
 
 def _undecided(gold, answer):
     """What is asked of scalars in the parent: no, or sympy is to say."""
     if not readable(gold, answer):
         return False
-    a, b = _estimate(gold), _estimate(answer)
+    a, b = estimate(gold), estimate(answer)
     if a is not None and b is not None and abs(a - b) > 1e-6 * abs(a):
         return False
     raise Undecided
@@ -514,7 +498,7 @@ def grade_math(text, truth, ask):
     boxes, gold = boxes_of(text), str(truth).strip()
     if not boxes or boxes[-1][1] is None:
         return Verdict(False, None, "the last box is not closed" if boxes else "no box")
-    answer = re.sub(r"\\(?:boxed|fbox)(?=\s*\{)", "", boxes[-1][1])
+    answer = unboxed(boxes[-1][1])
     if gold_boxes := boxes_of(gold):
         gold = gold_boxes[-1][1] or ""
     if len(gold) > LONGEST or len(answer) > LONGEST:
@@ -522,14 +506,15 @@ def grade_math(text, truth, ask):
     golds, answers = tidy(gold), [tidy(answer)]
     if golds in ("", r"\text{}"):
         return Verdict(False, answer, "the truth is empty")
-    if re.search("[0-9],[0-9]", answer) and len(_cut(golds, ",")) > 1:
-        answers.append(tidy(answer.replace(",", ", ")))   # 100,200 is a list where the gold is one
+    separated = re.sub(r"(?<=[0-9]),(?:\\[,;:! ])*\s*(?=[0-9])", ", ", answer)
+    if separated != answer and len(cut(golds, ",")) > 1:
+        answers.append(tidy(separated))                   # 100,200 is a list where the gold is one
     try:
-        equal = any(same(golds, a, _undecided) for a in answers)
+        right = any(equal(golds, a, _undecided) for a in answers)
         by = ""
     except Undecided:
-        equal = ask("math", golds, answers)
+        right = ask("math", golds, answers)
         by = " (sympy)"
-    if isinstance(equal, str):                            # why there was no answer
-        return Verdict(False, answer, equal)
-    return Verdict(equal, answer, f"equal{by}" if equal else f"not equal{by}")
+    if isinstance(right, str):                            # why there was no answer
+        return Verdict(False, answer, right)
+    return Verdict(right, answer, f"equal{by}" if right else f"not equal{by}")

@@ -18,7 +18,8 @@ from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 from grading.cores import CORES
-from grading.math_answers import readable, same
+from grading.math_answers import equal
+from grading.scalars import readable
 
 
 @functools.lru_cache(2048)
@@ -40,14 +41,20 @@ def _expression(s):
 def _equal_scalars(gold, answer):
     """Whether two readable scalars are equal: numbers to 45 digits; expressions at points where the gold is
     defined (no root or logarithm of a negative number, unless it is about i), equations as multiples of each
-    other there; what has no values (relations) as math-verify says. For the workers: it may take for ever."""
+    other there, identities only if they say the same; what has no values (relations) as math-verify says. For
+    the workers: it may take for ever."""
     import math_verify
     import sympy
+    from sympy.logic.boolalg import BooleanAtom
     a, b = _expression(gold), _expression(answer)
+    if isinstance(a, BooleanAtom) or isinstance(b, BooleanAtom):       # 1 = 1 is no answer
+        return False
     if a == b:
         return not a.has(sympy.nan, sympy.zoo)
     equations = {isinstance(x, sympy.Eq) for x in (a, b)}
     if equations == {True}:
+        if sorted(map(str, (a.lhs.doit(), a.rhs.doit()))) == sorted(map(str, (b.lhs.doit(), b.rhs.doit()))):
+            return True
         a, b = a.lhs - a.rhs, b.lhs - b.rhs
     if len(equations) > 1 or a.is_Rational and b.is_Rational:
         return False
@@ -65,11 +72,15 @@ def _equal_scalars(gold, answer):
         if not (x.is_number and y.is_number and x.is_finite) or any(e.subs(at).is_negative for e in positive):
             continue
         if ratio is None:
-            ratio = x / y if y != 0 else None
+            if (abs(x) <= tiny) != (abs(y) <= tiny):
+                return False
+            ratio = x / y if abs(x) > tiny else None
         elif not y.is_finite or abs(x - y * ratio) > tiny * (1 + abs(x)):
             return False
         else:
             agreed += 1
+    if equations == {True} and agreed == 0:               # two identities: whatever holds everywhere
+        return False
     return agreed >= min(points, 2) or agreed == 0 and math_verify.verify(a, b, timeout_seconds=None)
 
 
@@ -227,7 +238,7 @@ def _work(pipe):
         while True:
             gold, *answers = json.loads(pipe.recv_bytes())
             signal.setitimer(signal.ITIMER_REAL, ANSWER_SECONDS)     # not caught: it ends the process
-            pipe.send_bytes(json.dumps(any(same(gold, answer, _compare) for answer in answers)).encode())
+            pipe.send_bytes(json.dumps(any(equal(gold, answer, _compare) for answer in answers)).encode())
             signal.setitimer(signal.ITIMER_REAL, 0)
     finally:
         os._exit(0)

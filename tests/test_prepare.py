@@ -709,7 +709,8 @@ def test_full_disk(room, own, tmp_path):
     """One line, whichever file had no room, and the same call goes on when there is some."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}", "x", disk], capture_output=True).returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={room}", "x", disk]
+    if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("cannot mount")
     try:
         process = call(*flags(own, disk / "out"))

@@ -119,7 +119,6 @@ MATH = {
         12 | 12 square units
         20 | 20 \text{ dollars}
         20 | \text{20 dollars}
-        16 | 16 s
         16 | 16\text{ s}
         9.8 | 9.8 \, \text{m/s}^2
         9.8 | 9.8\ m/s^2
@@ -144,9 +143,10 @@ MATH = {
         36\sqrt{3} | 36 \sqrt{3} \text{ cm}^2
         5x | 5x \text{ cm}
         100 | 100^{\circ}C
-        3 | 3m
         """, r"""
         3mg | 3
+        3 | 3m
+        16 | 16 s
         2n | 2
         2 n | 2
         n \text{ is even} | n
@@ -456,6 +456,346 @@ MATH = {
         12_5 | 12
         12_5 | 12_6
         """),
+    "what is true everywhere is equal to itself only": (r"""
+        \cos 2x = 1-2\sin^2 x | \cos(2x) = 1 - 2\sin^2(x)
+        \cos 2x = 1-2\sin^2 x | \cos 2x = 1-2 \sin^{2} x
+        \log_2 32=5 | 5
+        \log_2 32=5 | \log_2(32) = 5
+        """, r"""
+        \cos 2x = 1-2\sin^2 x | 0=0
+        \cos 2x = 1-2\sin^2 x | x=x
+        \cos 2x = 1-2\sin^2 x | x=1
+        \cos 2x = 1-2\sin^2 x | \cos 2x=\cos 2x
+        \cos 2x = 1-2\sin^2 x | \sin 2x=2\sin x\cos x
+        \log_2 32=5 | \log_2 8=3
+        \log_2 32=5 | 1=1
+        \log_2 32=5 | 5=5=6
+        x+x=2x | y=y
+        """),
+    "matrices in every bracket, with factors, transposed; determinants": (r"""
+        \left[\begin{array}{cc}1&0\\0&1\end{array}\right] | \begin{pmatrix}1&0\\0&1\end{pmatrix}
+        \begin{pmatrix}1&0\\0&4\end{pmatrix} | \left[\begin{matrix}1&0\\0&4.0\end{matrix}\right]
+        \begin{pmatrix}1&0\\0&4\end{pmatrix} | \begin{bmatrix}1&0\\[4pt]0&4\end{bmatrix}
+        \begin{pmatrix}1&0\\0&4\end{pmatrix} | \left(\begin{smallmatrix}1&0\\0&4\end{smallmatrix}\right)
+        \begin{pmatrix}1\\4\end{pmatrix} | (1,4)^T
+        \begin{pmatrix}1\\4\end{pmatrix} | \begin{bmatrix}1&4\end{bmatrix}^{\top}
+        \begin{pmatrix}k\\2k\end{pmatrix} | k\begin{pmatrix}1\\2\end{pmatrix}
+        \begin{pmatrix}-1\\-2\end{pmatrix} | -\begin{pmatrix}1\\2\end{pmatrix}
+        \begin{pmatrix}\frac{1}{3}\\1\end{pmatrix} | \frac13\left[\begin{array}{r}1\\3\end{array}\right]
+        \begin{pmatrix}1&0\\0&4\end{pmatrix} | \begin{pmatrix}1&0\cr 0&4\cr\end{pmatrix}
+        \begin{vmatrix}1&2\\3&4\end{vmatrix} | \left|\begin{array}{cc}1&2\\3&4\end{array}\right|
+        1 | \det\begin{pmatrix}1&0\\0&1\end{pmatrix}
+        6 | \begin{vmatrix}2&0\\0&3\end{vmatrix}
+        """, r"""
+        \begin{pmatrix}1&2\\3&4\end{pmatrix} | \left\{\begin{matrix}1&2\\3&4\end{matrix}\right\}
+        \begin{pmatrix}1&0\\0&1\end{pmatrix} | \left[\begin{array}{cc}1&0\\1&0\end{array}\right]
+        \begin{pmatrix}1\\4\end{pmatrix} | (1,4,)^T
+        \begin{pmatrix}1\\4\end{pmatrix} | (4,1)^T
+        \begin{pmatrix}1&2\\3&4\end{pmatrix} | \begin{pmatrix}1&2\\3&4\end{pmatrix}^T
+        \begin{pmatrix}1&2\\3&4\end{pmatrix} | \frac12\begin{pmatrix}1&2\\3&4\end{pmatrix}
+        \begin{pmatrix}1&2\\3&4\end{pmatrix} | -2
+        6 | \begin{vmatrix}2&0\\1&2\end{vmatrix}
+        """),
+    "functions given by cases, systems, aligned lines": (r"""
+        \begin{cases} x & x>0 \\ 1 & x<0\end{cases} | \begin{cases} 1, & \text{if } x<0 \\ x, & x>0\end{cases}
+        f(x)=\begin{cases} x & x>0 \\ 0 & x<0\end{cases} | f(x)=\begin{cases} x, & x>0 \\ 0, & x<0\end{cases}
+        2 | \begin{aligned} x &= 1+1 \\ &= 2\end{aligned}
+        x=1, y=2 | \begin{cases} x=1 \\ y=2 \end{cases}
+        """, r"""
+        \begin{cases} x & x>0 \\ -x & x\le 0\end{cases} | \begin{cases} -x & x> 0 \\ x & x\le 0\end{cases}
+        """),
+    "an exact value and its decimal": (r"""
+        \frac{\pi}{4} | \frac{\pi}{4} \approx 0.785
+        \frac{\sqrt{3}}{2} | \frac{\sqrt{3}}{2}\approx0.866
+        2.35 | x \approx 2.35
+        \sqrt{2} | x = \sqrt{2} \approx 1.41
+        0.785 | \frac{\pi}{4} \approx 0.785
+        """, r"""
+        \sqrt{2} | \sqrt{2} \approx 1.732
+        \sqrt{2} | \approx 1.414
+        \sqrt{2} | x \approx 1.414
+        \frac{\pi}{3} | \frac{\pi}{4} \approx 0.785
+        2 | 1.99 \approx 2
+        """),
+    "letters are no units, nor are words that make another number of it": (r"""
+        5000000 | 5\text{ million}
+        3.5\text{ million} | 3,500,000
+        60 | 5\text{ dozen}
+        \frac32 | 3\text{ halves}
+        16\text{ s} | 16s
+        9.8\text{ m/s}^2 | 9.8m/s^2
+        """, r"""
+        3 | 3k
+        3 | n=3k
+        2 | 2a
+        \frac32 | \frac32 a
+        (2,3) | (2a,3a)
+        x>2 | x>2n
+        1000 | 10^{3}n
+        0 | 0n
+        3 | 3N
+        3 | 3\text{k}
+        3 | 3\text{ ninths}
+        3 | 3\text{ millionths}
+        5 | 5\text{ lakhs}
+        5 | 5\text{ myriads}
+        5 | 5\text{ scores}
+        5 | 5\text{ googols}
+        5 | 5\text{ squared}
+        5 | 5\text{ tens}
+        5 | 5\text{ million ways}
+        5 | 5\text{ half hours}
+        3.5\text{ million} | 3.5
+        3.5\text{ million} | 350000
+        """),
+    "units of every kind": (r"""
+        84 | 84\text{ different ways}
+        5 | 5\text{ distinct values}
+        4 | 4\text{ ordered pairs}
+        6 | 6\text{ years old}
+        5 | 5\text{ cm each}
+        5 | 5^{\text{th}}
+        5 | 5\text{th}
+        1 | 1^{st}
+        45 | 45\deg
+        45 | 45º
+        5 | 5\,\Omega
+        5 | 5\,\mu\text{m}
+        5 | 5\,\mathrm{m}\,\mathrm{s}^{-1}
+        5 | 5\,\mathrm{m\,s^{-1}}
+        5 | 5\text{ m}^3/\text{s}
+        5 | 5\,\mathrm{kg \cdot m/s}
+        5 | 5\text{ N·m}
+        5 | 5¢
+        5 | ₹5
+        7 | \text{The length is }7\text{ cm}
+        0.35 | 35 percent
+        0.35 | 35\text{ percent}
+        10 | 10''
+        12 | 12\text{ cm}^2
+        12 | 12\,\mathrm{cm}^2
+        5 | 5\text{ V}
+        120 | 120^\circ \text{C}
+        3\sqrt2 | 3\sqrt{2}\text{ units}
+        """, r"""
+        84 | 84\text{ to }90\text{ ways}
+        5 | 5\text{ more ways}
+        5 | 6^{\text{th}}
+        35 | 3.5\text{ percent}
+        5 | 5\text{ or so}
+        """),
+    "a number in words or with a label": (r"""
+        7 | \text{The answer is } 7
+        7 | \text{The answer is 7}
+        7 | \text{Answer: } 7
+        7 | \text{Therefore, } 7
+        """, r"""
+        7 | \text{The answer is not } 7
+        7 | \text{The answer is about } 7
+        7 | \text{The answer is } 8
+        7 | \text{at least } 7
+        """),
+    "an option's letter with its value": (r"""
+        7 | \textbf{(B)}\ 7
+        B | \textbf{(B)}\ 7
+        \textbf{(B)}\ 7 | 7
+        \textbf{(B)}\ 7 | B
+        \frac{\pi}{2} | \text{(E)}\ \frac{\pi}{2}
+        -7 | \mathrm{(C)}\ -7
+        """, r"""
+        B | \textbf{(C)}\ 7
+        7 | \textbf{(B)}\ 8
+        \textbf{(B)}\ 7 | \textbf{(C)}\ 7
+        A | (A)(C)
+        A | (A) \text{ and } (C)
+        """),
+    "fonts, sizes and braces show nothing": (r"""
+        7 | {{7}}
+        3,5,7 | {{3, 5, 7}}
+        90^\circ | {{90^\circ}}
+        \frac{14}{3} | \mathbf{\frac{14}{3}}
+        -5 | \mathbf{-5}
+        90^\circ | \mathbf{90^\circ}
+        7 | {\tt 7}
+        7 | \Large{7}
+        7 | \underline{7}
+        7 | \mathsf{7}
+        7 | \texttt{7}
+        7 | \textcolor{red}{7}
+        3\mathbf{i}-\mathbf{j} | 3\hat{i}-\hat{j}
+        3\mathbf i-\mathbf j | 3\vec{i}-\vec{j}
+        \mathbb{R} | \mathbf{R}
+        """, r"""
+        7 | {{8}}
+        """),
+    "ratios": (r"""
+        3:5 | 6:10
+        3:5 | \frac35
+        3:5 | 3\text{ to }5
+        1:2:3 | 2:4:6
+        AB:CD=3:4 | 3:4
+        """, r"""
+        3:5 | 5:3
+        3:30\text{ PM} | \frac{1}{10}
+        3:5 | \frac53
+        1:2:3 | 1:3:2
+        \frac{3}{5} | 3:5
+        """),
+    "sets of reals are equal as sets": (r"""
+        (2,5) | (2;5)
+        [2;5) | [2,5[
+        \mathbb{R} | \text{all reals}
+        (-\infty,-1)\cup(-1,\infty) | \mathbb{R}\setminus\{-1\}
+        (2,5) | x>2 \text{ and } x<5
+        (-3,3) | |x|<3
+        |x-1|\le 2 | [-1,3]
+        (-\infty,-3)\cup(3,\infty) | |x|>3
+        [0,2] | [0,1]\cup[1,2]
+        x<2 | x-2<0
+        x<2 | -x>-2
+        x<2 | 2x<4
+        (0,3) | 0<f(x)<3
+        x\ne 4 | x != 4
+        [2,\infty) | x \in [2, +\infty[
+        (-\infty,2]\cup[3,\infty) | ]-\infty,2] \cup [3,+\infty[
+        """, r"""
+        2 | \neq 2
+        (2,5) | x>2 \text{ or } x<5
+        (2,5) | x\ge2 \text{ and } x<5
+        (-\infty,-1)\cup(-1,\infty) | \mathbb{R}\setminus\{1\}
+        (-\infty,-1)\cup(-1,\infty) | \mathbb{R}
+        (-3,3) | |x|\le 3
+        (-3,3) | |x|>3
+        [0,2] | [0,1)\cup(1,2]
+        [0,2] | [0,1]\cup[1,3]
+        x<2 | -x<-2
+        x<2 | 2x<2
+        ]2,5[ | [2,5]
+        (1,2) | y\in[1,2)
+        \infty | -\text{infinity}
+        2 | \ne 2
+        """),
+    "named components, several solutions": (r"""
+        (2,5),(5,2) | (2,5)or(5,2)
+        (a,b,c)=(1,2,3) | b=2, a=1, c=3
+        (3,-1) | y=-1, x=3
+        (1,2),(2,1) | x=1,y=2 \text{ or } x=2,y=1
+        \{1,2\} | \{x : x=1 \text{ or } x=2\}
+        x=1,y=2 | (x,y)=(1,2)
+        (2;5) | (2,5)
+        """, r"""
+        (a,b,c)=(1,2,3) | a=1,b=3,c=2
+        (3,-1) | x=-1, y=3
+        (3,-1) | m=3, b=-1
+        x=3, y=-1 | -1, 3
+        x=3, y=-1 | (-1, 3)
+        (1,2),(2,1) | x=1,y=2
+        (2,5),(5,2) | (2,5)or(5,3)
+        (1,3),(2,4) | (1,4)
+        (a,b)=(1,2) | (x,y)=(1,2)
+        (a,b)=(1,2) | \{1,2\}
+        x=1, y=2 | \{1,2\}
+        a=2, b=3 | 2 \text{ or } 3
+        (2;5) | (5;2)
+        (2;5) | 5, 2
+        1,2 | (1,2)
+        """),
+    "sets count no item twice": (r"""
+        \{1,2\} | \{1,2,2\}
+        """, r"""
+        \{1,2\} | \{1,1\}
+        \{1,2,3\} | \{1,2,2\}
+        1,1,2 | 1,2,2
+        """),
+    "a quantity's name and its value": (r"""
+        7 | P(X=3) = 7
+        25 | |AB|^2=25
+        \frac12 | \lim_{x\to0}\frac{1-\cos x}{x^2} = \frac{1}{2}
+        x^2+C | \int 2x\,dx = x^2+C
+        \frac{AB}{CD}=\frac{2}{5} | \frac25
+        \frac25 | \frac{AB}{CD}=\frac{2}{5}
+        |AB|=7 | 7
+        \sin A=\frac12 | \frac12
+        \frac12 | \sin A=\frac12
+        f(x)=2x+1 | f(t)=2t+1
+        7 | m+n = 7
+        5 | x^2+y^2 = 5
+        7 | 2n+1 = 2(3)+1 = 7
+        """, r"""
+        7 | a+b+c=8
+        7 | 7+1=7
+        7 | 3x+1=7
+        9 | x^2=9
+        7 | 2+2=7
+        2x | x^2=2x
+        x^2=4 | 4
+        2x | \frac{dy}{dx}=3x
+        \frac{AB}{CD}=\frac{2}{5} | \frac{5}{2}
+        |AB|=7 | |AC|=7
+        f(x)=2x | f(t)=2x
+        f(x)=2x | g(t)=2t
+        f(x)=2x | f(t)=3t
+        f(x)=ax | f(a)=a^2
+        5 | 4+1=5=6
+        7 | 7 = 8 = x
+        6 | 2x+3y=6 \text{ or } 7
+        2x+3y=6 | 6
+        \sin x=\frac12 | \frac12
+        """),
+    "one thing, spelled in many ways": (r"""
+        10 | {52 \choose 0}\cdot 10
+        \binom{52}{5} | {52 \choose 5}
+        \frac13 | 0.\dot{3}
+        \frac{1}{7} | 0.\dot{1}4285\dot{7}
+        3 \pmod{7} | 3 \pmod 7
+        10 | x\equiv10
+        10 | x \equiv 10 \pmod{13}
+        O(n^2) | \mathcal{O}(n^2)
+        p\wedge q | p \land q
+        1011_2 | (1011)_2
+        1011_2 | 1011_{\text{two}}
+        1011_2 | 1011_{(2)}
+        3\text{ p.m.} | 3\text{ PM}
+        2 | =2
+        58500 | \,58,500
+        58,500 | \$\,58,500
+        24680 | 24,\! 680
+        24680 | 24\, 680
+        24680 | 24,\,680
+        \frac{1+i}{\sqrt2} | \operatorname{cis}\frac{\pi}{4}
+        2i | 2\operatorname{cis}(90^\circ)
+        1+i\sqrt3 | 2\text{cis}60^\circ
+        3-2i | \overline{3+2i}
+        \text{ellipse} | \text{an ellipse}
+        \frac{5}{8} | \frac 5 8
+        8 | 2^(3)
+        \sqrt[3]{2} | 2**(1/3)
+        9,4,6 | {4,6,9}
+        \pm 6 | {-6,6}
+        a_1^2 | a^2_1
+        \frac{\pi}{2} | \frac \pi 2
+        \frac{x+1}{2} | {x+1 \over 2}
+        3 \pmod 7 | 3 (\text{mod } 7)
+        x \equiv 3 \pmod 7 | x\equiv 10\pmod{7}
+        2,3,5 | 2\text{, }3\text{, and }5
+        e^{2x} | e^(2x)
+        3:00\text{ p.m.} | 3:00 PM
+        58500 | x=\,58,500
+        \text{DNE} | \text{The limit does not exist}
+        """, r"""
+        \frac13 | 0.\dot{3}1
+        p\land q | p\lor q
+        1011_2 | 1011_3
+        1011_2 | 1011
+        \frac{1+i}{\sqrt2} | \operatorname{cis}\frac{\pi}{3}
+        3-2i | \overline{3-2i}
+        2 | 2\text{ or } x
+        58500 | 58,5,00
+        3 \pmod 7 | 3 \pmod 5
+        x \equiv 3 \pmod 7 | x\equiv 4\pmod{7}
+        3:00\text{ p.m.} | 3:00\text{ a.m.}
+        \text{DNE} | \text{does exist}
+        """),
     "an answer that is nothing": (r"""
         """, r"""
         5 |
@@ -490,6 +830,16 @@ RESPONSES = [
     ("5", r"\boxed{\text{5}", False, "an unclosed box is wrong"),
     ("5", r"\boxed5", False, "no braces, no box"),
     ("5", r"The answer is 5", False, "no box"),
+    (r"\frac12", r"\\boxed{\\frac{1}{2}}", True, "backslashes doubled, as in JSON"),
+    ("7", r"so \\[ \\boxed{7} \\]", True, "backslashes doubled, as in JSON"),
+    ("7", r"\\boxed{8}", False, "backslashes doubled, as in JSON"),
+    ("7", r"x \\ \boxed{7}", True, "a new line before the box"),
+    ("7", r"x \\\boxed{7}", True, "a new line before the box"),
+    ("5", r"</think> I did not use <think> tags. \boxed{5}", True, "a tag only spoken of"),
+    ("5", r"<think> a </think> \boxed{5}. My thoughts stand in `<think>`.", True, "a tag only spoken of"),
+    ("5", r"<think> a </think> \boxed{5} stands behind the </think> tag.", True, "a tag only spoken of"),
+    ("5", "</think>\n<think>\nagain \\boxed{5}", False, "thoughts opened again"),
+    ("5", r"</think> so <think> again \boxed{5}", False, "thoughts opened again"),
     ("5", r"", False, "nothing"),
     ("5", r"\boxed{}", False, "an empty box"),
     (r"\frac{1}{2}", r"\boxed{\frac{1}{2}}", True, "braces within"),
