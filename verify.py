@@ -129,9 +129,9 @@ _SPOKEN = r" (?:tags?|tokens?|blocks?|sections?|elements?|above|below|was|were|i
 _BEFORE = """the a an no any my in use used using with without of outside inside after before see tag token
              called named word""".split()
 _UNSPOKEN = "".join(rf"(?<!{word} )" for word in _BEFORE)
-_OPENING = re.compile(rf"^\s*<think>|{_UNSPOKEN}"
+_OPENING = re.compile(rf"^[ \t]*<think>|{_UNSPOKEN}"
                       rf"(?<![`\"'(])<think>(?![`\"',)]|{_SPOKEN})", re.M)
-_CLOSING = re.compile(rf"(?<![`\"'])</think>(?![`\"']|{_SPOKEN})")
+_CLOSING = re.compile(r"(?<![`\"'])</think>(?![`\"']| (?:tags?|tokens?)\b)")
 
 
 def timed_out(reason) -> bool:
