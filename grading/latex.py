@@ -35,7 +35,8 @@ def boxes_of(text):
         if start < end:                                   # it lies within the one before
             continue
         content = None if stop is None else text[inside:stop]
-        if content is not None and text.startswith("\\\\", start) and text[start + 2] != "\\":
+        doubled = text.startswith("\\\\", start) and text[start + 2] != "\\"
+        if doubled and content and not re.search(r"(?<!\\)\\[A-Za-z]", content):
             content = content.replace("\\\\", "\\")
         boxes.append((start, content))
         end = stop or 0                                   # one never closed holds nothing

@@ -266,7 +266,8 @@ def _same_item(gold, answer, leaf):
         if sides[0] != gold_sides[0]:                     # x = 5 is not y = 5, but 2y = 10 is y = 5
             return leaf(gold, answer)
         sides = sides[1:]
-    if numeric and number(value) == 0 and len(sides) > 1 and not _QUANTITY.fullmatch(sides[0]):
+    zero = numeric and number(value) == 0 and len(sides) > 1 and not _QUANTITY.fullmatch(sides[0])
+    if zero and names_of(sides[0]) & set("xyz"):
         return leaf(gold, answer) if len(gold_sides) > 1 else False          # 2x-y = 0 is no 0
     if numeric and len(sides) == 2 and _is_equation(sides[0]):
         return False                                      # 2x+1 = 7 says that x is 3
@@ -347,7 +348,7 @@ def _same_about(golds, answers, leaf):
     r"""exact \approx decimal: the exact value where the decimal is about that, or the decimal where it is the
     gold and the exact one rounds to it."""
     def meant(parts):
-        named = parts[0] == "" or re.fullmatch(_NAME, parts[0]) and len(parts) > 1
+        named = parts[0] == "" or re.fullmatch(_NAME, parts[0]) and not _is_numeric(parts[0])
         return parts[1:] if named else parts
 
     golds, answers = meant(golds), meant(answers)
@@ -367,7 +368,8 @@ def _consistent(exact, decimals):
     others = [_plain_value(decimal) for decimal in decimals]
     if None in others:
         return False
-    return value is None or all(abs(value - other) <= 0.02 * abs(value) for other in others)
+    return value is None or all(abs(value - other) <= 0.02 * abs(value) or _rounds_to(exact, decimal)
+                                for decimal, other in zip(decimals, others, strict=True))
 
 
 def _rounds_to(exact, decimal):
