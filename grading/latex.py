@@ -162,7 +162,8 @@ def _group(kind, opening, inside):
         plain = re.sub(r"\\[,;:! ]|~|\\q?quad" + END, " ", inside)
         if unit := as_unit(plain):
             return rf"\text{{{unit}}}"
-        wordy = not re.search(r"[\\{}0-9]", plain) and re.search("[A-Za-z,;:]", plain)
+        mathematics = r"[\\{}0-9]" if opening.startswith((r"\text", r"\mbox")) else r"[\\{}0-9,;=<>+]"
+        wordy = not re.search(mathematics, plain) and re.search("[A-Za-z,;:]", plain)
         return rf"\text{{{plain}}}" if wordy or not plain.strip() else inside
     return "{,}" if inside == "," else inside
 
@@ -320,7 +321,7 @@ _BRACES = _rules(
     (r"(?<![0-9.])(?=\.[0-9])", "0"),
     (r"\+(?=\\infty)", ""),
     (r"(?<=[0-9])\^?\{?(?:\\text\{)?(?:st|nd|rd|th)\}{0,2}(?![A-Za-z])", ""),        # 5th
-    (r"(?<=[0-9}])'{1,2}$|(?<=[0-9])\"$", ""),                                        # 10'' is 10 inches
+    (r"^([^'^]*[0-9}])(?:'{1,2}|\")$", r"\1"),                                          # 10'' is 10 inches
     (r"\\cis ?" + _ANGLE, r"(\\cos(\1)+i\\sin(\1))"),
     (r"\\overline\{([^{}]*|[^{}]*\\sqrt\{[0-9]+\}[^{}]*)\}", lambda m: _conjugate(m)),
     (r"^[.,;:=]+|[.,;:]+$", ""))
@@ -348,6 +349,8 @@ def _conjugate(match):
     return "(" + re.sub(r"(?<![A-Za-z\\])i", "(-i)", match[1].replace(r"\pi", r"\pi ")) + ")"
 
 
+_ANSWER = re.compile(r"^(\s*\\text\{|)\s*(?:so,?\s*)?(?:(?:the|my|our|final|correct)\s+)*"
+                     r"answer\s*(?:is\b:?|:)\s*", re.I)
 _LABEL = re.compile(r"\s*(?:\\text\{(?P<words>[^{}]*)\}|(?P<bare>(?:[A-Za-z]+[ ,']+)*[A-Za-z]+))\s*"
                     r"(?P<colon>[:=]?)\s*(?P<rest>[-+]?(?:[0-9.]|\\|[(\[{|]|[A-Za-z](?![A-Za-z])).*)", re.S)
 _LEADS = frozenset("""
@@ -360,6 +363,7 @@ _HEDGES = frozenset("""
 
 def _unlabelled(s):
     r"""s without words that only say what follows: \text{The answer is }7, \text{Area: }12."""
+    s = _ANSWER.sub(r"\1", s)
     match = _LABEL.match(s)
     if not match:
         return s

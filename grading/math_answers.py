@@ -64,9 +64,11 @@ def _items(s):
     items = [p for p in parts[::2] if p] + [""] * (len(parts) > 1 and not (parts[0] and parts[-1]))   # "5 or"
     union = r"\cup" in parts[1::2] or r"\text{or}" in parts[1::2] and all(_range(p) for p in items)
     both = [signed for item in items for signed in _both_signs(item)]
-    if content is None:
-        return "union" if union else "list", both
-    return "set", list({number(item) or item: item for item in both}.values())     # no item twice
+    return "set" if content is not None else "union" if union else "list", both
+
+
+def _distinct(items):
+    return list({number(item) or item: item for item in items}.values())
 
 
 _SIGNS = re.compile(r"\\(pm|mp)(?![a-z])")
@@ -150,6 +152,9 @@ def same(gold, answer, leaf):
         if decided is not None:
             return decided
     (gold_kind, golds), (kind, answers) = _items(gold), _items(answer)
+    if len(golds) != len(answers) or gold_kind == kind == "set":         # a set has no item twice
+        golds, answers = (_distinct(items) if of == "set" else items
+                          for of, items in ((gold_kind, golds), (kind, answers)))
     if len(golds) != len(answers) or not 0 < len(golds) <= ITEMS:
         return False
     if len(golds) > 1 and "union" in (gold_kind, kind) and gold_kind != kind:
@@ -266,9 +271,9 @@ def _same_item(gold, answer, leaf):
         if sides[0] != gold_sides[0]:                     # x = 5 is not y = 5, but 2y = 10 is y = 5
             return leaf(gold, answer)
         sides = sides[1:]
-    zero = numeric and number(value) == 0 and len(sides) > 1 and not _QUANTITY.fullmatch(sides[0])
-    if zero and names_of(sides[0]) & set("xyz"):
-        return leaf(gold, answer) if len(gold_sides) > 1 else False          # 2x-y = 0 is no 0
+    standing = numeric and number(_without_unit(value, True, "")[0]) in (0, 1)
+    if standing and len(sides) > 1 and not _QUANTITY.fullmatch(sides[0]) and names_of(sides[0]) & set("xyz"):
+        return False                                      # 2x-y = 0 is a line, x^2-y^2 = 1 a curve
     if numeric and len(sides) == 2 and _is_equation(sides[0]):
         return False                                      # 2x+1 = 7 says that x is 3
     if numeric:                                           # the other sides say of what it is the value

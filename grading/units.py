@@ -95,15 +95,15 @@ def _plural(word):
     return word.endswith("s") and not word.endswith("ss") and len(word) > 3
 
 
-_SIGNS = re.compile(r"\\(?:cdot|times|mu|Omega|circ|text|mathrm)(?![A-Za-z])|[\s{}^/.*()0-9-]")
+_SIGNS = re.compile(r"\^\s*(?:\{\s*-?[0-9]\s*\}|[0-9])|\\(?:cdot|times)(?![A-Za-z])|[\s{}/.*]")
 
 
 @functools.lru_cache(4096)
 def as_unit(latex):
     r"""The words of a unit written with signs, m\cdot s^{-1} or \mu m; "" of what is none."""
-    if not re.search(r"[\\^/]", latex) or re.match(r"\s*-?[0-9]", latex):
+    if not re.search(r"[\\^/]", latex):
         return ""
     named = latex.replace(r"\Omega", " ohm ").replace(r"\mu", "u")
-    words = re.sub(r"(?<=u)\s+(?=[A-Za-z])", "", _SIGNS.sub(" ", named)).split()
+    words = re.sub(r"\bu\s+(?=[A-Za-z])", "u", _SIGNS.sub(" ", named)).split()
     good = words and all(re.fullmatch("[A-Za-z]+", word) and is_unit(word) for word in words)
     return " ".join(words) if good else ""

@@ -419,6 +419,8 @@ MATH = {
         \ln(ab) | \ln a+\ln b
         2^{n+1} | 4^n
         2x | 2x + 10^{-9}
+        \lfloor\log_{2} n\rfloor+1 | 1
+        \lfloor\sqrt{n-1}\rfloor | 0
         x+1 | x+2
         """),
     "complex numbers": (r"""
@@ -589,8 +591,13 @@ MATH = {
         7 | \text{The answer is 7}
         7 | \text{Answer: } 7
         7 | \text{Therefore, } 7
+        \text{no solution} | \text{The answer is } no solution
+        \text{Yes} | \text{The answer is Yes}
+        ab+b | \text{Answer: } ab+b
         """, r"""
         7 | \text{The answer is not } 7
+        \text{Yes} | \text{The answer is not Yes}
+        \text{Yes} | \text{The answer is no}
         7 | \text{The answer is about } 7
         7 | \text{The answer is } 8
         7 | \text{at least } 7
@@ -615,6 +622,8 @@ MATH = {
         90^\circ | {{90^\circ}}
         \frac{14}{3} | \mathbf{\frac{14}{3}}
         -5 | \mathbf{-5}
+        -t^2-t-3 | \mathbf{-t^2 - t - 3}
+        I,II,IV | \mathbf{I,II,IV}
         90^\circ | \mathbf{90^\circ}
         7 | {\tt 7}
         7 | \Large{7}
@@ -702,6 +711,7 @@ MATH = {
         """),
     "sets count no item twice": (r"""
         \{1,2\} | \{1,2,2\}
+        1,1,2 | \{1,1,2\}
         """, r"""
         \{1,2\} | \{1,1\}
         \{1,2,3\} | \{1,2,2\}
@@ -727,6 +737,9 @@ MATH = {
         7 | 3x+1=7
         9 | x^2=9
         7 | 2+2=7
+        0 | 5x-7y+4 = 0
+        0^\circ | 2x+3y-z=0
+        1 | \frac{x^2}{2}-\frac{y^2}{2}=1
         2x | x^2=2x
         x^2=4 | 4
         2x | \frac{dy}{dx}=3x
