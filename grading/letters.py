@@ -21,9 +21,10 @@ import re
 import unicodedata
 
 from grading import Verdict
-from grading.math_answers import boxes_of
+from grading.latex import boxes_of
 
 LONGEST = 400              # characters of a line that may be the text of an option
+READ = 100_000             # characters at a text's end in which a letter without a box is looked for
 
 # -- one spelling --------------------------------------------------------------------------------------------
 
@@ -301,7 +302,7 @@ def letter_of(text, options=None):
     text = re.sub(r"(?<!\\)\\\\(?=fbox|boxed)", r"\\", text)
     letter, text = _of_boxes(text, options)
     if letter is None:
-        text = _plain(text)
+        text = _plain(text[-READ:])
         letter = _stated(text, options)
     if letter is None:
         letter = _marked(text, options)
