@@ -24,6 +24,7 @@ from grading import Verdict
 from grading.latex import boxes_of
 
 LONGEST = 400              # characters of a line that may be the text of an option
+LONGEST_BOX = 4000         # characters of one that may hold a letter
 READ = 100_000             # characters at a text's end in which a letter without a box is looked for
 
 # -- one spelling --------------------------------------------------------------------------------------------
@@ -148,6 +149,8 @@ _LABELS = re.compile(r"(?:[,/&;]|\b(?:or|and)\b)\s?[(\[]?[A-J][)\]:]")
 def _boxed(inside, options):
     """The letter in a box like C, (C), \\text{C}, C. 5 N, or in one with the text of an option; "" where
     there are two; None where there is none."""
+    if len(inside) > LONGEST_BOX:
+        return None
     text = _plain(inside).strip(" \n*")
     match = _BOXED.match(text)
     if not match:
