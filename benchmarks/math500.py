@@ -5,10 +5,11 @@ r"""Real golds against the grader: each against itself and its worked solution, 
 
 MATH-500 is a .jsonl of rows {"problem", "solution", "answer"}; evalchemy, for one, holds a copy (github
 mlfoundations/evalchemy, eval/chat_benchmarks/MATH500/data/math500.jsonl). Counted are golds refused against
-themselves, boxes of solutions refused, and each of SPELLINGS where it applies to a gold (a spelling in which
-a mathematician reads the same answer). Then every ordered pair of distinct golds (PAIRS of them, drawn, where
-there are more): those said to be equal are printed, for a reader to judge. Refused ones are printed with the
-grader's reason; the exit status is 1 if there is one.
+themselves, boxes of solutions refused, each of SPELLINGS where it applies to a gold (a spelling in which a
+mathematician reads the same answer), and golds with a digit or the sign changed, which are wrong. Then every
+ordered pair of distinct golds (PAIRS of them, drawn, where there are more): those said to be equal are
+printed, for a reader to judge. A refused answer is printed with the grader's reason; the exit status is 1 if
+there is one, or if a changed one is accepted.
 """
 
 import json
@@ -190,6 +191,30 @@ def check_spellings(rows):
     return sum(map(len, refused.values()))
 
 
+def changed(gold):
+    """Golds with one digit another, or the sign turned: wrong answers, each near a right one."""
+    for digit in re.finditer(r"\d", gold):
+        other = str((int(digit[0]) + 1) % 10)
+        yield gold[:digit.start()] + other + gold[digit.end():]
+    if scalar(gold) and gold not in ("0", "0.0"):
+        yield gold[1:] if gold.startswith("-") else f"-({gold})"
+
+
+def check_changes(rows):
+    """Prints the changed golds that are said to be right; returns their number. Golds with words are left
+    out: a digit of theirs may be a unit's."""
+    asked = []
+    for gold in sorted({gold for gold, _ in rows}):
+        if not re.search(r"\\(text|mbox)", gold):
+            asked += [(gold, answer) for answer in changed(gold)]
+    verdicts = grade_batch([("math", rf"\boxed{{{answer}}}", gold) for gold, answer in asked])
+    accepted = [pair for pair, verdict in zip(asked, verdicts, strict=True) if verdict.correct]
+    print(f"{len(asked)} golds with a digit or the sign changed: {len(accepted)} accepted")
+    for gold, answer in accepted:
+        print(f"accepted: {gold} | {answer}")
+    return len(accepted)
+
+
 def check_pairs(rows):
     """Prints the pairs of distinct golds, in either order, that are said to be equal."""
     golds = sorted({gold for gold, _ in rows})
@@ -213,6 +238,7 @@ if __name__ == "__main__":
         rows = read(path)
         print(f"{path}: {len(rows)} rows")
         missed += check_spellings(rows)
+        missed += check_changes(rows)
         check_pairs(rows)
         print(f"{time.perf_counter() - start:.0f} s")
     sys.exit(missed > 0)
