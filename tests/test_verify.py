@@ -72,6 +72,29 @@ def test_math():
     assert not check_math(MATH_CASES)
 
 
+GOLDS = r"""
+7 @ -12 @ 2048 @ 58,300 @ 3.75 @ \frac{3}{8} @ -\frac{22}{7} @ 1\frac{2}{3} @ 2\sqrt{3} @ \frac{\sqrt{5}}{2}
+\sqrt[3]{4} @ 5\pi @ \frac{\pi}{6} @ \frac{3+\sqrt{7}}{2} @ e^{2} @ \ln 3 @ 75^\circ @ 4 - 3i @ x^2+2x-1
+(a-2)(b+1) @ 6n+5 @ \frac{x-1}{x+2} @ -3, 8 @ 1, 4, 9 @ 2 \pm \sqrt{3} @ (3, -\frac{1}{2})
+\left( 2, \frac{\pi}{3} \right) @ [-1, 4) @ (-\infty, 0) \cup (5, \infty) @ \{1, 2, 6\}
+\begin{pmatrix} 1 & -2 \\ 0 & 3 \end{pmatrix} @ \begin{pmatrix} 1/2 \\ -3 \\ 4 \end{pmatrix} @ y = 3x - 4
+2x + 3y - z = 6 @ x \in [1,5] @ 132_4 @ \text{(D)} @ \text{north} @ \text{Maria} @ 12\text{ cm} @ \$4.50
+20\% @ k^3 @ 15\mbox{ inches}^2 @ \tan x
+"""
+
+
+def test_golds_in_fifty_spellings(tmp_path):
+    """benchmarks/math500.py with golds of ours: all of its spellings are right, what is changed is wrong, and
+    no gold is another."""
+    golds = [gold for line in GOLDS.strip().split("\n") for gold in line.split(" @ ")]
+    rows = [json.dumps({"answer": gold, "solution": rf"So it is $\boxed{{{gold}}}$."}) for gold in golds]
+    (tmp_path / "golds.jsonl").write_text("\n".join(rows))
+    done = subprocess.run([sys.executable, "benchmarks/math500.py", tmp_path / "golds.jsonl"], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "45 distinct golds, 1980 ordered pairs: 0 said to be equal" in done.stdout
+
+
 def test_math_from_sixteen_threads():
     verify.grade("math", r"\boxed{x+y}", "y+x")
     sympy_workers.workers.known.clear()
