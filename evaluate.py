@@ -567,7 +567,7 @@ def table(results):
     lines = aligned([(row + [""] * columns)[:columns] for row in rows])
     for i, result in enumerate(tasks.values(), 1):
         if "score" not in result:
-            lines[i] += f"  {result['why']}"
+            lines[i] += f"  {result['why'].partition('. ')[0]}"          # the log has said the rest, once
     return "\n".join(lines)
 
 
@@ -650,7 +650,8 @@ def why_ungraded(cfg):
     try:
         check_sandbox(cfg.unsafe_sandbox)
     except SandboxMissing as e:
-        return f"not graded: {e}. The samples are saved: the same command grades them where it works"
+        return (f"not graded: no sandbox. The reason: {e}. The samples are saved: the same command grades "
+                "them where it works")
     return ""
 
 

