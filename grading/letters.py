@@ -99,7 +99,8 @@ _REJECTED = re.compile(                                   # **A)** too small
 _ANOTHER = re.compile(                                    # behind A: or (C); and C, but not: and C is wrong
     _CLOSING + r"(?:(?i:,?\s?or)\b|((?i:,?\s?and)\b|[,/&+;]))[\s*_$(\[\"'`]{0,9}(?i:option\s|choice\s)?"
     rf"(?:([A-J]){_NAME}(?<![AI](?=\s(?!are\b|is\b|both\b)[a-z]))|([a-j])[)\]}}.]?\s*$)")
-_TWO = re.compile(r"[)\]*_.,:]{0,4}[ \t]{0,3}[(\[]?[A-Ja-j][)\].]{0,2}[ \t]*(?:\n|$)")         # A (C), A: C
+_TWO = re.compile(r"[)\]*_.,:]{0,4}[ \t]{0,3}[(\[]?[A-Ja-j][)\].]{0,2}[ \t]*(?:\n|$)"                # A: C
+                  r"|[)\]*_]{0,4}[ \t]{0,3}[(\[][A-J][)\]](?!\s[a-z])")                             # (A) (C)
 _BEFORE = re.compile(r"\b[A-J][)*_]{0,4}\s?(?:or|and|nor|/|&)\s?[*_(\[]{0,4}(?:option\s)?$")
 _GOES_ON = frozenset("""
     because since as is was which with for due and but by based where given in from when at rather not or so
@@ -267,7 +268,7 @@ _THEREFORE = re.compile(
 _MATCHES = re.compile(r"\b(?<!not\s)(?i:(?:corresponds?\sto|match(?:es)?|agrees\swith)\s"
                       r"(?:option|choice|answer))\s[(\[*_]{0,4}([A-Z])[)\]*_]{0,4}[ .!]{0,3}$", re.M)
 _HEADING = re.compile(_START + r"(?:(?i:option|choice)[ \t])?[(\[]?([A-Z])(?:[)\]*_]{0,4}[.:)\]*_]|[ ][-–—])"
-                      r"[*_]{0,3}[ \t]{1,9}(?=[^ \t\n])(?![A-Za-z]\b[ \t.)]*[=+*/\n])", re.M)
+                      r"[*_]{0,3}[ \t]{1,9}(?=[^ \t\n])(?![(\[]?[A-Za-z]\b[ \t.)]*[=+*/\n(\[])", re.M)
 _THING = re.compile(rf"(?i)\b(?:{_NAMES})s?[\s:=]{{0,3}}[*_(]{{0,3}}$")
 
 
