@@ -1,5 +1,6 @@
 r"""What stands inside which brackets of a tidy answer."""
 
+import functools
 import re
 
 _BRACKET = r"\\[{}]|\\(?:begin|end|[lr]angle|[lr]floor|[lr]ceil)(?![a-z])|[()\[\]{}]"
@@ -8,10 +9,15 @@ _BESIDE = r"\\cup ?|\\cap ?|\\text\{or\}|\\setminus ?"
 _ISO = re.compile(rf"(^|=|\\in ?|{_BESIDE})([\[\](])([^\[\]()]+[,;][^\[\]()]+)([\[\])])(?=$|{_BESIDE})")
 
 
+@functools.lru_cache(64)
+def _cutter(separators):
+    return re.compile(rf"(?P<cut>{separators})|{_BRACKET}")
+
+
 def cut(s, separators):
     """s cut at the separators (a pattern) that stand outside all brackets: parts and separators in turn."""
     parts, depth, start = [], 0, 0
-    for match in re.finditer(rf"(?P<cut>{separators})|{_BRACKET}", s):
+    for match in _cutter(separators).finditer(s):
         if match["cut"] is None:
             depth += 1 if match[0] in _OPEN else -1
         elif depth == 0:

@@ -147,6 +147,9 @@ def same(gold, answer, leaf):
     text = r"\text" in gold + answer
     if gold == answer or _words(gold, text) == _words(answer, text) != "":
         return gold != ""
+    a, b = number(gold), number(answer)
+    if a is not None and b is not None:
+        return a == b
     for decide in (_same_region, _same_assignments):
         decided = decide(gold, answer, leaf)
         if decided is not None:
