@@ -360,6 +360,8 @@ def _same_about(golds, answers, leaf):
         return parts[1:] if named else parts
 
     golds, answers = meant(golds), meant(answers)
+    if not answers:
+        return False
     exact, *decimals = answers
     if not _consistent(exact, decimals):
         return False

@@ -2,7 +2,10 @@
 root and as an ordinary user."""
 
 import importlib.metadata
+import itertools
 import json
+import math
+import operator
 import os
 import random
 import shutil
@@ -13,6 +16,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -35,7 +39,11 @@ from verify_cases import (
 import verify
 from grading import programs, sandbox, sympy_workers
 from grading.cores import quota, usable_cores
+from grading.latex import tidy
+from grading.math_answers import equal
+from grading.matrices import determinant
 from grading.programs import run_code
+from grading.regions import region
 from verify import grade, grade_batch, repetition, stop_penalty, think_format
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -205,6 +213,67 @@ def test_what_the_machine_failed_is_asked_again(again, monkeypatch):
         assert verify.transient(verdict.reason) != verdict.correct
         assert asked[name] == min(fails[name], again) + 1
     assert not verdicts[-1].correct and not verify.transient(verdicts[-1].reason)
+
+
+def written(rng, depth=2):
+    """(LaTeX of a random set of reals, whether a number is in it)."""
+    a, b = sorted(rng.sample(range(-4, 5), 2))
+    low, high = rng.choice("[("), rng.choice(")]")
+    above, below = (operator.ge if low == "[" else operator.gt), (operator.le if high == "]" else operator.lt)
+    less, more = ("<", r"\le ")[high == "]"], (">", r"\ge ")[low == "["]
+    simple = [
+        (f"{low}{a},{b}{high}", lambda x: above(x, a) and below(x, b)),
+        (rf"{b}{more}x>{a}", lambda x: above(b, x) and x > a),
+        (rf"x{more}{a}", lambda x: above(x, a)),
+        (rf"-x{less}{a}", lambda x: below(-x, a)),
+        (rf"2x+1{more}{a}", lambda x: above(2 * x + 1, a)),
+        (rf"|x-{b + 5}|{less}{a + 5}", lambda x: below(abs(x - b - 5), a + 5)),
+        (rf"|x|{more}{b + 5}", lambda x: above(abs(x), b + 5)),
+        (rf"x\ne {a}", lambda x: x != a),
+        (rf"\mathbb{{R}}\setminus\{{{a},{b}\}}", lambda x: x not in (a, b))]
+    if not depth:
+        return rng.choice(simple)
+    one, in_one = written(rng, depth - 1)
+    other, in_other = rng.choice(simple)
+    return rng.choice([
+        (rf"{one}\cup {other}", lambda x: in_one(x) or in_other(x)),
+        (rf"{one}\text{{ or }}{other}", lambda x: in_one(x) or in_other(x)),
+        (one, in_one)])
+
+
+def test_sets_of_reals_hold_what_they_say():
+    """A thousand random sets: each has the numbers its parts have, and equals another exactly if both have
+    the same ones (ends are whole numbers or halves, so quarters between -15 and 15 tell)."""
+    rng = random.Random(0)
+    points = [Fraction(i, 4) for i in range(-60, 61)]
+    sets = [written(rng, rng.randrange(3)) for _ in range(1000)]
+    held = {}
+    for latex, holds in sets:
+        found = region(tidy(latex))
+        numbers = tuple(filter(holds, points))
+        if found is None:                                 # pairs joined by "or" may be points
+            assert r"\text{ or }" in latex and not set("<>x") & set(latex), latex
+            continue
+        inside = tuple(x for x in points if any(
+            (i.low < x or x == i.low and not i.open_low) and (x < i.high or x == i.high and not i.open_high)
+            for i in found[1]))
+        assert inside == numbers, latex
+        held.setdefault(tidy(latex), numbers)
+    pairs = rng.sample([(a, b) for a in list(held)[:150] for b in list(held)[:150]], 5000)
+    for a, b in pairs:
+        assert equal(a, b, lambda *_: False) == (held[a] == held[b]), (a, b)
+
+
+def test_determinants_are_those_of_the_definition():
+    rng = random.Random(0)
+    for n in (1, 2, 3, 4):
+        for _ in range(20):
+            rows = [[rng.randrange(-3, 4) for _ in range(n)] for _ in range(n)]
+            total = 0
+            for order in itertools.permutations(range(n)):
+                sign = (-1) ** sum(order[i] > order[j] for i in range(n) for j in range(i + 1, n))
+                total += sign * math.prod(rows[i][order[i]] for i in range(n))
+            assert determinant([[str(x) for x in row] for row in rows]) == total
 
 
 def test_what_is_no_text_or_truth_gets_a_reason():
