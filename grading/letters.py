@@ -42,6 +42,7 @@ _SPELLING = [
     *[(_FONT, r"\1")] * 4,                                # fonts in fonts
     (re.compile(r"\\q?quad(?![A-Za-z])"), "\t"),
     (re.compile(r"\\[,;:! ]|~"), " "),
+    (re.compile(r"\\(?:to|[rR]ightarrow|implies)(?![A-Za-z])"), "→"),
     (re.compile(r"\\?\$|\\[()\[\]]|[✓✔✅]"), ""),
     (re.compile(r"[\"'“‘`]([A-Za-z])[\"'”’`]"), r"\1"),
     (re.compile(r"(?<![A-Za-z_^}])\{([A-Za-z])\}"), r" \1 "),
@@ -97,7 +98,8 @@ _DENIED = re.compile(rf"{_CLOSING}(?i:{_IS_NOT})\b")
 _REJECTED = re.compile(                                   # **A)** too small
     rf"{_CLOSING}[:–—-]{{0,2}}[\s*_]{{0,4}}(?:(?:wrong|incorrect|too|not\s(?:correct|right|possible))\b|[✗✘❌])")
 _ANOTHER = re.compile(                                    # behind A: or (C); and C, but not: and C is wrong
-    _CLOSING + r"(?:(?i:,?\s?or)\b|((?i:,?\s?and)\b|[,/&+;]))[\s*_$(\[\"'`]{0,9}(?i:option\s|choice\s)?"
+    _CLOSING + r"(?:(?i:,?\s?(?:and/)?or|\s?vs)\b|((?i:,?\s?and)\b|[,/&+;|]))[\s*_$(\[\"'`.]{0,9}"
+    r"(?i:maybe\s|perhaps\s|possibly\s|even\s)?(?i:option\s|choice\s)?"
     rf"(?:([A-J]){_NAME}(?<![AI](?=\s(?!are\b|is\b|both\b)[a-z]))|([a-j])[)\]}}.]?\s*$)")
 _TWO = re.compile(r"[)\]*_.,:]{0,4}[ \t]{0,3}[(\[]?[A-Ja-j][)\].]{0,2}[ \t]*(?:\n|$)"                # A: C
                   r"|[)\]*_]{0,4}[ \t]{0,3}[(\[][A-J][)\]](?!\s[a-z])")                             # (A) (C)
@@ -110,7 +112,7 @@ _GOES_ON = frozenset("""
 def _behind(text, at, options):
     """The letter of the option whose text is the rest of a line."""
     line = text[at : at + LONGEST].partition("\n")[0].partition("</")[0]
-    return _option(line.lstrip(" )].:*_–—-"), options) if options else None
+    return _option(line.lstrip(" )].:=→*_–—-"), options) if options else None
 
 
 def _choice(text, match, options):
@@ -142,8 +144,8 @@ _BOXED = re.compile(
     r"[\s*_`\"{]*(?:(?i:the\s|final\s|correct\s){0,3}(?i:option|choice|answer)\s?(?:is\b|[:=])?\s?)?"
     r"[(\[]?\s?([A-Za-z])(?![A-Za-z0-9])")
 _AFTER_BOXED = re.compile(                                # nothing; ) . : - and a text; 3.2; (3.2 eV)
-    r"[\s})\]*_`\".]*$|\s*[)\]:]|\s*\.\s|\s*\.(?=[^\s0-9])|\s[-–—→]\s(?![A-Za-z]\b|[^=]*=)|\s*—|\s?\t|\s+[0-9]"
-    r"|\s+\((?![A-Za-z]\))[^()]*\)\s*$|\s*,\s|\s(?:because|since)\b")
+    r"[\s})\]*_`\".]*$|\s*[)\]:]|\s*\.\s|\s*\.(?=[^\s0-9])|\s{1,3}[-–—→]\s{1,3}(?!\s|[A-Za-z]\b|[^=]*=)|\s*—|\s?\t|\s+[0-9]"
+    r"|\s+\((?![A-Za-z]\))[^()]*\)\s*$|\s*,\s|\s(?:because|since|only)\b")
 _LABELS = re.compile(r"(?:[,/&;]|\b(?:or|and)\b)\s?[(\[]?[A-J][)\]:]")
 
 
@@ -190,11 +192,11 @@ def _of_boxes(text, options):
 # -- rank two: what is stated --------------------------------------------------------------------------------
 
 _SO = (r"(?:[\s,]{1,2}(?i:(?!hardly|unlikely|scarcely|barely|rarely)[a-z]{2,12}ly|therefore|thus|hence|then"
-       r"|so|indeed|most|just|still|now)\b,?){0,3}")
+       r"|so|indeed|of\scourse|most|just|still|now)\b,?){0,3}")
 _MODAL = r"(?:must|should|would|will|can\sonly|(?:has|have|ought|seems|appears|turns\sout)\sto)"
-_BE = rf"{_SO}[\s,*_]{{1,4}}(?i:is|was|{_MODAL}{_SO}\sbe)\b{_SO}"
+_BE = rf"{_SO}[\s,*_]{{1,4}}(?i:is|was|becomes|{_MODAL}{_SO}\sbe)\b{_SO}"
 _NOUN = (r"(?:(?i:(?<![/a-z])(?:final_?)?answer|\bans|\b(?:option|choice|letter|pick|selection)"
-         r"|\b(?:correct|right|best)\s(?:one|statement|response|alternative))\b"
+         r"|\b(?:correct|right|best)\s(?:one|statement|response|alternative)|\bcorrect(?=\s?:))\b"
          r"(?:[\s_](?i:option|choice|letter)\b)?)")
 _SIGN = r"[\s*_\"'`)\]]{0,9}[:=>→⇒⟹➜➔–—-]{1,3}"
 _OF = r"(?:[\s,]{1,2}(?i:here|to|for|of|in|from|among|given|with|that|which)\b[^.:;\n]{0,60}?)?"
@@ -262,12 +264,14 @@ _START = r"^[ \t>#*_`•\"(\[{-]{0,9}"
 _LONE = re.compile(_START + r"(?:(?i:option|choice)[ \t:]{1,3})?[(\[]?([A-Z])[)\]}*_`\". \t!]{0,9}$", re.M)
 _BOLD = re.compile(r"(?:\*\*|__)[ ({\[]{0,3}(?:(?i:answer|option|choice)[ :]{1,3})?[(\[]?([A-Z])"
                    r"(?=[)\]} ]{0,3}(?:\*|__|[.:)]|[ ][-–—][ ]))")
+_IT_IS = r"(?i:it|this|that)(?:['’]s|\sis|\smust\sbe)\s"
 _THEREFORE = re.compile(
-    r"\b(?i:so|thus|hence|therefore|then)[\s,:]{1,2}(?:(?i:it|this|that)(?:['’]s|\sis|\smust\sbe)\s)?"
+    rf"(?:\b(?i:so|thus|hence|therefore|then)[\s,:]{{1,2}}(?:{_IT_IS})?|^{_IT_IS})"
     r"(?i:option\s|choice\s)?[(\[*_]{0,4}([A-Z])[)\]*_]{0,4}[ .!]{0,3}$", re.M)
 _MATCHES = re.compile(r"\b(?<!not\s)(?i:(?:corresponds?\sto|match(?:es)?|agrees\swith)\s"
                       r"(?:option|choice|answer))\s[(\[*_]{0,4}([A-Z])[)\]*_]{0,4}[ .!]{0,3}$", re.M)
-_HEADING = re.compile(_START + r"(?:(?i:option|choice)[ \t])?[(\[]?([A-Z])(?:[)\]*_]{0,4}[.:)\]*_]|[ ][-–—])"
+_HEADING = re.compile(_START + r"(?:(?i:option|choice)[ \t])?[(\[]?([A-Z])(?:[)\]*_]{0,4}[.:)\]*_]|[ ][-–—]"
+                      r"|,(?=[ ](?:because|since)))"
                       r"[*_]{0,3}[ \t]{1,9}(?=[^ \t\n])(?![(\[]?[A-Za-z]\b[ \t.)]*[=+*/\n(\[])", re.M)
 _THING = re.compile(rf"(?i)\b(?:{_NAMES})s?[\s:=]{{0,3}}[*_(]{{0,3}}$")
 
@@ -312,7 +316,8 @@ def letter_of(text, options=None):
         letter = _marked(text, options)
     if letter is None:
         line = text.strip().rpartition("\n")[2]
-        small = re.fullmatch(r"[\s*_`(]{0,9}([a-z])[\s*_`).]{0,9}", text)    # nothing but "c"
+        small = re.fullmatch(                             # nothing but "c"
+            r"[\s*_`(]{0,9}(?i:(?:option|choice|answer)\s)?([a-z])[\s*_`).]{0,9}", text)
         letter = small[1].upper() if small else _option(line, options)
     last = _last(options)
     if not letter:

@@ -903,6 +903,9 @@ LETTER_LINES = {
     "a letter and more in a box": (r"""
         \boxed{B - 3.2 eV}
         \boxed{\text{B – 3.2 eV}}
+        \boxed{\text{B} \;-\; 3.2\text{ eV}}
+        \boxed{B \to 3.2\text{ eV}}
+        \boxed{\text{B only}}
         \boxed{B \quad 3.2\text{ eV}}
         \boxed{\text{B}\ (3.2\,\text{eV})}
         \boxed{\textbf{(B)}\ 3.2\ \mathrm{eV}}
@@ -912,6 +915,8 @@ LETTER_LINES = {
         \boxed{\text{B. A proton moves}}
         """, r"""
         \boxed{A - B}
+        \boxed{A \;-\; B}
+        \boxed{A \to B}
         \boxed{B - 5 = 2}
         \boxed{B = 2\text{ T}}
         \boxed{B(r)}
@@ -954,6 +959,8 @@ LETTER_LINES = {
         We choose option B.
         Therefore, B.
         So it is B.
+        It's B.
+        The answer is, of course, B.
         This corresponds to option B.
         """, r"""
         The answer is a sum.
@@ -1002,6 +1009,10 @@ LETTER_LINES = {
         Answer: B, C
         Answer: (B) (C)
         Answer: B & C
+        Answer: B|C
+        Answer: B vs. C
+        Answer: B and/or C
+        The answer is B or maybe C
         Answer: B and C are right
         <answer>B, C</answer>
         {"answer": ["B", "C"]}
@@ -1020,6 +1031,7 @@ LETTER_LINES = {
         (B) 3.2 eV
         B. 3.2 eV
         B: 3.2 eV
+        B, because the others are too small.
         - B
         > B
         *B*
@@ -1033,6 +1045,7 @@ LETTER_LINES = {
         B or C
         B, C
         A B C
+        Is it B?
         25 °B
         B is an element
         """),
@@ -1182,6 +1195,7 @@ LETTERS = [
     (None, "A) 1\nB) 2\nC) 3\nD) 4", "D", "the options, one by one"),
     (None, "(A) 1 eV\n(B) 2 eV", "B", "the options, one by one"),
     (None, "- A\n- B\n- C\n- D", "D", "the options, one by one"),
+    (None, "A\nB\nC\nD", "D", "the options, one by one"),
     (None, "Options:\nA) 1\nB) 2", "A", "the options, one by one"),
     (None, "A: 3.2 eV", EV, "the letter of one option, the text of another"),
     ("B", r"\boxed{3.2\,\mathrm{eV}}", EV, "the text of an option"),
