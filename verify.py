@@ -143,8 +143,7 @@ def timed_out(reason) -> bool:
 def transient(reason) -> bool:
     """Whether a verdict's reason says that the machine, not the answer, was at fault: no memory, no time, no
     place to run a program. Asked again, it may be another."""
-    return (reason.startswith(("not decided", "cannot be graded: OSError", "cannot be graded: MemoryError"))
-            or reason.startswith("RE") and ": bwrap: " in reason)
+    return reason.startswith(("not decided", "cannot be graded: OSError", "cannot be graded: MemoryError"))
 
 
 # -- shaping: terms of the reward beside correctness --------------------------------------------------------

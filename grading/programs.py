@@ -245,7 +245,8 @@ def run_code(code, truth, unsafe_sandbox=False) -> Run:
     The expected outputs never enter the program's sandbox. A program can reach the harness that calls its
     function (it is the same interpreter) and so forge what is returned; to no end, as that must still be what
     is expected, in plain JSON types, compared in this process.
-    Raises ValueError (KeyError, TypeError, ...) for a truth that is not as above, SandboxMissing.
+    Raises ValueError (KeyError, TypeError, ...) for a truth that is not as above, SandboxMissing; OSError
+    where the machine has no room for a sandbox.
     """
     task, start, out, err = Task.of(truth), time.monotonic(), b"", b""
 

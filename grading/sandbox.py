@@ -408,8 +408,9 @@ _STACK = f'ulimit -S -s {STACK >> 10} 2>/dev/null || ulimit -S -s "$(ulimit -H -
 
 
 def _run_once(code, kind, name, stdin, seconds, memory, unsafe):
-    """(exit status, stdout, stderr) of a program on one input; bytes. 124: out of time. Its outputs are files
-    in memory: nothing to pump, and nothing that fills up."""
+    """(exit status, stdout, stderr) of a program on one input; bytes. 124: out of time; None: bubblewrap
+    ended before the program was read. Its outputs are files in memory: nothing to pump, and nothing that
+    fills up."""
     check_sandbox(unsafe)
     if unsafe:
         warnings.warn("unsafe_sandbox: programs run with resource limits only; they can read and write your "
@@ -455,13 +456,17 @@ def _run_once(code, kind, name, stdin, seconds, memory, unsafe):
                 os.killpg(process.pid, signal.SIGKILL)    # not reaped yet, so the number is still its own
             status = process.wait()
         outputs = [os.pread(fd, OUTPUT + 1, 0) for fd in files[1:3]]
+        # The harness shares this file's offset; what the program writes could say anything.
+        was_read = os.lseek(files[3], 0, os.SEEK_CUR) == len(code)
+        if status == 1 and not was_read and outputs[1].startswith(b"bwrap: "):
+            return None, *outputs
     return 124 if late else 128 - status if status < 0 else status, *outputs
 
 
 def run_program(*question):
-    """_run_once(), again where the machine was out of namespaces."""
+    """_run_once(), again where the machine was out of namespaces; OSError if it stays so."""
     for _ in range(3):
         status, out, err = _run_once(*question)
-        if status != 1 or not err.startswith(b"bwrap: "):
-            break
-    return status, out, err
+        if status is not None:
+            return status, out, err
+    raise OSError(f"the sandbox did not start: {err[:200].decode('utf-8', 'replace').strip()}")

@@ -190,6 +190,19 @@ def test_ten_thousand_mutations():
     fuzz(10_000, 1)
 
 
+@needs_sandbox
+def test_a_sandbox_that_does_not_start_is_the_machines_fault(monkeypatch):
+    """A program that writes what bubblewrap would have written is wrong as any other."""
+    liar = "import sys\nprint('bwrap: no room', file=sys.stderr)\nsys.exit(1)"
+    verdict = grade("code", f"```python\n{liar}\n```", TWO)
+    assert verdict.reason.startswith("RE on test 0") and not verify.transient(verdict.reason)
+    fails = ["/bin/sh", "-c", "echo 'bwrap: no room' >&2; exit 1", "--remount-ro"]
+    monkeypatch.setattr(sandbox, "bubblewrap", lambda: ((fails, sys.executable), ""))
+    verdict = grade("code", "```python\nprint(2)\n```", TWO)
+    assert verdict.reason == "cannot be graded: OSError: the sandbox did not start: bwrap: no room"
+    assert verify.transient(verdict.reason)
+
+
 @pytest.mark.parametrize("again", [0, 1, 2])
 def test_what_the_machine_failed_is_asked_again(again, monkeypatch):
     """As often as asked for, and nothing else is: sympy finds no memory the first times."""
