@@ -73,6 +73,7 @@ _SYMBOLS = str.maketrans(
        "¾": r"\frac{3}{4}", "…": r"\ldots "})
 _RAISED = re.compile("([⁰¹²³⁴⁵⁶⁷⁸⁹⁻]+)|([₀₁₂₃₄₅₆₇₈₉]+)|√ *([0-9]*)")
 
+_VECTOR = r"\\(?:hat|vec|mathbf|boldsymbol|bm)"
 _SHOWN_AS = _rules(
     (r"\\\$|\\(?:textcent|cents?|pounds|euro|rupee|yen)" + END, ""),
     (r"\\%", "%"),
@@ -91,9 +92,10 @@ _SHOWN_AS = _rules(
     (r"(begin|end)\s*\{([pb]?)smallmatrix\}", r"\1{\2matrix}"),
     (r"\\vec(?=\s*\{?\s*\\?[ijk]math)|\\[ij]math" + END,
      lambda m: m[0][1] if m[0].endswith("math") else r"\vec"),
-    (r"\\(?:hat|vec|mathbf|boldsymbol|bm)\s*\{\s*(?:\\(?:hat|vec)\s*)?\{?([ijk])\}?\s*\}"
-     r"|\\(?:hat|vec|mathbf|boldsymbol|bm)\s+([ijk])(?![A-Za-z])", lambda m: m[1] or m[2]),   # unit vectors
-    (r"\\(?:mathbf|mathds|Bbb)\s*\{?R(?![A-Za-z])\}?|\\(?:R|Reals|reals)" + END, r"\\mathbb{R}"),
+    (rf"{_VECTOR}\s*\{{\s*(?:{_VECTOR}\s*)?\{{?([ijk])\}}?\s*\}}|{_VECTOR}\s+([ijk])(?![A-Za-z])",
+     lambda m: m[1] or m[2]),
+    (r"\\(?:mathbf|mathds|Bbb)\s*\{?([NQRZ])(?![A-Za-z])\}?", r"\\mathbb{\1}"),
+    (r"\\(?:R|Reals|reals)" + END, r"\\mathbb{R}"),
     (r"\\mathbb\s*([A-Z])(?![A-Za-z])", r"\\mathbb{\1}"),
     (r"\\operatorname\*?\s*\{\s*(cis|arc(?:sin|cos|tan)|det|gcd|lcm|sgn|max|min)\s*\}", r"\\\1 "))
 
@@ -110,6 +112,9 @@ def _listed(match):
     if not all(re.fullmatch(r"[^,]*[=<>][^,]*", line) and r"\text" not in line for line in lines):
         return match[0]
     return ", ".join(lines)
+
+
+_ENTRY = re.compile(r"\s*\\begin\s*\{array\}\s*\{[^{}]*\}([^&]*)\\end\s*\{array\}\s*")
 
 
 def _joined_lines(match):
@@ -231,7 +236,7 @@ _SPELLING = _rules(
     (r"(\\\\)|\$|\\[()\[\]]|\\q?quad" + END + r"|\\[hv]space\s*\{[^{}]*\}", lambda m: m[1] or " "),
     (r"\\l(?:eq|e|eqslant)" + END + r"|<=", r"\\le "),
     (r"\\g(?:eq|e|eqslant)" + END + r"|>=", r"\\ge "),
-    (r"\\neq" + END + r"|\\not\s*=|!=|/=", r"\\ne "),
+    (r"\\neq" + END + r"|\\not\s*=|(?<![0-9)}])!=|/=", r"\\ne "),
     (r"\\lt" + END, "<"),
     (r"\\gt" + END, ">"),
     (r"\\lbrace" + END, r"\\{"),
@@ -272,6 +277,10 @@ _SPELLING = _rules(
     (r"\\frac\s*\{\s*\\text\{([^{}]*)\}\s*\}\s*\{\s*\\text\{([^{}]*)\}[\^{}0-9]*\}", r"\\text{\1/\2}"),
     (r"\\text\{\s*([,;])\s*(and|or)?\s*\}", r"\1 \\text{\2}"),
     (r"\\text\{\s*\}", " "),
+    (r"\\text\{\s*(?:Rs|USD?|INR|EUR|GBP|CAD)\.?\s*\}(?=\s*[0-9])", " "),
+    (r"\\text\{\s*(?:the )?(?:set of )?(?:all )?integers\s*\}", r"\\mathbb{Z}"),
+    (r"\\text\{\s*(?:the )?(?:set of )?all real (?:numbers|values)(?: [a-z])? (?:except|but|other than)"
+     r"(?: for)?\s*\}\s*(?:[a-z]\s*=)?(.+)", r"\\mathbb{R}\\setminus\\{\1\\}"),
     (r"\\text\{\s*cis\s*\}", r"\\cis "),
     (r"\\text\{([^{}]*)\}", lambda m: m[0] if _prose(m[1]) else f" {m[1]} " if m[1][:1] == " " else m[1]),
     # a space beside what is no digit is no part of a number
@@ -354,7 +363,8 @@ _ANSWER = re.compile(r"^(\s*\\text\{|)\s*(?:so,?\s*)?(?:(?:the|my|our|final|corr
 _LABEL = re.compile(r"\s*(?:\\text\{(?P<words>[^{}]*)\}|(?P<bare>(?:[A-Za-z]+[ ,']+)*[A-Za-z]+))\s*"
                     r"(?P<colon>[:=]?)\s*(?P<rest>[-+]?(?:[0-9.]|\\|[(\[{|]|[A-Za-z](?![A-Za-z])).*)", re.S)
 _LEADS = frozenset("""
-    is are equals be answer solution therefore thus hence so exactly precisely just get""".split())
+    is are equals be has have needs takes costs pays gets earns answer solution therefore thus hence so exactly
+    precisely just""".split())
 _HEDGES = frozenset("""
     not no never neither nor about around approximately roughly nearly almost less more most least than over
     under between or either maybe perhaps guess if unless except cannot isn aren wrong incorrect half twice
@@ -388,6 +398,8 @@ def tidy(latex):
         s = re.sub(r"\\\\(?=[A-Za-z]{2})", r"\\", s)      # a command with its backslash doubled
     s = _apply(_SHOWN_AS, s)
     s = _SYSTEM.sub(_listed, _LINES.sub(_joined_lines, s))
+    if (entry := _ENTRY.fullmatch(s)) and "\\\\" not in entry[1]:
+        s = entry[1]
     s = _groups(_arguments(s))
     s = _unlabelled(_apply(_SPELLING, s))
     parts = re.split(r"\\text\{([^{}]*)\}", s)

@@ -39,9 +39,11 @@ TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}
 _LIST = r",|;|\\cup(?![a-z])|\\text\{(?:or|and)\}"
 _NAME = (r"(?:\\(?:angle|triangle)\s?)?(?:[A-Za-z]{1,3}|\\text\{[^{}]*\}|\\[a-z]+|\([A-Za-z](?:,[A-Za-z])+\))"
          r"(?:_\{?[A-Za-z0-9]+\}?)?'*(?:\([A-Za-z0-9,]*\))?")
+_SETS = r"[A-Z](?: ?\\(?:cap|cup|setminus|times) ?[A-Z])+"
 # a side that says which quantity the other is: \frac{dy}{dx}, f^{-1}(x), \lim.., P(A), |AB|, AB:CD, \sin A
 _QUANTITY = re.compile(
-    rf"{_NAME}|\\(?:lim|int|iint|oint|sum|prod|det|nabla|max|min|sup|inf|gcd|arg|dim|Pr)(?![a-z]).*"
+    rf"{_NAME}|{_SETS}|.*\\ldots.*|[A-Z]\^(?:\{{-1\}}|T)"
+    r"|\\(?:lim|int|iint|oint|sum|prod|det|nabla|max|min|sup|inf|gcd|arg|dim|Pr)(?![a-z]).*"
     r"|\\frac\{(?:d(?:\^?[0-9n])?[A-Za-z]?|\\partial.*)\}\{(?:d|\\partial ?)[A-Za-z].*\}.*|m?\\angle.*"
     r"|[A-Za-z](?:'+|\^\{?-?[0-9(n)]+\}?)?(?:_[0-9a-z])?\(.*\)"
     r"|(?:\\mathbb\{[PE]\}|\\text\{[A-Za-z ]+\}|[A-Z][a-z]+)(?:[(\[].*[)\]])"
@@ -55,7 +57,7 @@ def _items(s):
     """(kind, items) of an unordered list, set or union; kind is "union", "set" or "list"."""
     builder = re.fullmatch(r"\\\{([a-z])(?:\\in\s?\\mathbb\{R\})?[|:](.*)\\\}", s)            # \{x | x > 3\}
     s = builder[2] if builder else re.sub(r"^(?:[A-Za-z]|\([a-z](?:,[a-z])+\))\\in(?![a-z])\s?", "", s)
-    named = re.fullmatch(rf"{_NAME}=([^=]*)", s)          # x = 1, 2 and S = \{1, 2\}
+    named = re.fullmatch(rf"(?:{_NAME}|{_SETS})=([^=]*)", s)             # x = 1, 2 and S = \{1, 2\}
     if named and (inside(named[1], r"\{", r"\}") or ordered(named[1])
                   or len(cut(named[1], _LIST + r"|\\pm(?![a-z])")) > 1):
         s = named[1]
@@ -269,10 +271,13 @@ def _same_item(gold, answer, leaf):
     of_quantity = len(gold_sides) == 2 and (_QUANTITY.fullmatch(gold_sides[0]) or ordered(value))
     if len(gold_sides) > 1 and not of_quantity and not all(map(_is_numeric, gold_sides)):
         return len(sides) > 1 and leaf(gold, answer)      # an equation, no value
-    if len(gold_sides) > 1 and len(sides) > 1 and not all(map(_is_numeric, gold_sides)):
+    if len(gold_sides) > 1 and len(sides) > 1 and all(map(_is_numeric, gold_sides)):
+        if sides[0] != gold_sides[0] and _is_numeric(sides[0]):          # 1 = 1 says nothing of 5! = 120
+            return False
+    elif len(gold_sides) > 1 and len(sides) > 1:
         sides = _renamed(gold_sides[0], sides)
-        if sides[0] != gold_sides[0]:                     # x = 5 is not y = 5, but 2y = 10 is y = 5
-            return leaf(gold, answer)
+        if _bare_name(sides[0]) != _bare_name(gold_sides[0]):
+            return leaf(gold, answer)                     # x = 5 is not y = 5, but 2y = 10 is y = 5
         sides = sides[1:]
     standing = numeric and number(_without_unit(value, True, "")[0]) in (0, 1)
     if standing and len(sides) > 1 and not _QUANTITY.fullmatch(sides[0]) and names_of(sides[0]) & set("xyz"):
@@ -302,8 +307,15 @@ def _is_numeric(side):
     return not names_of(value) and bool(re.search(r"[0-9ei]|\\pi|\\infty", value))
 
 
+def _bare_name(side):
+    """|AB| and \\overline{AB} as AB."""
+    return re.sub(r"^(?:\|([A-Z]{2})\||\\overline\{([A-Z]{2})\})$", r"\1\2", side)
+
+
 def _is_equation(side):
-    """Whether a side beside a number is one of an equation for the one letter in it."""
+    """Whether a side beside a number is one of an equation for the one letter in it, or of a curve."""
+    if len(names_of(side) & set("xyz")) > 1 and re.search("[0-9]", side):
+        return True
     letters = set(re.findall(r"[A-Za-z](?:_(?:\{[^{}]*\}|[0-9A-Za-z]))?", side))
     return len(letters) == 1 and not _QUANTITY.fullmatch(side) and "\\" not in side
 
@@ -327,7 +339,8 @@ def _same_residue(gold, answer, gold_modulus, modulus, leaf):
     r"""10\pmod{13} beside 10, 23\pmod{13} and x\equiv 10: of two moduli, they must agree."""
     gold, answer = (m[1] if m else s for m, s in ((gold_modulus, gold), (modulus, answer)))
     if not (gold_modulus and modulus):
-        return _same_item(gold, answer, leaf)
+        plain = gold if modulus else answer
+        return "=" not in plain and r"\text" not in plain and _same_item(gold, answer, leaf)
     if gold_modulus[2] != modulus[2]:
         return False
     a, b, n = (number(s) for s in (_sides(gold)[-1], _sides(answer)[-1], modulus[2]))
@@ -453,7 +466,7 @@ def _same_scalar(gold, answer, leaf):
         return value != ""
     ratio, other = _ratio(gold), _ratio(value)
     if ratio:
-        return other == ratio or len(ratio) == 2 and number(value) == ratio[0]
+        return other == ratio or len(ratio) == 2 and number(answer) == ratio[0]
     a, b = number(gold_value), number(value)
     if a is not None and b is None and gold_value != gold:       # the gold has a unit: 5m may have one
         bare = _BARE.fullmatch(value)

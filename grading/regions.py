@@ -111,7 +111,9 @@ def _atom(s):
     if s == r"\emptyset":
         return "", []
     if points := inside(s, r"\{", r"\}"):
-        ends = [_end(point) for point in cut(points, "[,;]")[::2]]
+        signed = [point.replace(r"\pm", sign) for point in cut(points, "[,;]")[::2]
+                  for sign in (("", "-") if point.startswith(r"\pm") else ("",))]
+        ends = [_end(point) for point in signed]
         return None if None in ends else ("", [_point(end) for end in ends])
     interval = _interval(s)
     return ("", [interval]) if interval else _inequality(s)

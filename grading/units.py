@@ -23,7 +23,8 @@ _UNITS = frozenset("""
     piece digit""".split())
 _UPRIGHT = frozenset("m g s h l t L N J W V A K C F T H".split())      # one letter, in a font of words
 _DESCRIBING = frozenset("""
-    real complex imaginary distinct different possible integer integral rational irrational whole natural
+    real non nonreal complex imaginary
+    distinct different possible integer integral rational irrational whole natural
     prime positive negative nonnegative ordered unordered unique valid such equal consecutive lattice total
     square right left red blue green black white small large big long short full linear""".split())
 _BEHIND = frozenset("old each total altogether long tall wide high deep away apart".split())
@@ -69,6 +70,8 @@ def factor(word):
 def is_unit(phrase, gold=False):
     """Whether the words behind a number leave it what it is."""
     words = re.findall("[A-Za-z]+", phrase)
+    if words[-1:] in (["squared"], ["cubed"]) and len(words) > 1 and all(map(_known, words[:-1])):
+        return True
     if any(factor(word) or _NEVER.intersection(_stems(word.lower())) for word in words):
         return False
     if gold:

@@ -645,6 +645,8 @@ MATH = {
         AB:CD=3:4 | 3:4
         """, r"""
         3:5 | 5:3
+        2:1 | 2\text{ million}
+        5:1 | 5\text{ twelfths}
         3:30\text{ PM} | \frac{1}{10}
         3:5 | \frac53
         1:2:3 | 1:3:2
@@ -729,13 +731,15 @@ MATH = {
         \frac12 | \sin A=\frac12
         f(x)=2x+1 | f(t)=2t+1
         7 | m+n = 7
-        5 | x^2+y^2 = 5
+        5 | x+y = 5
         7 | 2n+1 = 2(3)+1 = 7
         """, r"""
         7 | a+b+c=8
         7 | 7+1=7
         7 | 3x+1=7
         9 | x^2=9
+        36 | 4x^2+9y^2=36
+        3 | (x-1)^2+(y+2)^2=3
         7 | 2+2=7
         0 | 5x-7y+4 = 0
         0^\circ | 2x+3y-z=0
@@ -805,6 +809,8 @@ MATH = {
         2 | 2\text{ or } x
         58500 | 58,5,00
         3 \pmod 7 | 3 \pmod 5
+        x=4 | x\equiv 4\pmod 9
+        x\equiv 3\pmod 5 | x=3
         x \equiv 3 \pmod 7 | x\equiv 4\pmod{7}
         3:00\text{ p.m.} | 3:00\text{ a.m.}
         \text{DNE} | \text{does exist}
