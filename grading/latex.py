@@ -363,8 +363,8 @@ _ANSWER = re.compile(r"^(\s*\\text\{|)\s*(?:so,?\s*)?(?:(?:the|my|our|final|corr
 _LABEL = re.compile(r"\s*(?:\\text\{(?P<words>[^{}]*)\}|(?P<bare>(?:[A-Za-z]+[ ,']+)*[A-Za-z]+))\s*"
                     r"(?P<colon>[:=]?)\s*(?P<rest>[-+]?(?:[0-9.]|\\|[(\[{|]|[A-Za-z](?![A-Za-z])).*)", re.S)
 _LEADS = frozenset("""
-    is are equals be has have needs takes costs pays gets earns answer solution therefore thus hence so exactly
-    precisely just""".split())
+    is are equals be has have needs takes costs pays gets earns answer solution therefore thus hence so
+    exactly precisely just""".split())
 _HEDGES = frozenset("""
     not no never neither nor about around approximately roughly nearly almost less more most least than over
     under between or either maybe perhaps guess if unless except cannot isn aren wrong incorrect half twice

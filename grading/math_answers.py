@@ -272,8 +272,9 @@ def _same_item(gold, answer, leaf):
     if len(gold_sides) > 1 and not of_quantity and not all(map(_is_numeric, gold_sides)):
         return len(sides) > 1 and leaf(gold, answer)      # an equation, no value
     if len(gold_sides) > 1 and len(sides) > 1 and all(map(_is_numeric, gold_sides)):
-        if sides[0] != gold_sides[0] and _is_numeric(sides[0]):          # 1 = 1 says nothing of 5! = 120
-            return False
+        said = {re.sub(r"[(){} ]", "", side) for side in sides}
+        if re.sub(r"[(){} ]", "", gold_sides[0]) not in said and all(map(_is_numeric, sides)):
+            return False                                  # 1 = 1 says nothing of 5! = 120
     elif len(gold_sides) > 1 and len(sides) > 1:
         sides = _renamed(gold_sides[0], sides)
         if _bare_name(sides[0]) != _bare_name(gold_sides[0]):
