@@ -385,9 +385,15 @@ def _unlabelled(s):
     return match["rest"] if colon or words[-1] in _LEADS else s
 
 
+_NUMERAL = re.compile(r"\s*(-?[0-9]+(?:\.[0-9]+)?)[.,]?\s*")
+
+
 @functools.lru_cache(8192)
 def tidy(latex):
     """One spelling of an answer, in which what TeX shows alike is alike."""
+    if numeral := _NUMERAL.fullmatch(latex):              # as most answers are: nothing to do
+        return numeral[1]
+
     def raised(match):                                    # x², x₁, √12: all of the digits
         up, down, under = (part and unicodedata.normalize("NFKC", part) for part in match.groups())
         return (f"^{{{up}}}" if up else f"_{{{down}}}" if down else rf"\sqrt{{{under}}}" if under else

@@ -146,12 +146,12 @@ def equal(gold, answer, leaf):
 
 def same(gold, answer, leaf):
     """equal(), but for the letters of options."""
-    text = r"\text" in gold + answer
-    if gold == answer or _words(gold, text) == _words(answer, text) != "":
-        return gold != ""
     a, b = number(gold), number(answer)
     if a is not None and b is not None:
         return a == b
+    text = r"\text" in gold + answer
+    if gold == answer or _words(gold, text) == _words(answer, text) != "":
+        return gold != ""
     for decide in (_same_region, _same_assignments):
         decided = decide(gold, answer, leaf)
         if decided is not None:
@@ -518,6 +518,12 @@ def _undecided(gold, answer):
     raise Undecided
 
 
+@functools.lru_cache(16384)
+def _decided(gold, answers):
+    """Whether an answer is equal to the gold, where no sympy is needed; else it raises Undecided."""
+    return any(equal(gold, answer, _undecided) for answer in answers)
+
+
 def grade_math(text, truth, ask):
     if isinstance(truth, bool) or not isinstance(truth, (str, int, float)):
         return Verdict(False, None, f"the truth is a {type(truth).__name__}, not LaTeX")
@@ -532,11 +538,10 @@ def grade_math(text, truth, ask):
     golds, answers = tidy(gold), [tidy(answer)]
     if golds in ("", r"\text{}"):
         return Verdict(False, answer, "the truth is empty")
-    separated = re.sub(r"(?<=[0-9]),(?:\\[,;:! ])*\s*(?=[0-9])", ", ", answer)
-    if separated != answer and len(cut(golds, ",")) > 1:
-        answers.append(tidy(separated))                   # 100,200 is a list where the gold is one
+    if "," in answer and len(cut(golds, ",")) > 1:        # 100,200 is a list where the gold is one
+        answers.append(tidy(re.sub(r"(?<=[0-9]),(?:\\[,;:! ])*\s*(?=[0-9])", ", ", answer)))
     try:
-        right = any(equal(golds, a, _undecided) for a in answers)
+        right = _decided(golds, tuple(answers))
         by = ""
     except Undecided:
         right = ask("math", golds, answers)

@@ -3,6 +3,7 @@ r"""Sets of real numbers: intervals, unions, inequalities and what they leave ou
     region("x<3, x\\ne 2")      ("x", [Interval(-inf, 2), Interval(2, 3)])
 """
 
+import functools
 import math
 import re
 from fractions import Fraction
@@ -31,6 +32,7 @@ class Interval(NamedTuple):
 ALL = Interval(-math.inf, True, math.inf, True, (r"-\infty", r"\infty"))
 
 
+@functools.lru_cache(4096)
 def region(s):
     """(a name or "", the intervals in order, as few as can be) of a set of real numbers, or None of anything
     else and where an end has no value."""

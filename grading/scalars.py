@@ -6,6 +6,7 @@ r"""Scalars without sympy: exact numbers, estimates, and what sympy may be asked
     readable(a, b)      whether sympy is to look at two scalars
 """
 
+import functools
 import math
 import re
 from fractions import Fraction
@@ -17,6 +18,7 @@ _DECIMALS, _MIXED, _REPEATING, _POWER = (re.compile(rf"([-+]?){pattern}") for pa
     rf"(?:({_DIGITS})(?:\\times|\\cdot|(?=e)))?(?:10\^|(?<=[0-9.])e)\{{?([-+]?[0-9]{{1,3}})\}}?"))
 
 
+@functools.lru_cache(8192)
 def number(s):
     """The exact value, a Fraction, of a tidy decimal, fraction, mixed number, repeating decimal or power of
     ten; None of anything else."""
