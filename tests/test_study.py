@@ -365,7 +365,7 @@ def commands(folder, script, *words, fails=""):
     done = subprocess.run(["bash", folder / script, *words], capture_output=True, text=True, cwd=folder,
                           env={**os.environ, "PYTHON": str(note)}, timeout=60)
     asked = [line.split("\037")[:-1] for line in (folder / "commands").read_text().splitlines()]
-    return [own for own in asked if own[0] != "-c"], done
+    return [own for own in asked if own[0] not in ("-c", "-")], done
 
 
 def checked(asked, made):
