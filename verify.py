@@ -117,21 +117,29 @@ def final_text(response, finish_reason="stop"):
         return None, f"the response is a {type(response).__name__}, not a text"
     if finish_reason != "stop":
         return None, f"no answer: ended by {finish_reason!r:.40}, not by itself"
-    closed = [tag.end() for tag in _CLOSING.finditer(response)]
-    text = response[closed[-1] :] if closed else response
-    if _OPENING.search(text):
-        return None, "no answer: <think> was not closed"
-    return text, ""
+    end = len(response)
+    while (end := response.rfind("</think>", 0, end)) >= 0 and _spoken_of(response, end, "</think>"):
+        pass
+    text = response if end < 0 else response[end + len("</think>") :]
+    start = text.find("<think>")
+    while start >= 0 and _spoken_of(text, start, "<think>"):
+        start = text.find("<think>", start + 1)
+    return (text, "") if start < 0 else (None, "no answer: <think> was not closed")
 
 
-# Tags, but not where a text speaks of them: "I used no <think> tags", `</think>`.
-_SPOKEN = r" (?:tags?|tokens?|blocks?|sections?|elements?|above|below|was|were|is|are)\b"
-_BEFORE = """the a an no any my in use used using with without of outside inside after before see tag token
-             called named word""".split()
-_UNSPOKEN = "".join(rf"(?<!{word} )" for word in _BEFORE)
-_OPENING = re.compile(rf"^[ \t]*<think>|{_UNSPOKEN}"
-                      rf"(?<![`\"'(])<think>(?![`\"',)]|{_SPOKEN})", re.M)
-_CLOSING = re.compile(r"(?<![`\"'])</think>(?![`\"']| (?:tags?|tokens?)\b)")
+_NAMED = re.compile(r"[`\"'(]$|\b(?:the|an?|no|any|my|in|use|used|using|with|without|of|outside|inside|after"
+                    r"|before|see|tag|token|called|named|word) $")
+_DESCRIBED = re.compile(r"[`\"',)]| (?:tags?|tokens?|blocks?|sections?|elements?|above|below|was|were|is|are)"
+                        r"\b")
+
+
+def _spoken_of(text, start, tag):
+    """Whether a text speaks of the tag that stands there, as in "I used no <think> tags" or `</think>`."""
+    line = text[max(0, start - 12) : start].rpartition("\n")[2]
+    after = text[start + len(tag) : start + len(tag) + 12]
+    if tag == "</think>":                                 # thoughts may end with any word
+        return line.endswith(("`", '"', "'")) or re.match(r"[`\"']| (?:tags?|tokens?)\b", after) is not None
+    return bool(line.strip()) and bool(_NAMED.search(line) or _DESCRIBED.match(after))
 
 
 def timed_out(reason) -> bool:

@@ -16,7 +16,7 @@ from grading.brackets import cut, half_open, unparenthesised
 from grading.units import as_unit, is_unit
 
 END = "(?![A-Za-z])"       # behind a command's name: it ends there
-_BOX = r"(?<!\\)\\+(?:boxed|fbox)\s*\{"
+_BOX = r"\\{1,4}(?:boxed|fbox)\s*\{"
 _TEX = re.compile(rf"{_BOX}|\\.|[{{}}]", re.S)
 
 
