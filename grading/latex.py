@@ -77,10 +77,12 @@ _VECTOR = r"\\(?:hat|vec|mathbf|boldsymbol|bm)"
 _SHOWN_AS = _rules(
     (r"\\\$|\\(?:textcent|cents?|pounds|euro|rupee|yen)" + END, ""),
     (r"\\%", "%"),
+    (r"^\s*\*\*(.+)\*\*\s*$", r"\1"),                    # Markdown's bold
     (r"\*\*", "^"),
     (r"\\(?:text)?color\s*\{[^{}]*\}", ""),
     (r"\\(?:tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge)" + END, ""),
     (r"\\(?:bf|rm|it|tt|sf|cal|bfseries|itshape|boldmath)" + END, ""),
+    (r"\\checkmark" + END + "|[✓✔✅]", ""),
     (r"\\(?:display|text|script)style" + END + r"|\\(?:no)?limits" + END, ""),
     (r"\\(?:left|right|middle|[bB]igg?[lrm]?)" + END + r"\s*\.?", ""),
     (r"\\[dtc]frac" + END, r"\\frac"),
@@ -269,6 +271,7 @@ _SPELLING = _rules(
     (r"\\log[_]\{?e\}?(?![a-z])", r"\\ln "),
     (r"\(?\s*\\(?:pmod|bmod|mod|text\{\s*\(?\s*mod\s*\})" + END + r"\s*\{?\s*([0-9A-Za-z]+)\s*\}?\s*\)?",
      r"\\pmod{\1}"),
+    (r"\(\s*mod\s+([0-9A-Za-z]+)\s*\)", r"\\pmod{\1}"),
     # (1011)_{\text{two}}
     (r"\(([0-9]+[0-9A-F]*)\)\s*(?=_)", r"\1"),
     (r"_\s*(?:\{\s*(?:\\text\{)?|\\text\{)\s*\(?\s*(?:base\s*)?([0-9]+|[a-z]{3,7})\s*\)?\s*\}{1,2}",
@@ -358,8 +361,8 @@ def _conjugate(match):
     return "(" + re.sub(r"(?<![A-Za-z\\])i", "(-i)", match[1].replace(r"\pi", r"\pi ")) + ")"
 
 
-_ANSWER = re.compile(r"^(\s*\\text\{|)\s*(?:so,?\s*)?(?:(?:the|my|our|final|correct)\s+)*"
-                     r"answer\s*(?:is\b:?|:)\s*", re.I)
+_ANSWER = re.compile(r"^(\s*\\text\{|)\s*(?:so,?\s*)?(?:it\s*is\b|(?:(?:the|my|our|final|correct)\s+)*"
+                     r"answer\s*(?:is\b:?|:))\s*", re.I)
 _LABEL = re.compile(r"\s*(?:\\text\{(?P<words>[^{}]*)\}|(?P<bare>(?:[A-Za-z]+[ ,']+)*[A-Za-z]+))\s*"
                     r"(?P<colon>[:=]?)\s*(?P<rest>[-+]?(?:[0-9.]|\\|[(\[{|]|[A-Za-z](?![A-Za-z])).*)", re.S)
 _LEADS = frozenset("""

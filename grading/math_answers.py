@@ -48,7 +48,7 @@ _QUANTITY = re.compile(
     r"|[A-Za-z](?:'+|\^\{?-?[0-9(n)]+\}?)?(?:_[0-9a-z])?\(.*\)"
     r"|(?:\\mathbb\{[PE]\}|\\text\{[A-Za-z ]+\}|[A-Z][a-z]+)(?:[(\[].*[)\]])"
     r"|\([a-z]\\circ ?[a-z]\)\([a-z0-9]\)|\\(?:overline|overrightarrow|vec|hat|bar)\{[A-Za-z]+\}"
-    r"|\|\|?(?:[A-Z]{2}|[zw])\|\|?(?:\^2)?|[A-Z]{2,4}(?:\^2|:[A-Z]{2})?"
+    r"|\|\|?(?:[A-Z]{1,2}|[zw])\|\|?(?:\^2)?|[A-Z]{2,4}(?:\^2|:[A-Z]{2})?"
     r"|\[[A-Z]{3,}\]|\\frac\{\|?[A-Z]{2,3}\|?\}\{\|?[A-Z]{2,3}\|?\}"
     r"|\\(?:sin|cos|tan|cot|sec|csc)(?:\^2)? ?(?:[A-Z]+|\\angle ?[A-Z]+|\\(?:alpha|beta|gamma|theta))")
 
@@ -124,7 +124,8 @@ def _assignments(s):
             groups[-1] |= dict(zip(names, values, strict=True))
     groups = [group for group in groups if group]
     alike = {tuple(sorted(group)) for group in groups}
-    return groups if len(alike) == 1 and len(groups[0]) > 1 else ()
+    letters = {name.partition("_")[0] for group in groups for name in group}      # x_1, x_2 are two of one
+    return groups if len(alike) == 1 and len(letters) > 1 else ()
 
 
 def _tuple(group):
@@ -164,7 +165,7 @@ def same(gold, answer, leaf):
         return False
     if len(golds) > 1 and "union" in (gold_kind, kind) and gold_kind != kind:
         return False
-    if "set" in (gold_kind, kind) and gold_kind != kind and r"\begin" in gold + answer:
+    if "set" in (gold_kind, kind) and gold_kind != kind and re.search(r"\\begin|\\emptyset", gold + answer):
         return False                                      # a brace about a matrix is none of its brackets
     for item in golds:
         match = next((a for a in answers if _same_item(item, a, leaf)), None)
@@ -176,7 +177,7 @@ def same(gold, answer, leaf):
 
 _CHOICE = re.compile(r"(?:\\text\{\(?([A-E])[).:]*\}|\(([A-E])\)|([A-E])\))[:.]?"
                      r"([^-+*/^_=,;:)<>|].*|-[^-+].*)")
-_LETTER = re.compile(r"(?:\\text\{)?\(?([A-E])\)?\}?")
+_LETTER = re.compile(r"(?:\\text\{)?(?:(?:[Oo]ption|[Cc]hoice) ?)?\(?([A-E])\)?\}?")
 
 
 def _same_choice(gold, answer, leaf):
@@ -323,7 +324,7 @@ def _is_equation(side):
 
 def _renamed(gold_name, sides):
     """sides with the name in f(t) as the gold's f(x) has it."""
-    pattern = r"(.*)\(([A-Za-z](?:,[A-Za-z])*)\)"
+    pattern = r"(.*)\(([a-z](?:,[a-z])*)\)"              # of P(A), A is no variable
     gold_call, call = (re.fullmatch(pattern, name) for name in (gold_name, sides[0]))
     if not gold_call or not call or gold_call[1] != call[1] or len(gold_call[2]) != len(call[2]):
         return sides

@@ -110,6 +110,8 @@ def _region(s):
 def _atom(s):
     if _REALS.fullmatch(s):
         return "", [ALL]
+    if s in (r"\mathbb{R}^+", r"\mathbb{R}^{+}", r"\mathbb{R}_+", r"\mathbb{R}_{>0}"):
+        return "", [ALL._replace(low=0, texts=("0", r"\infty"))]
     if s == r"\emptyset":
         return "", []
     if points := inside(s, r"\{", r"\}"):

@@ -16,7 +16,7 @@ from grading import VERDICTS, sandbox
 from verify import grade_batch
 
 GOLDEN = {
-    2: {"math": "26a69b44d5647f91", "science": "5340cc858e0a03bb", "code": "346ab653c8ad4f4b"},
+    2: {"math": "527e0c891d2e4ecd", "science": "5340cc858e0a03bb", "code": "346ab653c8ad4f4b"},
 }
 
 needs_sandbox = pytest.mark.skipif(

@@ -815,6 +815,272 @@ MATH = {
         3:00\text{ p.m.} | 3:00\text{ a.m.}
         \text{DNE} | \text{does exist}
         """),
+    "answers as models write them": (r"""
+        \frac{3}{4} | \frac{3}{4} = 0.75
+        75\% | \frac{3}{4}
+        \frac{1}{2} | P = \frac{1}{2} = 50\%
+        12 | \text{12 cm}
+        12 | 12 \text{ square centimeters}
+        12\pi | 12\pi \text{ cm}^3
+        (2, -3) | \left(2,\, -3\right)
+        (2,-3) | x = 2,\ y = -3
+        x^2 + 2x + 1 | (x + 1)^2
+        \sqrt{13} | \sqrt{13} \text{ units}
+        \sqrt{13} | AB = \sqrt{13}
+        \sqrt{13} | |z| = \sqrt{13}
+        -\frac{1}{2} | m = -\frac{1}{2}
+        y = 2x - 3 | 2x - y - 3 = 0
+        [-2, 2] | -2 \leq x \leq 2
+        (-\infty, 3) \cup (3, \infty) | x \neq 3
+        (-\infty, 3) \cup (3, \infty) | \{x \mid x \neq 3\}
+        (-\infty, 3) \cup (3, \infty) | \mathbb{R} \setminus \{3\}
+        (-\infty, -2] \cup [2, \infty) | |x| \ge 2
+        \frac{\pi}{3}, \frac{5\pi}{3} | x = \frac{\pi}{3} \text{ or } x = \frac{5\pi}{3}
+        \frac{\pi}{3}, \frac{5\pi}{3} | \left\{\frac{\pi}{3}, \frac{5\pi}{3}\right\}
+        2 + 3i | 3i + 2
+        \begin{pmatrix} 1 \\ 2 \\ 3 \end{pmatrix} | \begin{bmatrix} 1 \\ 2 \\ 3 \end{bmatrix}
+        6 - 5i | 6 + (-5)i
+        1,000,000 | 10^6
+        0.08 | 8\%
+        8\% | 0.08
+        \$18.90 | 18.90
+        18.9 | \$18.90
+        \text{(C)} | \text{C}
+        \text{(C)} | C
+        \text{June 20} | June 20
+        \text{Evelyn} | Evelyn
+        \text{Evelyn} | \text{evelyn}
+        11 \text{ and } 7 | 7, 11
+        3\frac{1}{2} | 3.5
+        3\frac{1}{2} | \frac{7}{2}
+        \frac{9}{7} | 1 \frac{2}{7}
+        2^{1007} | 2^{1007}
+        -\frac{\sqrt{3}}{2} | -\dfrac{\sqrt3}{2}
+        \tan 15^\circ | 2 - \sqrt{3}
+        2-\sqrt3 | \tan(15^\circ)
+        4x^2-1 | (2x-1)(2x+1)
+        \frac{x+2}{7} | \frac{1}{7}(x+2)
+        5.4 \text{ cents} | 5.4
+        5 | \boxed{5}
+        5 | 5\text{ students}
+        5 | 5\text{ people}
+        90 | 90^\circ
+        x \in (-1, 1) | (-1,1)
+        x>5 | x \in (5, \infty)
+        \frac{7}{10} | 0.7
+        1/3 | \frac{1}{3}
+        10 | 10\text{ (units)}
+        A=\frac{1}{2} | \frac12
+        S_n = n^2 | n^2
+        n^2 | S_n = n^2
+        a_n=2n-1 | 2n-1
+        e^{x}(x-1)+C | (x-1)e^x+C
+        \ln|x|+C | \ln |x| + C
+        \frac{1}{6} | \frac{6}{36} = \frac{1}{6}
+        60 | 60\text{ mph}
+        60 | 60 \text{ miles/hour}
+        3, -3 | \pm 3
+        2\sqrt{2} | \sqrt{8}
+        \{(1,2), (2,1)\} | (1,2), (2,1)
+        4:3 | \frac{4}{3}
+        4:3 | 4 \text{ to } 3
+        11:30\text{ a.m.} | 11{:}30 \text{ AM}
+        -1 \le x < 2 | [-1,2)
+        5 \times 10^{-3} | 0.005
+        5 \times 10^{-3} | 5e-3
+        k = 3 | 3
+        (x-2)^2+(y+1)^2=9 | (x - 2)^2 + (y + 1)^2 = 3^2
+        \frac{x^2}{4}+\frac{y^2}{9}=1 | 9x^2+4y^2=36
+        13 \text{ R } 2 | 13 \text{ R } 2
+        \text{Tuesday} | \text{It is Tuesday}
+        \left[\frac{1}{2}, 2\right) | x\in[0.5,2)
+        (-\infty, \frac{1}{2}] | x \leq 0.5
+        f(x) = x^2 - 3 | x^2-3
+        2.5 \times 10^4 | 25,000
+        10:15 | 10:15
+        7, -3 | x_1=7, x_2=-3
+        x_1=7, x_2=-3 | -3, 7
+        24 | \text{Area} = 24 \text{ cm}^2
+        5 | 2x=10 \Rightarrow x=5
+        5 | x = 5 \text{ m/s}
+        5 | \therefore x = 5
+        2 | \log_3 9 = 2
+        \frac{1}{4} | \frac14 = 0.25 = 25\%
+        120^\circ | \angle B = 120^\circ
+        \frac{2\pi}{3} | \frac{2\pi}{3} \text{ radians}
+        5\sqrt{2} | 5\sqrt{2} \text{ cm}
+        5\sqrt{2} | 5 \cdot \sqrt{2}
+        5\sqrt{2} | 5\times\sqrt{2}
+        5\sqrt2 | \sqrt{50}
+        2 | 2 \text{ (mod 5)}
+        2 | 2 \bmod 5
+        \{2\} | 2
+        (3,4) | (3, 4)\text{.}
+        3x^2 | 3x^{2}.
+        3x^2 | 3 x ^ 2
+        1+\sqrt{2} | \sqrt{2}+1
+        x=1+\sqrt2 | 1+\sqrt{2}
+        17 | \mathbf{17.}
+        17 | **17**
+        17 | 17 \checkmark
+        17 | \text{17}
+        17 | \$17
+        17 | 17~\text{dollars}
+        17 | 17 \text{ units}^2
+        17 | \textbf{17 cm}
+        17 | n=17
+        17 | \text{n = 17}
+        17 | 17\text{ ways.}
+        0.5 | 0.50
+        -3 | -3.0
+        \frac{5}{2} | 2.5
+        \frac{5}{2} | 5/2
+        \frac{5}{2} | (5)/(2)
+        \frac{5}{2} | \left(\frac{5}{2}\right)
+        \frac{5}{2} | {5 \over 2}
+        \frac{a}{b} | a/b
+        \sqrt{3} | \sqrt3
+        \sqrt{3} | 3^{1/2}
+        \sqrt{3} | 3^{0.5}
+        \pi r^2 | \pi r^{2}
+        4 \text{ hours} | 4 \text{ h}
+        1{,}234 | 1234
+        12345 | 12\,345
+        (0,\infty) | x>0
+        (0, \infty) | \{x : x > 0\}
+        (0,\infty) | \mathbb{R}^+
+        \text{all real numbers} | (-\infty, \infty)
+        \mathbb{Z} | \mathbb Z
+        B | \text{Option B}
+        B | \text{B) } 12
+        \text{No solution} | \text{no solutions}
+        \text{No solution} | \text{There is no solution}
+        30\% | 30 \text{ percent}
+        30\% | 0.3
+        \frac{\sqrt{6}+\sqrt{2}}{4} | \cos 15^\circ
+        \frac{\sqrt{6}+\sqrt{2}}{4} | \frac{1}{4}(\sqrt{2}+\sqrt{6})
+        \begin{pmatrix}3\\-7\end{pmatrix} | \begin{pmatrix}3\\-7\end{pmatrix}.
+        \begin{pmatrix}3\\-7\end{pmatrix} | \mathbf{v}=\begin{pmatrix}3\\-7\end{pmatrix}
+        \begin{pmatrix}3\\-7\end{pmatrix} | \vec{v} = \begin{bmatrix}3\\-7\end{bmatrix}
+        \begin{pmatrix}3&1\\0&2\end{pmatrix} | \mathbf{A}=\begin{pmatrix}3&1\\0&2\end{pmatrix}
+        y = -\frac{1}{2}x + 3 | y = 3 - \frac{x}{2}
+        x + 2y = 6 | y = -\frac{1}{2}x+3
+        2^{10} - 1 | 1023
+        n! | n!
+        \binom{n}{k} | \frac{n!}{k!(n-k)!}
+        \frac{n(n+1)}{2} | \frac{n^2+n}{2}
+        (a+b)^2 | a^2+2ab+b^2
+        \text{odd} | \text{Odd}
+        x^3+3x-6 | 3x + x^3 - 6
+        6 | \lim_{n\to\infty} a_n = 6
+        6 | \sum_{k=1}^{3} k = 6
+        6 | \int_0^1 6\,dx = 6
+        6 | |A| = 6
+        6 | \#S = 6
+        6 | \gcd(12,18)=6
+        6 | N = 2\cdot 3 = 6
+        """, r"""
+        75\% | \frac{3}{5}
+        12 | 12x
+        (2,-3) | (-3,2)
+        y=2x-3 | y=2x+3
+        [-2,2] | (-2,2)
+        (-\infty,3) | x \le 3
+        \sqrt{13} | 13
+        -\frac12 | \frac12
+        6-5i | 6+5i
+        \frac{\pi}{3}, \frac{5\pi}{3} | \frac{\pi}{3}
+        \begin{pmatrix} 1 \\ 2 \end{pmatrix} | (2,1)
+        1,000,000 | 10^5
+        0.08 | 0.8\%
+        \text{(C)} | \text{(B)}
+        \text{Evelyn} | \text{Carla}
+        3\frac{1}{2} | \frac{31}{2}
+        \tan 15^\circ | 2+\sqrt3
+        4x^2-1 | 4x^2+1
+        60 | 60k
+        60 | 60^2
+        2\sqrt2 | 2\sqrt{3}
+        4:3 | 3:4
+        11:30\text{ a.m.} | 11:30\text{ p.m.}
+        k=3 | m=3
+        \frac{x^2}{4}+\frac{y^2}{9}=1 | \frac{x^2}{9}+\frac{y^2}{4}=1
+        5 | 5\text{ or more}
+        5 | 5 \pm 1
+        5 | \approx 5.2
+        5 | \frac{5}{1000}
+        5 | 5\text{ hundredths}
+        7 | 7\text{ sevens}
+        4 | 2 = 4
+        x+1 | x+1=0
+        x+1 | y
+        2x+1 | f(x)=2x-1
+        2 | x=2y
+        2 | 2:1
+        10 | (10)_2
+        10 | 10_2
+        8 | 10_8
+        16 | 4^{3}
+        0 | \text{none}
+        \emptyset | \{\emptyset\}
+        (0,1) | \{0,1\}
+        1 | 1\text{ dozen}
+        5 | \overline{5}
+        1-i | \overline{1-i}
+        \frac{1}{3} | 0.3\overline{4}
+        x<2 | x<-2
+        x<2 | -x<2
+        |x|<3 | x<3
+        (1,2)\cup(3,4) | (1,4)
+        (1,2)\cup(3,4) | (1,2)\cap(3,4)
+        x\ge 2 | [2,3]
+        \begin{pmatrix}1&2\\3&4\end{pmatrix} | 2\begin{pmatrix}1&2\\3&4\end{pmatrix}
+        \sqrt{2} | \sqrt{2}\approx 2
+        \text{Yes} | \text{No}
+        \text{no} | \text{not no}
+        \text{increasing} | \text{not increasing}
+        \text{increasing} | \text{decreasing}
+        100 | 100\text{ squared}
+        3 | \sqrt{3}^2\text{ or }2
+        a=1,b=2 | a=2,b=1
+        n | n!
+        6 | 3!!
+        P(A)=\frac16 | P(B)=\frac16
+        f(2)=3 | f(3)=3
+        \angle A=30^\circ | \angle B=30^\circ
+        7, -3 | x_1=7, x_2=3
+        (-\infty, \frac12] | x<0.5
+        5 | 2x=10 \Rightarrow x=6
+        5 | x=5 \Rightarrow y=6
+        p \Rightarrow q | q
+        17 | 17\text{ is too small}
+        17 | 17 \text{ or } 18
+        17 | 17!
+        17 | 1.7
+        17 | 17\text{ thousand}
+        \sqrt3 | 3^{1/3}
+        \sqrt3 | 1.732
+        (0,\infty) | x\ge 0
+        (0,\infty) | [0,\infty)
+        B | \text{Option C}
+        B | \text{B or C}
+        x+2y=6 | x+2y=7
+        30\% | 3\%
+        n! | n
+        y=-\frac12x+3 | y=\frac12x+3
+        2^{10}-1 | 1024
+        120^\circ | 120 \text{ radians or } 60^\circ
+        \frac{2\pi}{3} | 120
+        \text{No solution} | \text{one solution}
+        \mathbb{Z} | \mathbb{R}
+        \mathbb{Z} | \mathbb{N}
+        (3,4) | (3,4,5)
+        6 | |A| = 7
+        6 | \sum_{k=1}^{4} k = 10
+        6 | 6 = 5 + 2
+        6 | 5+1+1=6
+        6 | 2\cdot 2=6
+        """),
     "an answer that is nothing": (r"""
         """, r"""
         5 |
