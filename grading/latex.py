@@ -374,6 +374,12 @@ _HEDGES = frozenset("""
     minus plus negative mod base to""".split())
 
 
+def hedged(s):
+    r"""Whether \text{..} in s holds a word that takes back or changes what is said: not, about, half."""
+    return any(_HEDGES.intersection(re.findall("[a-z]+", text.lower()))
+               for text in re.findall(r"\\text\{([^{}]*)\}", s))
+
+
 def _unlabelled(s):
     r"""s without words that only say what follows: \text{The answer is }7, \text{Area: }12."""
     s = _ANSWER.sub(r"\1", s)
@@ -383,7 +389,7 @@ def _unlabelled(s):
     said = (match["words"] if match["words"] is not None else match["bare"]).strip()
     colon = match["colon"] == ":" or said.endswith((":", "="))
     words = re.findall("[A-Za-z]+", said.lower())
-    if not any(len(word) > 2 for word in words) or _HEDGES.intersection(words):
+    if not any(len(word) > 2 for word in words) or hedged(rf"\text{{{said}}}"):
         return s
     return match["rest"] if colon or words[-1] in _LEADS else s
 

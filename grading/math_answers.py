@@ -24,7 +24,7 @@ import re
 
 from grading import Undecided, Verdict
 from grading.brackets import cut, inside, unparenthesised
-from grading.latex import boxes_of, tidy, unboxed
+from grading.latex import boxes_of, hedged, tidy, unboxed
 from grading.matrices import determinant, ordered
 from grading.regions import is_plain, region
 from grading.scalars import estimate, names_of, number, readable, value_of
@@ -267,29 +267,42 @@ def _same_item(gold, answer, leaf):
     gold_sides, sides = _sides(gold), _sides(answer)
     if len(gold_sides) == len(sides) == 1:
         return _same_value(gold, answer, leaf)
+    if len(gold_sides) > 1:
+        return _same_equation(gold, answer, gold_sides, sides, leaf)
+    return _has_value(gold, sides, leaf)
+
+
+def _same_equation(gold, answer, gold_sides, sides, leaf):
+    """Where the gold is an equation: for a value, under its name or alone, else as a whole."""
     value = gold_sides[-1]
-    numeric = _is_numeric(value)
-    of_quantity = len(gold_sides) == 2 and (_QUANTITY.fullmatch(gold_sides[0]) or ordered(value))
-    if len(gold_sides) > 1 and not of_quantity and not all(map(_is_numeric, gold_sides)):
-        return len(sides) > 1 and leaf(gold, answer)      # an equation, no value
-    if len(gold_sides) > 1 and len(sides) > 1 and all(map(_is_numeric, gold_sides)):
+    if all(map(_is_numeric, gold_sides)):                 # 5! = 120 is 120; 1 = 1 says nothing of it
         said = {re.sub(r"[(){} ]", "", side) for side in sides}
-        if re.sub(r"[(){} ]", "", gold_sides[0]) not in said and all(map(_is_numeric, sides)):
-            return False                                  # 1 = 1 says nothing of 5! = 120
-    elif len(gold_sides) > 1 and len(sides) > 1:
+        repeated = re.sub(r"[(){} ]", "", gold_sides[0]) in said
+        if len(sides) > 1 and not repeated and all(map(_is_numeric, sides)):
+            return False
+        return _has_value(value, sides, leaf)
+    if len(gold_sides) > 2 or not (_QUANTITY.fullmatch(gold_sides[0]) or ordered(value)):
+        return len(sides) > 1 and leaf(gold, answer)      # an equation, no value
+    if len(sides) > 1:
         sides = _renamed(gold_sides[0], sides)
         if _bare_name(sides[0]) != _bare_name(gold_sides[0]):
             return leaf(gold, answer)                     # x = 5 is not y = 5, but 2y = 10 is y = 5
         sides = sides[1:]
-    standing = numeric and number(_without_unit(value, True, "")[0]) in (0, 1)
-    if standing and len(sides) > 1 and not _QUANTITY.fullmatch(sides[0]) and names_of(sides[0]) & set("xyz"):
-        return False                                      # 2x-y = 0 is a line, x^2-y^2 = 1 a curve
-    if numeric and len(sides) == 2 and _is_equation(sides[0]):
-        return False                                      # 2x+1 = 7 says that x is 3
-    if numeric:                                           # the other sides say of what it is the value
-        values = [side for side in sides if _is_numeric(side)]
-    else:
+    return _has_value(value, sides, leaf)
+
+
+def _has_value(value, sides, leaf):
+    """Whether all sides that have a value have this one; the others say of which quantity it is."""
+    if not _is_numeric(value):
         values = sides[1:] if len(sides) > 1 and _QUANTITY.fullmatch(sides[0]) else sides
+        return bool(values) and all(same(value, side, leaf) for side in values)
+    named = len(sides) > 1 and not _QUANTITY.fullmatch(sides[0])
+    standing = number(_without_unit(value, True, "")[0]) in (0, 1)
+    if named and standing and names_of(sides[0]) & set("xyz"):
+        return False                                      # 2x-y = 0 is a line, x^2-y^2 = 1 a curve
+    if named and len(sides) == 2 and _is_equation(sides[0]) or any(map(hedged, sides)):
+        return False                                      # 2x+1 = 7 says that x is 3
+    values = [side for side in sides if _is_numeric(side)]
     return bool(values) and all(same(value, side, leaf) for side in values)
 
 
@@ -319,7 +332,7 @@ def _is_equation(side):
     if len(names_of(side) & set("xyz")) > 1 and re.search("[0-9]", side):
         return True
     letters = set(re.findall(r"[A-Za-z](?:_(?:\{[^{}]*\}|[0-9A-Za-z]))?", side))
-    return len(letters) == 1 and not _QUANTITY.fullmatch(side) and "\\" not in side
+    return len(letters) == 1 and "\\" not in side
 
 
 def _renamed(gold_name, sides):
