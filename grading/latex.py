@@ -103,9 +103,8 @@ _SHOWN_AS = _rules(
 
 _LINES = re.compile(r"\\begin\s*\{(aligned|align\*?|alignedat|gathered|gather\*?|split|equation\*?"
                     r"|multline\*?)\}(?:\{[0-9]*\})?(.*?)\\end\s*\{\1\}", re.S)
-
-
 _SYSTEM = re.compile(r"\\begin\s*\{cases\}([^&]*?)\\end\s*\{cases\}", re.S)
+_ENTRY = re.compile(r"\s*\\begin\s*\{array\}\s*\{[^{}]*\}([^&]*)\\end\s*\{array\}\s*")
 
 
 def _listed(match):
@@ -114,9 +113,6 @@ def _listed(match):
     if not all(re.fullmatch(r"[^,]*[=<>][^,]*", line) and r"\text" not in line for line in lines):
         return match[0]
     return ", ".join(lines)
-
-
-_ENTRY = re.compile(r"\s*\\begin\s*\{array\}\s*\{[^{}]*\}([^&]*)\\end\s*\{array\}\s*")
 
 
 def _joined_lines(match):
@@ -185,6 +181,7 @@ def _over(s):
 
 
 _TAKES = re.compile(r"\\(frac|binom|sqrt|overline)" + END + r"|\^(?=\s*\()")
+_DEGREE, _SPACES = re.compile(r"\s*\[[^\[\]]*\]"), re.compile(r"\s*")
 _ARGUMENT = re.compile(r"\\(?!frac|sqrt|text|binom)[A-Za-z]+|[0-9A-Za-z?]")
 
 
@@ -210,10 +207,10 @@ def _arguments(s):
             if at in closes:
                 edits += [(at, at + 1, "{"), (closes[at], closes[at] + 1, "}")]
             continue
-        if command[1] == "sqrt" and (degree := re.compile(r"\s*\[[^\[\]]*\]").match(s, at)):
+        if command[1] == "sqrt" and (degree := _DEGREE.match(s, at)):
             at = degree.end()
         for _ in range(2 if command[1] in ("frac", "binom") else 1):
-            start, at = at, re.compile(r"\s*").match(s, at).end()
+            start, at = at, _SPACES.match(s, at).end()
             if at in closes and (s[at] == "{" or command[1] == "sqrt"):
                 edits += [(start, at + 1, "{"), (closes[at], closes[at] + 1, "}")]
                 at = closes[at] + 1
@@ -261,8 +258,8 @@ _SPELLING = _rules(
     (r"(?<=[0-9])\s*\\deg" + END, r"^\\circ "),
     (r"(?<=[)\]])\s*U\s*(?=[(\[])", r"\\cup "),
     (r"\\degree" + END + r"|\^\s*\{?\s*\\circ\s*\}?(?:\s*(?:\\text\{)?[CF]\}?(?![A-Za-z]))?", r"^\\circ "),
-    (r"\^\s*\{?\s*\\prime\s*\}?", "'"),
-    (r"\^\s*\{?\s*\\prime\s*\\prime\s*\}?", "''"),
+    (r"\^\s*(?:\{\s*((?:\\prime\s*)+)\}|\\prime" + END + ")",
+     lambda m: "'" * max(1, (m[1] or "").count("p"))),
     (r"\*", r"\\cdot "),
     (r"\\bar\s*\{", r"\\overline{"),
     # 0.1\dot{6}, 0.\dot{1}42\dot{7}
